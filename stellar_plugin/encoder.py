@@ -1,0 +1,343 @@
+"""The encoder: a timm ViT with latent queries, image -> `Factorization`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stellar_plugin import vit as stellar_vits
+
+# Letters in shape comments:
+# B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
+
+LOCALIZATION_TEMPERATURE = 0.06
+NORM_EPS = 1e-7  # of every L2 norm in the method
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """What an image is made of, and where.
+
+    Attributes:
+        cls:
+            CLS token with shape (batch_size, embed_dim), None for a ViT without one.
+        sparse:
+            Semantic tokens S, "what", with shape (batch_size, num_queries, embed_dim).
+        dense:
+            Patch features U with shape (batch_size, num_patches, embed_dim), row-major
+            over the grid, or in the order of `keep` where only some were encoded.
+        grid_size:
+            Height and width of the patch grid of the whole image, in patches.
+    """
+
+    cls: Tensor | None
+    sparse: Tensor
+    dense: Tensor
+    grid_size: tuple[int, int]
+    _localize: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+
+    @cached_property
+    def localization(self) -> Tensor:
+        """Localization matrix L, "where": (batch_size, num_patches, num_queries).
+
+        Every row is a distribution over the tokens. Computed when first read, so that
+        views of which only tokens are used do not pay for it.
+        """
+        return self._localize(self.dense, self.sparse)
+
+    @property
+    def lowrank(self) -> Tensor:
+        """Low-rank latent Z = L S with shape (batch_size, num_patches, embed_dim).
+
+        Raises:
+            ValueError: If the encoder has no queries.
+        """
+        if self.sparse.shape[1] == 0:
+            raise ValueError(
+                "lowrank needs at least one latent query, the encoder has num_queries=0"
+                "; use `dense` instead."
+            )
+        return self.localization @ self.sparse
+
+
+class StellarEncoder(nn.Module):
+    """ViT with latent queries that factorizes an image into "what" and "where" [0].
+
+    Any timm `VisionTransformer` gets `num_queries` learnable tokens, registered as timm
+    register tokens after the ViT's own registers. They carry no position and attend
+    jointly with all other tokens. The position embedding is resampled to the size of
+    the image, which may be any multiple of the patch size, square or not.
+
+    - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (section 3)
+
+    Attributes:
+        model_name:
+            Name of a timm VisionTransformer, for example
+            "stellar_vit_base_patch16_224" or "vit_small_patch16_224".
+        num_queries:
+            Number r of latent queries. 0 gives the plain ViT (for baselines).
+        norm_eps:
+            Epsilon of every LayerNorm. None keeps the value of the named model
+            (1e-12 for the STELLAR sizes, 1e-6 for timm's).
+        pos_antialias:
+            Whether the position embedding is resampled with antialiasing. False for
+            STELLAR, MAE and DINO weights, True for timm's own habit.
+        vit_kwargs:
+            Passed on to timm, for example img_size, patch_size, embed_dim, depth.
+
+    Raises:
+        ValueError: If `model_name` is unknown to timm or no plain VisionTransformer,
+            or `num_queries` is negative.
+
+    Examples:
+        >>> encoder = StellarEncoder("stellar_vit_base_patch16_224")
+        >>> result = encoder(images)  # normalised, (batch_size, 3, height, width)
+        >>> what, where = result.sparse, result.localization
+    """
+
+    def __init__(
+        self,
+        model_name: str = "stellar_vit_base_patch16_224",
+        *,
+        num_queries: int = 16,
+        norm_eps: float | None = None,
+        pos_antialias: bool = False,
+        **vit_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if num_queries < 0:
+            raise ValueError(f"num_queries must be 0 or more, got {num_queries}.")
+        if norm_eps is not None:
+            vit_kwargs["norm_layer"] = partial(nn.LayerNorm, eps=norm_eps)
+        self.vit = _create_vit(model_name, num_queries, vit_kwargs)
+        self.num_queries = num_queries
+        self.pos_antialias = pos_antialias
+        self.embed_dim: int = self.vit.embed_dim
+        self.grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        if num_queries:
+            self.dense_proj = nn.Linear(self.embed_dim, self.embed_dim)
+            self.sparse_proj = nn.Linear(self.embed_dim, self.embed_dim)
+            nn.init.normal_(
+                self.vit.reg_token.data[:, -num_queries:], std=self.embed_dim**-0.5
+            )
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
+        """Factorizes a batch of images.
+
+        Args:
+            images:
+                Normalised images with shape (batch_size, 3, height, width); height and
+                width are multiples of the patch size.
+            keep:
+                Indices of the patches to encode, int64 with shape (batch_size, k),
+                row-major over the grid. Hidden patches cost nothing. None encodes all.
+
+        Returns:
+            The factorization.
+
+        Raises:
+            ValueError: If the image is no multiple of the patch size, or has other than
+                three channels.
+        """
+        tokens = self.forward_features(images, keep)
+        return self._split(tokens, self._image_grid(images))
+
+    def forward_features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Returns all normalised tokens in timm's order [CLS, registers, patches].
+
+        Args:
+            images:
+                As for `forward`.
+            keep:
+                As for `forward`.
+
+        Returns:
+            Tensor with shape (batch_size, num_prefix_tokens + num_patches, embed_dim).
+            The queries are the last `num_queries` prefix tokens.
+        """
+        x = self._embed(images, keep)
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint_seq(self.vit.blocks, x)
+        else:
+            x = self.vit.blocks(x)
+        return self.vit.norm(x)
+
+    def forward_intermediates(
+        self, images: Tensor, indices: Sequence[int]
+    ) -> list[Factorization]:
+        """Factorizations after several blocks, each through the final norm.
+
+        Args:
+            images:
+                As for `forward`.
+            indices:
+                Blocks to read, in ascending order; negative ones count from the end.
+
+        Returns:
+            One factorization per index.
+
+        Raises:
+            ValueError: If an index does not exist.
+        """
+        depth = len(self.vit.blocks)
+        if any(not -depth <= index < depth for index in indices):
+            raise ValueError(
+                f"indices must be in [-{depth}, {depth - 1}] for a ViT with {depth} "
+                f"blocks, got {list(indices)}."
+            )
+        wanted = {index % depth for index in indices}
+        grid_size = self._image_grid(images)
+        x = self._embed(images, keep=None)
+        results = []
+        for index, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
+            x = block(x)
+            if index in wanted:
+                results.append(self._split(self.vit.norm(x), grid_size))
+        return results
+
+    def localize(self, dense: Tensor, sparse: Tensor) -> Tensor:
+        """Localization matrix L of patch features and tokens (eq. 14 of the paper).
+
+        Args:
+            dense:
+                Patch features with shape (batch_size, num_patches, embed_dim).
+            sparse:
+                Tokens with shape (batch_size, num_queries, embed_dim).
+
+        Returns:
+            Tensor with shape (batch_size, num_patches, num_queries); rows sum to one.
+        """
+        if self.num_queries == 0:
+            return dense.new_zeros(dense.shape[0], dense.shape[1], 0)
+        # Unit vectors in float32: half precision is too coarse for a cosine that is
+        # divided by 0.06.
+        u = F.normalize(self.dense_proj(dense).float(), dim=-1, eps=NORM_EPS)
+        s = F.normalize(self.sparse_proj(sparse).float(), dim=-1, eps=NORM_EPS)
+        with torch.autocast(u.device.type, enabled=False):
+            cosine = u @ s.mT  # (B, n, d), (B, r, d) -> (B, n, r)
+        return (cosine / LOCALIZATION_TEMPERATURE).softmax(dim=-1).to(dense.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades computation for memory: block activations are recomputed."""
+        self.vit.set_grad_checkpointing(enable)
+
+    def _split(self, tokens: Tensor, grid_size: tuple[int, int]) -> Factorization:
+        num_prefix = self.vit.num_prefix_tokens
+        return Factorization(
+            cls=tokens[:, 0] if self.vit.has_class_token else None,
+            sparse=tokens[:, num_prefix - self.num_queries : num_prefix],
+            dense=tokens[:, num_prefix:],
+            grid_size=grid_size,
+            _localize=self.localize,
+        )
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Patches with positions behind the prefix tokens -> (B, prefix + n or k, d)."""
+        height, width = self._image_grid(images)
+        patches = self._patchify(images, height, width, keep)
+        proj = self.vit.patch_embed.proj
+        x = F.linear(patches, proj.weight.flatten(1), proj.bias)
+        x = self.vit.patch_embed.norm(x)
+        position = self._position(height, width)
+        if position is not None:
+            if keep is not None:
+                position = position[0][keep]  # (B, k, d)
+            x = x + position
+        prefix = [t for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
+        x = torch.cat([t.expand(len(x), -1, -1).to(x.dtype) for t in prefix] + [x], 1)
+        return self.vit.norm_pre(self.vit.pos_drop(x))
+
+    def _patchify(
+        self, images: Tensor, height: int, width: int, keep: Tensor | None
+    ) -> Tensor:
+        """Cuts the patches that are wanted, and only those -> (B, n or k, 3 p p)."""
+        p = self.patch_size
+        grid = images.unflatten(3, (width, p)).unflatten(2, (height, p))
+        grid = grid.permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p), a view
+        if keep is None:
+            return grid.flatten(1, 2).flatten(2)
+        batch = torch.arange(len(images), device=images.device)[:, None]
+        return grid[batch, keep // width, keep % width].flatten(2)
+
+    def _position(self, height: int, width: int) -> Tensor | None:
+        """Position embedding of a grid, (1, h w, d)."""
+        table = self.vit.pos_embed
+        if table is None or (height, width) == self.grid_size:
+            return table
+        grid = table.float().unflatten(1, self.grid_size).permute(0, 3, 1, 2)
+        grid = F.interpolate(
+            grid,
+            size=(height, width),
+            mode="bicubic",
+            antialias=self.pos_antialias,
+            align_corners=False,
+        )
+        return grid.flatten(2).mT.to(table.dtype)
+
+    def _image_grid(self, images: Tensor) -> tuple[int, int]:
+        p = self.patch_size
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                "images must have shape (batch_size, 3, height, width), got "
+                f"{tuple(images.shape)}."
+            )
+        height, width = images.shape[-2:]
+        if height % p or width % p or not height or not width:
+            raise ValueError(
+                f"Image size {height} x {width} is no multiple of the patch size {p}; "
+                f"resize or pad to {math.ceil(height / p) * p} x "
+                f"{math.ceil(width / p) * p}."
+            )
+        return height // p, width // p
+
+
+def _create_vit(
+    model_name: str, num_queries: int, vit_kwargs: dict[str, Any]
+) -> VisionTransformer:
+    if not timm.is_model(model_name):
+        raise ValueError(
+            f"timm knows no model '{model_name}'; the STELLAR sizes are "
+            f"{', '.join(stellar_vits.default_cfgs)}."
+        )
+    num_registers = vit_kwargs.pop("reg_tokens", None)
+    kwargs = {"num_classes": 0, "global_pool": "", **vit_kwargs}
+    if num_registers is None:
+        num_registers = _own_registers(model_name, kwargs)
+    vit = timm.create_model(
+        model_name,
+        reg_tokens=num_registers + num_queries,
+        no_embed_class=True,
+        **kwargs,
+    )
+    patch_size = getattr(vit.patch_embed, "patch_size", (0, 1))
+    if not isinstance(vit.patch_embed.proj, nn.Conv2d) or len(set(patch_size)) > 1:
+        raise ValueError(
+            f"'{model_name}' does not cut square patches by one convolution; "
+            "use a plain ViT."
+        )
+    return vit
+
+
+def _own_registers(model_name: str, kwargs: dict[str, Any]) -> int:
+    """Registers that a timm model has by itself; those of STELLAR sizes are queries."""
+    if model_name in stellar_vits.default_cfgs:
+        return 0
+    with torch.device("meta"):
+        vit = timm.create_model(model_name, **kwargs)
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(
+            f"'{model_name}' is a {type(vit).__name__}; the encoder needs a timm "
+            "VisionTransformer such as 'vit_base_patch16_224'."
+        )
+    return int(vit.num_reg_tokens)
