@@ -1,1 +1,1 @@
-
+"""How STELLAR is learned, in lightly's style: losses, transforms, pretraining."""

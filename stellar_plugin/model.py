@@ -47,6 +47,8 @@ class Stellar(
             Number of decoder blocks.
         decoder_num_heads:
             Number of attention heads of the decoder.
+        decoder_mlp_ratio:
+            MLP width over width of the decoder.
         mean:
             Per-channel mean that images are normalised with, of [0, 1] intensities.
         std:
@@ -76,6 +78,7 @@ class Stellar(
         decoder_dim: int = 512,
         decoder_depth: int = 6,
         decoder_num_heads: int = 8,
+        decoder_mlp_ratio: float = 4.0,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         norm_eps: float | None = None,
@@ -95,6 +98,7 @@ class Stellar(
             "decoder_dim": decoder_dim,
             "decoder_depth": decoder_depth,
             "decoder_num_heads": decoder_num_heads,
+            "decoder_mlp_ratio": decoder_mlp_ratio,
             "mean": list(mean),
             "std": list(std),
             "norm_eps": norm_eps,
@@ -116,6 +120,7 @@ class Stellar(
             decoder_dim=decoder_dim,
             depth=decoder_depth,
             num_heads=decoder_num_heads,
+            mlp_ratio=decoder_mlp_ratio,
         )
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:

@@ -1,0 +1,32 @@
+from lightly_ext.loss.prototype_cross_entropy import (
+    PrototypeTarget,
+    assign_prototypes,
+    contract_targets,
+    prototype_cross_entropy,
+)
+from lightly_ext.loss.set_koleo_loss import SetKoLeoLoss
+from lightly_ext.loss.set_matching import TokenMatching, match_tokens
+from lightly_ext.loss.sinkhorn import sinkhorn_knopp
+from lightly_ext.loss.stellar_loss import (
+    CLSViews,
+    SparseViews,
+    STELLARLoss,
+    STELLARLossTerms,
+    TeacherTargets,
+)
+
+__all__ = [
+    "CLSViews",
+    "PrototypeTarget",
+    "STELLARLoss",
+    "STELLARLossTerms",
+    "SetKoLeoLoss",
+    "SparseViews",
+    "TeacherTargets",
+    "TokenMatching",
+    "assign_prototypes",
+    "contract_targets",
+    "match_tokens",
+    "prototype_cross_entropy",
+    "sinkhorn_knopp",
+]

@@ -1,0 +1,142 @@
+"""Cross-entropy against prototypes without the matrix of logits.
+
+For a target `q` over prototypes `W`,
+`CE(q, softmax(W x / t)) = sum(q) logsumexp(W x / t) - <x, W^T q> / t`.
+`W^T q` is computed once per target and shared by all predictions matched with it, and
+the logsumexp is computed block by block and again in the backward pass, so that nothing
+as large as (predictions x prototypes) is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightly_ext.loss.sinkhorn import sinkhorn_knopp
+
+# Logits that exist at one time: 64 MiB in float32.
+BLOCK_SIZE = 2**24
+
+
+class PrototypeTarget(NamedTuple):
+    """Distributions over prototypes, contracted with the prototypes.
+
+    Attributes:
+        embedding:
+            `W^T q` with shape (..., dim).
+        mass:
+            Sum of q with shape (...): 1, or 0 for a degenerate row.
+    """
+
+    embedding: Tensor
+    mass: Tensor
+
+
+@torch.no_grad()
+def assign_prototypes(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    temperature: float = 0.06,
+    iterations: int = 3,
+    gather_distributed: bool = False,
+) -> Tensor:
+    """Balanced assignment of embeddings to prototypes, without gradient.
+
+    Args:
+        embeddings:
+            Unit vectors with shape (..., dim).
+        prototypes:
+            Tensor with shape (num_prototypes, dim).
+        temperature:
+            Temperature of the assignment.
+        iterations:
+            Number of Sinkhorn iterations.
+        gather_distributed:
+            If True, the balance runs over all processes.
+
+    Returns:
+        Tensor with shape (..., num_prototypes); rows are distributions.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings, prototypes = _widen(embeddings, prototypes)
+        logits = embeddings.flatten(0, -2) @ prototypes.mT / temperature
+    q = sinkhorn_knopp(logits, iterations, gather_distributed)
+    return q.unflatten(0, embeddings.shape[:-1])
+
+
+def contract_targets(assignments: Tensor, prototypes: Tensor) -> PrototypeTarget:
+    """Contracts assignments (..., num_prototypes) with the prototypes.
+
+    Gradient reaches the prototypes, as in the plain cross-entropy, and not the
+    assignments.
+    """
+    q = assignments.detach()
+    with torch.autocast(q.device.type, enabled=False):
+        return PrototypeTarget(q @ prototypes.to(q.dtype), q.sum(dim=-1))
+
+
+def prototype_cross_entropy(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    target: PrototypeTarget,
+    temperature: float = 0.12,
+) -> Tensor:
+    """Cross-entropy of predictions with targets over prototypes.
+
+    Args:
+        embeddings:
+            Predictions with shape (..., dim).
+        prototypes:
+            Tensor with shape (num_prototypes, dim).
+        target:
+            Contracted targets; leading dimensions broadcast against the predictions.
+        temperature:
+            Temperature of the prediction.
+
+    Returns:
+        Cross-entropy of each prediction in nats with shape (...), at least float32.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        x, weight = _widen(embeddings, prototypes)
+        lse: Tensor = _LogSumExp.apply(x.flatten(0, -2), weight, temperature)
+        inner = (x * target.embedding).sum(dim=-1) / temperature
+        return target.mass * lse.view(x.shape[:-1]) - inner
+
+
+class _LogSumExp(torch.autograd.Function):
+    """`logsumexp(W x / t)` over prototypes, (N, D) and (K, D) -> (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, temperature: float) -> Tensor:
+        blocks = x.split(_rows_per_block(weight))
+        lse = torch.cat([(b @ weight.mT / temperature).logsumexp(1) for b in blocks])
+        ctx.save_for_backward(x, weight, lse)
+        ctx.temperature = temperature
+        return lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, weight, lse = ctx.saved_tensors
+        rows = _rows_per_block(weight)
+        grad = (grad / ctx.temperature)[:, None]
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        with torch.autocast(x.device.type, enabled=False):
+            for start in range(0, len(x), rows):
+                block = slice(start, start + rows)
+                p = x[block] @ weight.mT
+                p.div_(ctx.temperature).sub_(lse[block, None]).exp_().mul_(grad[block])
+                torch.mm(p, weight, out=grad_x[block])
+                grad_weight.addmm_(p.mT, x[block])
+        return grad_x, grad_weight, None
+
+
+def _rows_per_block(weight: Tensor) -> int:
+    return max(1, BLOCK_SIZE // weight.shape[0])
+
+
+def _widen(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 at least: logits are divided by temperatures near 0.1."""
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    return embeddings.to(dtype), prototypes.to(dtype)

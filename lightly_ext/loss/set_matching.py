@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TokenMatching(NamedTuple):
+    """Which target token each predicted token is matched with.
+
+    Attributes:
+        index:
+            Matched target of each prediction, int64 with shape (..., num_predictions).
+            Not a permutation: several predictions may share a target.
+        plan:
+            Transport plan with shape (..., num_predictions, num_targets).
+    """
+
+    index: Tensor
+    plan: Tensor
+
+
+@torch.no_grad()
+def match_tokens(
+    predictions: Tensor, targets: Tensor, epsilon: float = 0.1, iterations: int = 5
+) -> TokenMatching:
+    """Matches unordered tokens by entropy-regularised optimal transport [0].
+
+    The cost is the Euclidean distance between raw encoder tokens; marginals are ones;
+    the iterations run on log-domain duals that start at zero, predictions first.
+
+    - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (eq. 7-9)
+
+    Args:
+        predictions:
+            Tensor with shape (..., num_predictions, embed_dim).
+        targets:
+            Tensor with shape (..., num_targets, embed_dim); leading dimensions
+            broadcast against those of the predictions.
+        epsilon:
+            Weight of the entropy, in units of the distance.
+        iterations:
+            Number of iterations.
+
+    Returns:
+        The matching, without gradient.
+
+    Raises:
+        ValueError: If there is no target, or `epsilon` is not positive.
+    """
+    if targets.shape[-2] == 0:
+        raise ValueError("match_tokens needs at least one target token, got none.")
+    if epsilon <= 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}.")
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    with torch.autocast(predictions.device.type, enabled=False):
+        # Exact differences: the expansion into inner products loses the small distances
+        # that decide.
+        cost = torch.cdist(
+            predictions.to(dtype),
+            targets.to(dtype),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        score = -cost / epsilon  # (..., p, t)
+        v = score.new_zeros(*score.shape[:-2], 1, score.shape[-1])
+        for _ in range(iterations):
+            u = -(score + v).logsumexp(dim=-1, keepdim=True)
+            v = -(score + u).logsumexp(dim=-2, keepdim=True)
+        plan = (score + u + v).exp()
+    return TokenMatching(index=plan.argmax(dim=-1), plan=plan)
