@@ -1,0 +1,214 @@
+"""STELLAR's encoder as a backbone of mmsegmentation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from stellar_plugin.checkpoints import load_encoder_weights
+from stellar_plugin.encoder import Factorization, StellarEncoder
+
+FEATURES = ("dense", "lowrank", "localization")
+
+
+@MODELS.register_module()
+class StellarViT(BaseModule):
+    """Feature maps of a STELLAR encoder, frozen unless told otherwise.
+
+    Images may have any size: what is missing to a multiple of the patch size is padded
+    at the bottom and right, and the maps are brought back to the extent of the image.
+
+    Args:
+        model_name:
+            Name of a timm VisionTransformer, see `StellarEncoder`.
+        num_queries:
+            Number of latent queries, 0 for a plain ViT.
+        feature:
+            "dense" (patch features) or "lowrank" (localization times tokens), both with
+            embed_dim channels, or "localization" with num_queries channels.
+        out_indices:
+            Blocks whose outputs are returned, each through the final norm, in ascending
+            order. -1 is the last.
+        frozen:
+            Whether the encoder stays as it is: no gradients, and eval mode always.
+        norm_eps:
+            Epsilon of the LayerNorms, see `StellarEncoder`.
+        pos_antialias:
+            How the position embedding is resampled, see `StellarEncoder`.
+        init_cfg:
+            `dict(type="Pretrained", checkpoint=PATH)` with the folder or .safetensors
+            file of a STELLAR checkpoint, read by `init_weights()`; None for random
+            weights.
+        vit_kwargs:
+            Sizes, passed on to timm: img_size, patch_size, embed_dim, depth, ...
+
+    Raises:
+        ValueError: If an argument does not exist or does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "stellar_vit_base_patch16_224",
+        num_queries: int = 16,
+        feature: str = "dense",
+        out_indices: int | Sequence[int] = (-1,),
+        frozen: bool = True,
+        norm_eps: float | None = None,
+        pos_antialias: bool = False,
+        init_cfg: Mapping[str, Any] | None = None,
+        **vit_kwargs: Any,
+    ) -> None:
+        _check_feature(feature, num_queries)
+        _check_weights(init_cfg, vit_kwargs)
+        super().__init__(init_cfg)
+        self.encoder = StellarEncoder(
+            model_name,
+            num_queries=num_queries,
+            norm_eps=norm_eps,
+            pos_antialias=pos_antialias,
+            **vit_kwargs,
+        )
+        self.feature = feature
+        self.out_indices = _blocks(out_indices, len(self.encoder.vit.blocks))
+        self.frozen = frozen
+        self._stop_gradients()
+
+    def init_weights(self) -> None:
+        """Loads the checkpoint of `init_cfg`.
+
+        Raises:
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it does not fit the encoder.
+        """
+        if self._is_init:
+            return
+        if self.init_cfg is None:
+            print_log(
+                "StellarViT has init_cfg=None: its weights are random.",
+                logger="current",
+                level=logging.WARNING,
+            )
+        else:
+            self._load(self.init_cfg["checkpoint"])
+        self._is_init = True
+
+    def train(self, mode: bool = True) -> StellarViT:
+        """Sets the mode; a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Computes feature maps.
+
+        Args:
+            images:
+                Normalised images of any size, with shape (batch_size, 3, height,
+                width).
+
+        Returns:
+            One map per entry of `out_indices`, with shape (batch_size, channels,
+            ceil(height / patch_size), ceil(width / patch_size)), that spans exactly the
+            image.
+        """
+        height, width = images.shape[-2:]
+        p = self.encoder.patch_size
+        padded = F.pad(images, (0, -width % p, 0, -height % p))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            results = self.encoder.forward_intermediates(padded, self.out_indices)
+            maps = [self._map(result) for result in results]
+        if padded.shape == images.shape:
+            return tuple(maps)
+        return tuple(
+            _cut(m, height / padded.shape[2], width / padded.shape[3]) for m in maps
+        )
+
+    def _map(self, result: Factorization) -> Tensor:
+        features: Tensor = getattr(result, self.feature)
+        return features.mT.unflatten(2, result.grid_size).contiguous()
+
+    def _stop_gradients(self) -> None:
+        """Leaves requires_grad to what the output depends on.
+
+        Distributed training waits for the gradient of every other parameter.
+        """
+        if self.frozen:
+            self.encoder.requires_grad_(False)
+        self.encoder.vit.blocks[self.out_indices[-1] + 1 :].requires_grad_(False)
+        if self.feature == "dense" and self.encoder.num_queries:
+            self.encoder.dense_proj.requires_grad_(False)
+            self.encoder.sparse_proj.requires_grad_(False)
+
+    def _load(self, path: str) -> None:
+        try:
+            checkpoint = load_encoder_weights(self.encoder, path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error} Name yours by --cfg-options "
+                "model.backbone.init_cfg.checkpoint=PATH."
+            ) from error
+        print_log(f"StellarViT weights from '{checkpoint.path}'.", logger="current")
+        imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        for name, usual in imagenet.items():
+            value = (checkpoint.config or {}).get(name, usual)
+            if tuple(value) != usual:
+                print_log(
+                    f"The checkpoint's {name} is not ImageNet's: set model."
+                    f"data_preprocessor.{name} to {[255 * v for v in value]}.",
+                    logger="current",
+                    level=logging.WARNING,
+                )
+
+
+def _cut(features: Tensor, height: float, width: float) -> Tensor:
+    """Resamples the upper left part of maps, given as fractions, to their size."""
+    theta = features.new_tensor([[width, 0, width - 1], [0, height, height - 1]])
+    grid = F.affine_grid(
+        theta.expand(len(features), -1, -1), list(features.shape), align_corners=False
+    )
+    return F.grid_sample(features, grid, padding_mode="border", align_corners=False)
+
+
+def _blocks(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    wanted = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    blocks = tuple(i + depth if i < 0 else i for i in wanted)
+    in_range = all(0 <= block < depth for block in blocks)
+    if not blocks or not in_range or list(blocks) != sorted(set(blocks)):
+        raise ValueError(
+            f"out_indices must be ascending block numbers in [-{depth}, {depth - 1}], "
+            f"got {wanted}."
+        )
+    return blocks
+
+
+def _check_feature(feature: str, num_queries: int) -> None:
+    if feature not in FEATURES:
+        raise ValueError(f"feature must be one of {FEATURES}, got '{feature}'.")
+    if feature != "dense" and num_queries == 0:
+        raise ValueError(f"feature='{feature}' needs num_queries >= 1; use 'dense'.")
+
+
+def _check_weights(
+    init_cfg: Mapping[str, Any] | None, vit_kwargs: Mapping[str, Any]
+) -> None:
+    wanted = "init_cfg must be None or dict(type='Pretrained', checkpoint=PATH)"
+    if "pretrained" in vit_kwargs:
+        raise ValueError(f"StellarViT takes no 'pretrained': {wanted}.")
+    if init_cfg is None:
+        return
+    if not isinstance(init_cfg, Mapping) or (
+        set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained"
+    ):
+        raise ValueError(f"{wanted}, got {init_cfg}.")
+    if not init_cfg["checkpoint"]:
+        raise ValueError(f"init_cfg names no checkpoint: {wanted}.")
