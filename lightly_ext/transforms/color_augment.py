@@ -191,7 +191,7 @@ class STELLARColorAugment(nn.Module):
             if local_views is not None:
                 self._check_views("local_views", local_views)
                 colored_local = self._augment(local_views, generator)
-            target = self.normalize(global_views[:, 0])
+            target = self.normalize(global_views[:, 0].float() / 255.0)
         return STELLARViews(target, colored_global, colored_local)
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -199,13 +199,21 @@ class STELLARColorAugment(nn.Module):
 
         Args:
             images:
-                uint8 tensor with shape (..., 3, H, W).
+                Float tensor with shape (..., 3, H, W), values in [0, 1].
 
         Returns:
-            float32 tensor with shape (..., 3, H, W).
+            Tensor with shape (..., 3, H, W).
+
+        Raises:
+            ValueError: If the images are integers.
 
         """
-        return images.float().div_(255.0).sub_(self.mean).div_(self.std)
+        if not images.is_floating_point():
+            raise ValueError(
+                f"normalize takes floats in [0, 1], got {images.dtype}; divide uint8 "
+                "images by 255."
+            )
+        return (images - self.mean) / self.std
 
     def draw(self, num_images: int, generator: Generator | None = None) -> ColorDraws:
         """Draws what is done to each of a number of images.

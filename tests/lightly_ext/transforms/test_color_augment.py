@@ -189,6 +189,10 @@ class TestSTELLARColorAugment:
         with pytest.raises(ValueError, match=message):
             STELLARColorAugment()(global_views, local_views)
 
+    def test_normalize__refuses_integers(self) -> None:
+        with pytest.raises(ValueError, match="divide uint8 images by 255"):
+            STELLARColorAugment().normalize(_views())
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
     def test_forward__cuda_equals_cpu_without_sync(self) -> None:

@@ -76,7 +76,9 @@ class TestColorFunctional:
     def test_rgb_to_grayscale__equals_torchvision(self) -> None:
         images = _images()
         expected = F.rgb_to_grayscale(images)
-        torch.testing.assert_close(rgb_to_grayscale(images), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            rgb_to_grayscale(images), expected, atol=1e-6, rtol=0
+        )
 
     @pytest.mark.parametrize("kernel_size", [1, 3, 9])
     def test_gaussian_blur__equals_torchvision(self, kernel_size: int) -> None:

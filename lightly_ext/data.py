@@ -1,0 +1,237 @@
+"""Data for pretraining with Lightning."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from lightly_ext.image_folder import ImageFolderDataset
+from lightly_ext.transforms import STELLARTransform
+from lightly_ext.transforms.image_conversion import to_uint8_rgb
+
+__all__ = [
+    "ImageFolderDataset",
+    "SingleViewTransform",
+    "StellarDataModule",
+    "ViewBatch",
+    "collate_views",
+]
+
+
+class ViewBatch(NamedTuple):
+    """Uncoloured views of a batch of images.
+
+    Attributes:
+        global_views:
+            uint8 tensor with shape (B, V, 3, S, S); view 0 is the target view.
+        local_views:
+            uint8 tensor with shape (B, U, 3, s, s), or None.
+
+    """
+
+    global_views: Tensor
+    local_views: Tensor | None
+
+
+class StellarDataModule(LightningDataModule):
+    """Unlabelled images to train on and, optionally, labelled ones for online kNN.
+
+    Training batches are :class:`ViewBatch`. With kNN folders there are two validation
+    loaders, bank and queries in this order; their batches are tuples of plain views, a
+    uint8 tensor with shape (B, 3, S, S), and labels, an int64 tensor with shape (B,).
+    Without, there is none.
+
+    Args:
+        path:
+            Folder with the training images, nested to any depth, without labels.
+        knn_train:
+            Folder with a subfolder of images per class, the bank of online kNN.
+        knn_val:
+            Folder with the same subfolders, the queries of online kNN.
+        batch_size:
+            Number of images per process and step.
+        num_workers:
+            Number of processes that load images, for each training process. None
+            shares the CPU cores among the training processes of the machine.
+        transform:
+            What makes the views, with `normalize=None`. None is STELLARTransform().
+
+    Raises:
+        ValueError: If a number is impossible, only one kNN folder is given, or the
+            transform colours the views already. Later, in `setup`: if a folder is
+            missing or empty, there are fewer images than one batch needs, or the two
+            kNN folders have different classes.
+
+    Examples:
+        >>> data = StellarDataModule("photos", batch_size=128)
+        >>> trainer.fit(model, datamodule=data)
+        >>> data.train_dataset.num_unreadable
+
+    """
+
+    def __init__(
+        self,
+        path: str,
+        knn_train: str | None = None,
+        knn_val: str | None = None,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        transform: STELLARTransform | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        if (knn_train is None) != (knn_val is None):
+            raise ValueError(
+                "Online kNN needs both knn_train and knn_val, got "
+                f"knn_train={knn_train} and knn_val={knn_val}."
+            )
+        transform = STELLARTransform() if transform is None else transform
+        if transform.color_augment is not None:
+            raise ValueError(
+                "The views are coloured on the device: use a STELLARTransform with "
+                "normalize=None."
+            )
+        self.path = Path(path)
+        knn_paths = (knn_train, knn_val)
+        self.knn_paths = [Path(folder) for folder in knn_paths if folder is not None]
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.transform = transform
+
+    @cached_property
+    def train_dataset(self) -> ImageFolderDataset:
+        """The training images; samples are (views, index)."""
+        return ImageFolderDataset(self.path, self.transform)
+
+    @cached_property
+    def knn_datasets(self) -> list[ImageFolderDataset]:
+        """Bank and queries of online kNN, or none; samples are (view, label)."""
+        view = SingleViewTransform(self.transform.global_crop_size)
+        return [ImageFolderDataset(path, view, True) for path in self.knn_paths]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Lists the images and checks that there are enough."""
+        images, world_size = len(self.train_dataset), self._world_size()
+        if images // world_size < self.batch_size:
+            raise ValueError(
+                f"The {images} images below {self.path} are fewer than one batch "
+                f"needs: batch_size={self.batch_size} on {world_size} process(es). Use "
+                "a smaller batch_size."
+            )
+        if self.knn_datasets:
+            _check_classes(*self.knn_datasets)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Returns the shuffled training batches, all of the same size."""
+        collate = partial(
+            collate_views, num_global_views=self.transform.num_global_views
+        )
+        return self._loader(
+            self.train_dataset,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=collate,
+            persistent_workers=self._workers() > 0,
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Returns the bank and the queries of online kNN, or nothing."""
+        return [self._loader(dataset) for dataset in self.knn_datasets]
+
+    def _loader(self, dataset: ImageFolderDataset, **arguments: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self._workers(),
+            pin_memory=torch.cuda.is_available(),
+            **arguments,
+        )
+
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        local_processes = 1 if self.trainer is None else self.trainer.num_devices
+        return max(1, _num_cpus() // local_processes)
+
+
+class SingleViewTransform:
+    """Makes the plain view of an image that features are evaluated on.
+
+    Resizes the shorter side, bicubic with antialiasing, and cuts out the centre.
+
+    Attributes:
+        size:
+            Side of the view in pixels.
+
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Returns the view, uint8 (3, size, size), of an image, uint8 (3, H, W)."""
+        resized = F.resize_image(
+            to_uint8_rgb(image),
+            size=[self.size],
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        return F.center_crop_image(resized, [self.size, self.size])
+
+
+def collate_views(
+    samples: list[tuple[list[Tensor], int]], num_global_views: int
+) -> ViewBatch:
+    """Stacks the views of a batch of images.
+
+    Args:
+        samples:
+            B tuples of the uint8 views of an image, global views first, and its index.
+        num_global_views:
+            Number V of global views.
+
+    Returns:
+        The global and the local views.
+
+    """
+    global_views = _stack([views[:num_global_views] for views, _ in samples])
+    local_views = [views[num_global_views:] for views, _ in samples]
+    return ViewBatch(global_views, _stack(local_views) if local_views[0] else None)
+
+
+def _stack(groups: list[list[Tensor]]) -> Tensor:
+    views = [view for group in groups for view in group]
+    # In a worker, unlike torch.stack, this writes straight into shared memory.
+    stacked: Tensor = default_collate(views)
+    return stacked.unflatten(0, (len(groups), -1))
+
+
+def _check_classes(bank: ImageFolderDataset, queries: ImageFolderDataset) -> None:
+    different = sorted(set(bank.classes) ^ set(queries.classes))
+    if different:
+        raise ValueError(
+            f"{bank.path} and {queries.path} must have the same class folders; "
+            f"only one of them has images of: {', '.join(different[:10])}."
+        )
+
+
+def _num_cpus() -> int:
+    # Containers and schedulers often grant fewer cores than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
