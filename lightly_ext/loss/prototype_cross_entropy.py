@@ -117,7 +117,7 @@ class _LogSumExp(torch.autograd.Function):
         return lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, lse = ctx.saved_tensors
         rows = _rows_per_block(weight)
         grad = (grad / ctx.temperature)[:, None]

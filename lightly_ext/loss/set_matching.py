@@ -10,14 +10,14 @@ class TokenMatching(NamedTuple):
     """Which target token each predicted token is matched with.
 
     Attributes:
-        index:
+        indices:
             Matched target of each prediction, int64 with shape (..., num_predictions).
             Not a permutation: several predictions may share a target.
         plan:
             Transport plan with shape (..., num_predictions, num_targets).
     """
 
-    index: Tensor
+    indices: Tensor
     plan: Tensor
 
 
@@ -68,4 +68,4 @@ def match_tokens(
             u = -(score + v).logsumexp(dim=-1, keepdim=True)
             v = -(score + u).logsumexp(dim=-2, keepdim=True)
         plan = (score + u + v).exp()
-    return TokenMatching(index=plan.argmax(dim=-1), plan=plan)
+    return TokenMatching(indices=plan.argmax(dim=-1), plan=plan)

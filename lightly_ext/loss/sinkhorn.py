@@ -8,9 +8,6 @@ EPS = 1e-8
 # The exponentials start at exp(50) in every column, which keeps EPS far below the
 # sums that it protects.
 OFFSET = 50.0
-# A row without any mass is divided by EPS in every iteration; the cap keeps its scale
-# finite, so that the row stays zero instead of 0 * inf.
-MAX_SCALE = 1e30
 
 
 @torch.no_grad()
@@ -23,8 +20,8 @@ def sinkhorn_knopp(
     balance is made over all rows, and over the rows of all processes if
     `gather_distributed` is True.
 
-    The matrix is exponentiated once; the iterations only update a scale per row and
-    per column, so each costs two matrix-vector products.
+    The matrix is exponentiated once; an iteration reads it for the sums and writes it
+    once, because the columns' divisors are kept apart as a scale.
 
     - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (section 3.4)
 
@@ -58,13 +55,15 @@ def sinkhorn_knopp(
         if gather_distributed:
             dist.all_reduce(column_max, dist.ReduceOp.MAX)
         kernel = (logits - (column_max - OFFSET)).exp_()  # (N, K)
-        rows = kernel.new_ones(kernel.shape[0])
-        columns = kernel.new_ones(kernel.shape[1])
+        columns = kernel.new_ones(kernel.shape[1])  # the matrix is kernel * columns
         for _ in range(iterations):
-            column_sum = columns * (rows @ kernel)
+            column_sum = columns * kernel.sum(dim=0)
             if gather_distributed:
                 dist.all_reduce(column_sum)
             columns = columns / (column_sum + EPS)
-            rows = rows / (rows * (kernel @ columns) + EPS)
-            rows = rows.clamp(max=MAX_SCALE)
-        return kernel.mul_(columns).mul_(rows[:, None])
+            # Without moving the common scale into the rows, the two would drift apart
+            # by num_samples / num_prototypes in every iteration.
+            scale = columns.amax()
+            kernel.mul_((scale / (kernel @ columns + EPS))[:, None])
+            columns = columns / scale
+        return kernel.mul_(columns)

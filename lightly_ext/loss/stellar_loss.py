@@ -401,7 +401,7 @@ class STELLARLoss(nn.Module):
             count = predictions.shape[-2]
             plan = torch.eye(count, device=predictions.device)
             plan = plan.expand(*predictions.shape[:-1], count)
-            return TokenMatching(index=plan.argmax(dim=-1), plan=plan)
+            return TokenMatching(indices=plan.argmax(dim=-1), plan=plan)
         return match_tokens(
             predictions, targets, self.matching_epsilon, self.matching_iterations
         )
@@ -409,19 +409,19 @@ class STELLARLoss(nn.Module):
 
 def _gather(target: PrototypeTarget, matching: TokenMatching) -> PrototypeTarget:
     """Target of each prediction, (..., r, D) -> (..., num_predictions, D)."""
-    index = matching.index
-    embedding = target.embedding.expand(*index.shape[:-1], -1, -1)
-    mass = target.mass.expand(*index.shape[:-1], -1)
-    wide = index[..., None].expand(*index.shape, embedding.shape[-1])
-    return PrototypeTarget(embedding.gather(-2, wide), mass.gather(-1, index))
+    indices = matching.indices
+    embedding = target.embedding.expand(*indices.shape[:-1], -1, -1)
+    mass = target.mass.expand(*indices.shape[:-1], -1)
+    wide = indices[..., None].expand(*indices.shape, embedding.shape[-1])
+    return PrototypeTarget(embedding.gather(-2, wide), mass.gather(-1, indices))
 
 
 def _matching_statistics(matching: TokenMatching) -> dict[str, Tensor]:
-    index, plan = matching
-    identity = torch.arange(index.shape[-1], device=index.device)
+    indices, plan = matching
+    identity = torch.arange(indices.shape[-1], device=indices.device)
     rows = plan / plan.sum(dim=-1, keepdim=True)
     return {
-        "non_identity_matches": (index != identity).float().mean(),
+        "non_identity_matches": (indices != identity).float().mean(),
         "matching_entropy": torch.special.entr(rows).sum(dim=-1).mean(),
     }
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stellar_plugin import PixelDecoder
+from stellar_plugin.decoder import FourierPositionEncoding
+from tests import reference
+
+
+class TestFourierPositionEncoding:
+    def test_forward__brute_force_non_square(self) -> None:
+        position = FourierPositionEncoding(6)
+        code = position((2, 3))
+        g = position.frequencies
+        for row in range(2):
+            for column in range(3):
+                x, y = (column + 0.5) / 3, (row + 0.5) / 2
+                for k in range(3):
+                    v = (2 * x - 1) * g[0, k].item() + (2 * y - 1) * g[1, k].item()
+                    v *= 2 * math.pi
+                    expected = torch.tensor([math.sin(v), math.cos(v)])
+                    actual = code[row * 3 + column, 2 * k : 2 * k + 2]
+                    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+    def test_forward__reference_numbers(self) -> None:
+        expected = reference.load("forward")["mid.decoder_pos"]
+        code = reference.stellar().decoder.position((4, 4))
+        torch.testing.assert_close(code, expected.view_as(code), rtol=0, atol=2e-5)
+
+    def test_init__odd_width(self) -> None:
+        with pytest.raises(ValueError, match="even width, got 5"):
+            FourierPositionEncoding(5)
+
+
+class TestPixelDecoder:
+    def test_forward__reference_numbers(self) -> None:
+        expected = reference.load("forward")
+        with torch.no_grad():
+            decoded = reference.stellar().decode(expected["out.lowrank"], (4, 4))
+        torch.testing.assert_close(decoded, expected["out.x_hat"], rtol=0, atol=2e-5)
+
+    def test_forward__patch_goes_to_its_place(self) -> None:
+        # Without blocks and positions the head sees one latent vector per patch.
+        decoder = PixelDecoder(8, 4, decoder_dim=8, depth=0, num_heads=2)
+        latent = torch.randn(1, 6, 8)
+        image = decoder(latent, (2, 3))
+        changed = latent.clone()
+        changed[0, 4] += 1.0  # row 1, column 1
+        difference = (decoder(changed, (2, 3)) - image).abs().sum(dim=(0, 1)) > 0
+        expected = torch.zeros(8, 12, dtype=torch.bool)
+        expected[4:8, 4:8] = True
+        assert torch.equal(difference, expected)
+
+    def test_forward__wrong_grid(self) -> None:
+        decoder = PixelDecoder(8, 4, decoder_dim=8, depth=1, num_heads=2)
+        with pytest.raises(ValueError, match=r"2 x 3 patches needs 6 .* got 5"):
+            decoder(torch.randn(1, 5, 8), (2, 3))
+
+    def test_init__heads_do_not_divide(self) -> None:
+        with pytest.raises(ValueError, match="no multiple of num_heads 3"):
+            PixelDecoder(8, 4, decoder_dim=8, num_heads=3)
