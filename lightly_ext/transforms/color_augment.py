@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from lightly_ext.transforms.color_functional import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    apply_to_chosen,
     gaussian_blur,
     rgb_to_grayscale,
 )
@@ -254,10 +255,12 @@ class STELLARColorAugment(nn.Module):
 
         """
         for step in draws.order:
-            images = _change(images, draws.jitter, _JITTER[step], draws.strengths[step])
-        images = _change(images, draws.gray, _to_gray)
+            images = apply_to_chosen(
+                images, draws.jitter, _JITTER[step], draws.strengths[step]
+            )
+        images = apply_to_chosen(images, draws.gray, _to_gray)
         blur = partial(gaussian_blur, kernel_size=self.kernel_size)
-        return _change(images, draws.blur, blur, draws.sigmas)
+        return apply_to_chosen(images, draws.blur, blur, draws.sigmas)
 
     def _augment(self, views: Tensor, generator: Generator | None) -> Tensor:
         images = views.flatten(0, 1)
@@ -289,27 +292,6 @@ class STELLARColorAugment(nn.Module):
                 f"{name} of {tuple(views.shape[-2:])} pixels are too small for "
                 f"kernel_size={self.kernel_size}; use larger views or a smaller kernel."
             )
-
-
-def _change(
-    images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *args: Tensor
-) -> Tensor:
-    """Applies an operation to the chosen images only; args have one value each."""
-    if bool(chosen.all()):
-        return operation(images, *(_to_device(arg, images) for arg in args))
-    index = chosen.nonzero().squeeze(1)
-    if index.numel() == 0:
-        return images
-    values = [_to_device(arg[index], images) for arg in args]
-    index = _to_device(index, images)
-    return images.index_copy_(0, index, operation(images[index], *values))
-
-
-def _to_device(values: Tensor, like: Tensor) -> Tensor:
-    if like.device.type != "cuda":
-        return values.to(like.device)
-    # From pinned memory the copy is queued and the CPU goes on at once.
-    return values.pin_memory().to(like.device, non_blocking=True)
 
 
 def _to_gray(images: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 The values are those of ``torchvision.transforms.v2.functional``, which takes one
 strength for a whole batch. Shapes: N images, 3 channels RGB, H x W pixels. Images are
-floats in [0, 1] and are never changed in place.
+floats in [0, 1]; the operations do not change them in place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -132,6 +134,36 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
     return _symmetric_filter(_symmetric_filter(padded, weights, dim=3), weights, dim=2)
 
 
+def apply_to_chosen(
+    images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *args: Tensor
+) -> Tensor:
+    """Applies an operation to some of the images only.
+
+    Args:
+        images:
+            Tensor with shape (N, 3, H, W); overwritten.
+        chosen:
+            Boolean tensor with shape (N,) on the CPU.
+        operation:
+            Called with M chosen images, shape (M, 3, H, W), and their arguments, each
+            with shape (M,), all on the device of the images.
+        *args:
+            Tensors with shape (N,) on the CPU.
+
+    Returns:
+        Tensor with shape (N, 3, H, W).
+
+    """
+    if bool(chosen.all()):
+        return operation(images, *(_to_device(arg, images) for arg in args))
+    index = chosen.nonzero().squeeze(1)
+    if index.numel() == 0:
+        return images
+    values = [_to_device(arg[index], images) for arg in args]
+    index = _to_device(index, images)
+    return images.index_copy_(0, index, operation(images[index], *values))
+
+
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
@@ -166,3 +198,10 @@ def _symmetric_filter(images: Tensor, weights: Tensor, dim: int) -> Tensor:
         after = images.narrow(dim, radius + offset, size)
         result.addcmul_(before + after, _per_image(weights[:, offset]))
     return result
+
+
+def _to_device(values: Tensor, like: Tensor) -> Tensor:
+    if like.device.type != "cuda":
+        return values.to(like.device)
+    # From pinned memory the copy is queued and the CPU goes on at once.
+    return values.pin_memory().to(like.device, non_blocking=True)
