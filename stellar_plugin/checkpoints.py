@@ -1,4 +1,4 @@
-"""Weights from a file into an encoder: all of them fit, or an error says which do not."""
+"""Weights from a file into an encoder: all fit, or an error says which do not."""
 
 from __future__ import annotations
 

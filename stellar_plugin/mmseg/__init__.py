@@ -5,16 +5,17 @@ In a config: `custom_imports = dict(imports=["stellar_plugin.mmseg"])`.
 
 from __future__ import annotations
 
-try:
-    from stellar_plugin.mmseg import compat
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] not in ("mmcv", "mmengine"):
-        raise
-    raise ModuleNotFoundError(
-        f"stellar_plugin.mmseg needs mmsegmentation ({error.name} is missing): "
-        "pip install 'stellar-plugin[mmseg]'.",
-        name=error.name,
-    ) from error
+from importlib.util import find_spec
+
+for _name in ("mmengine", "mmcv", "mmseg"):
+    if find_spec(_name) is None:
+        raise ModuleNotFoundError(
+            f"stellar_plugin.mmseg needs mmsegmentation, and {_name} is missing: "
+            "pip install 'stellar-plugin[mmseg]'.",
+            name=_name,
+        )
+
+from stellar_plugin.mmseg import compat  # noqa: E402
 
 # mmseg.models cannot be imported before this where mmcv has no ops.
 compat.apply()

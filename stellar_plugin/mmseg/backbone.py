@@ -55,6 +55,8 @@ class StellarViT(BaseModule):
         ValueError: If an argument does not exist or does not fit the others.
     """
 
+    _is_init: bool
+
     def __init__(
         self,
         model_name: str = "stellar_vit_base_patch16_224",

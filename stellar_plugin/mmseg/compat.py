@@ -9,6 +9,7 @@ in a package mmsegmentation, which is called onedl-mmsegmentation there.
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,9 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import is_installed
 from torch import Tensor
+
+# Methods that mmengine saves with every logged value.
+STATISTICS = ("min", "max", "current", "mean")
 
 
 def apply() -> None:
@@ -125,14 +129,25 @@ def _allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            (_statistic, "builtins.getattr"),
             core.multiarray._reconstruct,
             core.multiarray.scalar,
             np.ndarray,
             np.dtype,
+            # The classes of float64 and int64; what they are called depends on numpy.
             type(np.dtype(np.float64)),
             type(np.dtype(np.int64)),
         ]
     )
+
+
+def _statistic(owner: object, name: str) -> object:
+    """All that a checkpoint may ask of `getattr`: a statistic of `HistoryBuffer`."""
+    if owner is not HistoryBuffer or name not in STATISTICS:
+        raise pickle.UnpicklingError(
+            f"getattr({owner!r}, {name!r}) is nothing that mmengine writes."
+        )
+    return getattr(HistoryBuffer, name)
 
 
 def _find_mmseg_configs() -> None:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmseg.registry import MODELS
+
+from stellar_plugin import Stellar, create_model
+from stellar_plugin.mmseg import StellarViT, backbone
+from stellar_plugin.mmseg.backbone import _cut
+from tests.stellar_plugin.mmseg.mmseg_sets import (
+    MODEL_NAME,
+    NUM_QUERIES,
+    VIT,
+    write_checkpoint,
+)
+
+
+def build(**kwargs: object) -> StellarViT:
+    torch.manual_seed(0)
+    return StellarViT(MODEL_NAME, **{"num_queries": NUM_QUERIES, **VIT, **kwargs})
+
+
+def init_cfg(path: Path) -> dict[str, object]:
+    return {"type": "Pretrained", "checkpoint": str(path)}
+
+
+class TestStellarViT:
+    @pytest.mark.parametrize(
+        ("size", "grid"),
+        [
+            ((64, 64), (4, 4)),
+            ((32, 80), (2, 5)),
+            ((50, 33), (4, 3)),
+            ((1, 17), (1, 2)),
+        ],
+    )
+    def test_forward__shape(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
+        (features,) = build()(torch.rand(2, 3, *size))
+        assert features.shape == (2, VIT["embed_dim"], *grid)
+
+    @pytest.mark.parametrize("feature", ["dense", "lowrank", "localization"])
+    def test_forward__is_the_encoders_feature(self, feature: str) -> None:
+        model = build(feature=feature).eval()
+        images = torch.rand(2, 3, 48, 64)
+        expected = getattr(model.encoder(images), feature)  # (B, 3 * 4, C)
+        (features,) = model(images)
+        for row in range(3):
+            for column in range(4):
+                torch.testing.assert_close(
+                    features[:, :, row, column], expected[:, 4 * row + column]
+                )
+
+    def test_forward__localization_sums_to_one_at_any_size(self) -> None:
+        (maps,) = build(feature="localization")(torch.rand(1, 3, 70, 41))
+        assert maps.shape == (1, NUM_QUERIES, 5, 3)
+        torch.testing.assert_close(maps.sum(1), torch.ones(1, 5, 3))
+
+    def test_forward__several_blocks(self) -> None:
+        model = build(depth=4, out_indices=(0, 2, -1)).eval()
+        images = torch.rand(1, 3, 64, 64)
+        outputs = model(images)
+        expected = model.encoder.forward_intermediates(images, (0, 2, 3))
+        assert model.out_indices == (0, 2, 3)
+        for output, result in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output.flatten(2).mT, result.dense)
+        torch.testing.assert_close(
+            outputs[-1].flatten(2).mT, model.encoder(images).dense
+        )
+
+    def test_train__frozen_stays_in_eval_mode(self) -> None:
+        model = build().train()
+        assert model.training
+        assert not any(module.training for module in model.encoder.modules())
+
+    def test_train__not_frozen(self) -> None:
+        model = build(frozen=False)
+        assert all(module.training for module in model.train().modules())
+        assert not any(module.training for module in model.eval().modules())
+
+    def test_forward__frozen_has_no_gradient(self) -> None:
+        model = build()
+        (features,) = model(torch.rand(1, 3, 64, 64, requires_grad=True))
+        assert not features.requires_grad
+        assert not any(p.requires_grad for p in model.parameters())
+
+    @pytest.mark.parametrize("feature", ["dense", "lowrank", "localization"])
+    @pytest.mark.parametrize("out_indices", [(-1,), (0,), (0, 1)])
+    def test_forward__every_trainable_parameter_has_a_gradient(
+        self, feature: str, out_indices: tuple[int, ...]
+    ) -> None:
+        model = build(frozen=False, feature=feature, out_indices=out_indices, depth=3)
+        sum(f.square().sum() for f in model(torch.rand(1, 3, 64, 50))).backward()
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert "encoder.vit.patch_embed.proj.weight" in trainable
+        assert [n for n, p in trainable.items() if p.grad is None] == []
+
+    def test_registered(self) -> None:
+        cfg = {"type": "StellarViT", "model_name": MODEL_NAME, **VIT}
+        assert isinstance(MODELS.build(cfg), StellarViT)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"feature": "cls"}, "feature must be one of"),
+            ({"feature": "lowrank", "num_queries": 0}, "needs num_queries >= 1"),
+            ({"out_indices": (2,)}, r"ascending block numbers in \[-2, 1\]"),
+            ({"out_indices": (1, 0)}, "ascending"),
+            ({"out_indices": (-1, 1)}, "ascending"),
+            ({"out_indices": ()}, "ascending"),
+            ({"pretrained": "x.pth"}, "takes no 'pretrained'"),
+            ({"init_cfg": {"type": "TruncNormal"}}, "init_cfg must be None or"),
+            (
+                {"init_cfg": {"type": "Pretrained", "checkpoint": None}},
+                "names no checkpoint",
+            ),
+        ],
+    )
+    def test_bad_input(self, kwargs: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            build(**kwargs)
+
+
+class TestInitWeights:
+    def test_loads_the_encoder(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path)
+        expected = Stellar.from_pretrained(tmp_path)
+        model = build(init_cfg=init_cfg(tmp_path), feature="lowrank")
+        with torch.no_grad():
+            model.encoder.vit.cls_token.add_(1)
+        model.init_weights()
+        images = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(
+            model(images)[0].flatten(2).mT, expected(images).lowrank
+        )
+
+    def test_missing_checkpoint(self, tmp_path: Path) -> None:
+        model = build(init_cfg=init_cfg(tmp_path / "nowhere"))
+        with pytest.raises(
+            FileNotFoundError, match=r"nowhere.*model\.backbone\.init_cfg\.checkpoint="
+        ):
+            model.init_weights()
+
+    def test_checkpoint_of_another_size(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path)
+        model = build(init_cfg=init_cfg(tmp_path), embed_dim=24)
+        with pytest.raises(ValueError, match=r"of another shape: .*vit\.cls_token"):
+            model.init_weights()
+
+    def test_constructor_needs_no_file(self, tmp_path: Path) -> None:
+        trained = build(init_cfg=init_cfg(write_checkpoint(tmp_path / "a")))
+        trained.init_weights()
+        tested = build(init_cfg=init_cfg(tmp_path / "nowhere"))
+        tested.load_state_dict(trained.state_dict())
+        images = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(tested(images)[0], trained(images)[0])
+
+    def test_random_weights__said(self, log: list[str]) -> None:
+        build().init_weights()
+        assert any("its weights are random" in line for line in log)
+
+    def test_other_mean__said(self, tmp_path: Path, log: list[str]) -> None:
+        create_model(
+            MODEL_NAME,
+            num_queries=NUM_QUERIES,
+            decoder_dim=16,
+            decoder_depth=1,
+            decoder_num_heads=2,
+            mean=(0.5, 0.5, 0.5),
+            **VIT,
+        ).save_pretrained(tmp_path)
+        build(init_cfg=init_cfg(tmp_path)).init_weights()
+        warnings = [line for line in log if "is not ImageNet's" in line]
+        assert len(warnings) == 1
+        assert "model.data_preprocessor.mean to [127.5, 127.5, 127.5]" in warnings[0]
+
+    @pytest.fixture
+    def log(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        lines: list[str] = []
+        monkeypatch.setattr(backbone, "print_log", lambda text, **_: lines.append(text))
+        return lines
+
+
+class TestCut:
+    def test_linear_ramp__cells_lie_where_the_image_is(self) -> None:
+        # 5 cells of 16 px, 72 px of them image: cell j is centred at (j + 0.5) 72 / 5.
+        ramp = (torch.arange(5) + 0.5) * 16
+        maps = ramp.expand(1, 1, 3, 5)
+        expected = (torch.arange(5) + 0.5) * 72 / 5
+        expected[0] = 8.0  # left of the first centre nothing is known
+        torch.testing.assert_close(_cut(maps, 1.0, 72 / 80)[0, 0, 1], expected)
+        turned = _cut(maps.mT, 72 / 80, 1.0)
+        torch.testing.assert_close(turned[0, 0, :, 1], expected)
+
+    def test_everything__unchanged(self) -> None:
+        maps = torch.rand(2, 3, 4, 5)
+        torch.testing.assert_close(_cut(maps, 1.0, 1.0), maps)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from stellar_plugin import Stellar, StellarEncoder, create_model
+from stellar_plugin.checkpoints import load_encoder_weights, read_encoder_checkpoint
+
+NAME = "stellar_vit_tiny_patch16_224"
+VIT = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+def build(**kwargs: object) -> StellarEncoder:
+    return StellarEncoder(NAME, **{"num_queries": 4, **VIT, **kwargs})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Stellar:
+    decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+    model = create_model(NAME, num_queries=4, **decoder, **VIT)
+    model.save_pretrained(tmp_path)
+    return model
+
+
+def rewrite(folder: Path, **tensors: Tensor | None) -> None:
+    """Replaces or, with None, removes encoder tensors of a saved model."""
+    path = folder / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    for name, tensor in tensors.items():
+        key = "encoder." + name.replace("__", ".")
+        state.pop(key, None)
+        if tensor is not None:
+            state[key] = tensor
+    safetensors.torch.save_file(state, path)
+
+
+class TestReadEncoderCheckpoint:
+    def test_state__encoder_without_decoder(
+        self, model: Stellar, tmp_path: Path
+    ) -> None:
+        checkpoint = read_encoder_checkpoint(tmp_path)
+        expected = model.encoder.state_dict()
+        assert checkpoint.state.keys() == expected.keys()
+        assert all(checkpoint.state[k].equal(v) for k, v in expected.items())
+        assert checkpoint.config is not None
+        assert checkpoint.config["num_queries"] == 4
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*Give a fol"):
+            read_encoder_checkpoint(tmp_path)
+
+    def test_no_safetensors_file(self, tmp_path: Path) -> None:
+        (tmp_path / "model.safetensors").write_text("not weights")
+        with pytest.raises(ValueError, match="no safetensors file"):
+            read_encoder_checkpoint(tmp_path)
+
+    def test_no_encoder(self, tmp_path: Path) -> None:
+        path = tmp_path / "other.safetensors"
+        safetensors.torch.save_file({"head.weight": torch.zeros(2)}, path)
+        with pytest.raises(ValueError, match=r"no STELLAR encoder.*head\.weight"):
+            read_encoder_checkpoint(path)
+
+
+class TestLoadEncoderWeights:
+    @pytest.mark.parametrize("name", ["", "model.safetensors"])
+    def test_exact(self, model: Stellar, tmp_path: Path, name: str) -> None:
+        encoder = build()
+        load_encoder_weights(encoder, tmp_path / name)
+        images = torch.rand(2, 3, 64, 48)
+        torch.testing.assert_close(
+            encoder.eval()(images).lowrank,
+            model.eval()(images).lowrank,
+            rtol=0,
+            atol=0,
+        )
+
+    def test_without_config(self, model: Stellar, tmp_path: Path) -> None:
+        (tmp_path / "config.json").unlink()
+        encoder = build()
+        assert load_encoder_weights(encoder, tmp_path).config is None
+        assert encoder.vit.cls_token.equal(model.encoder.vit.cls_token)
+
+    def test_missing_key(self, model: Stellar, tmp_path: Path) -> None:
+        rewrite(tmp_path, dense_proj__bias=None)
+        with pytest.raises(ValueError, match=r"missing: dense_proj\.bias\. Build"):
+            load_encoder_weights(build(), tmp_path)
+
+    def test_unexpected_key(self, model: Stellar, tmp_path: Path) -> None:
+        rewrite(tmp_path, vit__extra=torch.zeros(1))
+        with pytest.raises(ValueError, match=r"unexpected: vit\.extra\."):
+            load_encoder_weights(build(), tmp_path)
+
+    def test_other_shape(self, model: Stellar, tmp_path: Path) -> None:
+        rewrite(tmp_path, vit__cls_token=torch.zeros(1, 1, 7))
+        with pytest.raises(
+            ValueError, match=r"vit\.cls_token \(1, 1, 7\) instead of \(1, 1, 24\)"
+        ):
+            load_encoder_weights(build(), tmp_path)
+
+    def test_many_keys__shortened(self, model: Stellar, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"missing: vit\.blocks\.2.* and 4 more"):
+            load_encoder_weights(build(depth=3), tmp_path)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"num_heads": 4}, r"num_heads=4 \(checkpoint: 3\)"),
+            ({"norm_eps": 1e-6}, r"norm_eps=1e-06 \(checkpoint: 1e-12\)"),
+            ({"pos_antialias": True}, r"pos_antialias=True \(checkpoint: False\)"),
+            ({"num_queries": 5}, r"num_queries=5 \(checkpoint: 4\)"),
+            ({"patch_size": 8}, r"patch_size=8 \(checkpoint: 16\)"),
+        ],
+    )
+    def test_other_settings(
+        self, model: Stellar, tmp_path: Path, kwargs: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            load_encoder_weights(build(**kwargs), tmp_path)
+
+    @pytest.mark.parametrize("with_config", [True, False])
+    def test_other_image_size__as_resampled_on_the_fly(
+        self,
+        model: Stellar,
+        tmp_path: Path,
+        with_config: bool,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        if not with_config:
+            (tmp_path / "config.json").unlink()
+        encoder = build(img_size=(96, 48)).eval()
+        with caplog.at_level(logging.INFO, "stellar_plugin"):
+            load_encoder_weights(encoder, tmp_path)
+        assert "resampled from 4 x 4 to 6 x 3 patches" in caplog.text
+        images = torch.rand(1, 3, 96, 48)
+        torch.testing.assert_close(
+            encoder(images).dense, model.eval().encoder(images).dense
+        )
+
+    def test_unchanged_after_an_error(self, model: Stellar, tmp_path: Path) -> None:
+        rewrite(tmp_path, dense_proj__bias=None)
+        encoder = build()
+        before = {k: v.clone() for k, v in encoder.state_dict().items()}
+        with pytest.raises(ValueError):
+            load_encoder_weights(encoder, tmp_path)
+        assert all(v.equal(before[k]) for k, v in encoder.state_dict().items())
