@@ -1,0 +1,3 @@
+"""Evaluation of frozen features."""
+
+from __future__ import annotations

@@ -1,0 +1,297 @@
+"""Pictures of what STELLAR sees: tokens in colour over the image, reconstructions.
+
+Pure functions from tensors to uint8 RGB arrays with shape (..., height, width, 3), fit
+for `PIL.Image.fromarray` or matplotlib's `imshow`.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
+
+from stellar_plugin.encoder import Factorization
+from stellar_plugin.model import Stellar
+
+Uint8Array = NDArray[np.uint8]
+
+# Successive hues a golden ratio apart never come close to one another.
+_HUE_STEP = 0.618034
+
+
+def token_palette(num_tokens: int) -> Uint8Array:
+    """Distinct bright colours, one per token.
+
+    Args:
+        num_tokens:
+            Number of tokens, at least 1.
+
+    Returns:
+        RGB colours with shape (num_tokens, 3). The first colours do not depend on how
+        many follow.
+
+    Raises:
+        ValueError: If there is no token.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be at least 1, got {num_tokens}.")
+    # Every other colour is darker: hues of many tokens lie close together.
+    colours = [
+        colorsys.hsv_to_rgb(i * _HUE_STEP % 1, 0.75, 1.0 - 0.25 * (i % 2))
+        for i in range(num_tokens)
+    ]
+    return _to_uint8(np.array(colours))
+
+
+def to_pictures(images: Tensor) -> Uint8Array:
+    """Turns intensities into pictures.
+
+    Args:
+        images:
+            Intensities in [0, 1] with shape (batch_size, 3, height, width); values
+            outside are clipped.
+
+    Returns:
+        Pictures with shape (batch_size, height, width, 3).
+    """
+    return _to_uint8(images.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu())
+
+
+def denormalize(
+    images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Uint8Array:
+    """Turns normalised images back into pictures.
+
+    Args:
+        images:
+            Normalised images with shape (batch_size, 3, height, width).
+        mean:
+            Mean that was subtracted, one value per channel.
+        std:
+            Standard deviation that was divided by, one value per channel.
+
+    Returns:
+        Pictures with shape (batch_size, height, width, 3).
+    """
+    inverse_std = [1 / value for value in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    return to_pictures(normalize(images.float(), shift, inverse_std))
+
+
+def strongest_token(localization: Tensor) -> Tensor:
+    """Gives every patch wholly to its strongest token.
+
+    Args:
+        localization:
+            Localization matrices with shape (batch_size, num_patches, num_tokens).
+
+    Returns:
+        Tensor with the same shape, one-hot over the tokens.
+    """
+    winners = localization.argmax(dim=-1)
+    one_hot = F.one_hot(winners, localization.shape[-1])
+    return one_hot.to(localization.dtype)
+
+
+def token_maps(
+    localization: Tensor,
+    grid_size: tuple[int, int],
+    image_size: tuple[int, int],
+    mode: str = "nearest",
+) -> Tensor:
+    """Lays localization matrices out over the image.
+
+    Args:
+        localization:
+            Localization matrices with shape (batch_size, num_patches, num_tokens).
+        grid_size:
+            Height and width of the patch grid.
+        image_size:
+            Height and width of the image in pixels.
+        mode:
+            Interpolation as in `torch.nn.functional.interpolate`: "nearest" shows the
+            patches, "bilinear" is smooth.
+
+    Returns:
+        Maps with shape (batch_size, num_tokens, height, width), in [0, 1].
+
+    Raises:
+        ValueError: If the grid does not have as many patches as the matrices.
+    """
+    num_patches = localization.shape[1]
+    if grid_size[0] * grid_size[1] != num_patches:
+        raise ValueError(
+            f"grid_size {grid_size} has {grid_size[0] * grid_size[1]} patches, the "
+            f"localization matrices have {num_patches}; pass Factorization.grid_size."
+        )
+    grid = localization.detach().float().mT.unflatten(2, grid_size)
+    return F.interpolate(grid, size=image_size, mode=mode)
+
+
+def colour_tokens(maps: Tensor, palette: Uint8Array) -> Uint8Array:
+    """Mixes the tokens' colours by their maps.
+
+    Args:
+        maps:
+            Maps with shape (batch_size, num_tokens, height, width) that sum to one over
+            the tokens, from `token_maps`.
+        palette:
+            RGB colours with shape (num_tokens, 3).
+
+    Returns:
+        Pictures with shape (batch_size, height, width, 3).
+
+    Raises:
+        ValueError: If palette and maps differ in the number of tokens.
+    """
+    if len(palette) != maps.shape[1]:
+        raise ValueError(
+            f"palette has {len(palette)} colours for {maps.shape[1]} tokens; use "
+            f"token_palette({maps.shape[1]})."
+        )
+    colours = torch.from_numpy(palette).float() / 255
+    return _to_uint8(torch.einsum("brhw,rc->bhwc", maps.cpu(), colours))
+
+
+def overlay(
+    pictures: Uint8Array, colours: Uint8Array, opacity: float = 0.55
+) -> Uint8Array:
+    """Lays colours over pictures.
+
+    Args:
+        pictures:
+            Pictures with shape (..., height, width, 3).
+        colours:
+            Colours with the same shape.
+        opacity:
+            0 shows the picture alone, 1 the colours alone.
+
+    Returns:
+        Pictures with the same shape.
+
+    Raises:
+        ValueError: If the shapes differ or the opacity is not in [0, 1].
+    """
+    if pictures.shape != colours.shape:
+        raise ValueError(
+            f"pictures {pictures.shape} and colours {colours.shape} differ in shape."
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in [0, 1], got {opacity}.")
+    mixed = (1 - opacity) * pictures.astype(np.float32) + opacity * colours
+    return mixed.round().astype(np.uint8)
+
+
+def overlay_localization(
+    pictures: Uint8Array, localization: Tensor, grid_size: tuple[int, int]
+) -> Uint8Array:
+    """Colours every patch by its tokens, over the image.
+
+    Args:
+        pictures:
+            Pictures with shape (batch_size, height, width, 3).
+        localization:
+            Localization matrices with shape (batch_size, num_patches, num_tokens): soft
+            as the encoder gives them, or hard from `strongest_token`.
+        grid_size:
+            Height and width of the patch grid.
+
+    Returns:
+        Pictures with the same shape.
+    """
+    height, width = pictures.shape[1:3]
+    maps = token_maps(localization, grid_size, (height, width))
+    return overlay(pictures, colour_tokens(maps, token_palette(maps.shape[1])))
+
+
+def overlay_token(
+    pictures: Uint8Array, factorization: Factorization, token: int
+) -> Uint8Array:
+    """Shows where one token is: its colour over dimmed pictures.
+
+    Args:
+        pictures:
+            Pictures with shape (batch_size, height, width, 3).
+        factorization:
+            What the encoder made of them.
+        token:
+            Number of the token, counted from 0.
+
+    Returns:
+        Pictures with the same shape.
+
+    Raises:
+        ValueError: If there is no such token.
+    """
+    num_tokens = factorization.localization.shape[-1]
+    if not 0 <= token < num_tokens:
+        raise ValueError(f"token must be in 0 to {num_tokens - 1}, got {token}.")
+    height, width = pictures.shape[1:3]
+    maps = token_maps(
+        factorization.localization, factorization.grid_size, (height, width)
+    )
+    weight = maps[:, token, :, :, None].cpu().numpy()
+    colour = token_palette(num_tokens)[token]
+    # Half a picture, so that the colour shows on bright ones, and half a colour, so
+    # that the picture shows under it.
+    return (0.5 * pictures + 0.5 * weight * colour).round().astype(np.uint8)
+
+
+@torch.no_grad()
+def reconstruction_rows(model: Stellar, images: Tensor) -> list[Uint8Array]:
+    """Rows of a picture: input, reconstruction, strongest token of each patch.
+
+    Args:
+        model:
+            The model, in evaluation mode.
+        images:
+            Normalised images with shape (batch_size, 3, height, width).
+
+    Returns:
+        Three arrays with shape (batch_size, height, width, 3), for `tile_pictures`.
+    """
+    inputs = denormalize(images, model.mean, model.std)
+    result = model(images)
+    decoded = to_pictures(model.decode(result.lowrank, result.grid_size))
+    tokens = strongest_token(result.localization)
+    return [inputs, decoded, overlay_localization(inputs, tokens, result.grid_size)]
+
+
+def tile_pictures(
+    rows: Sequence[Uint8Array], gap: int = 2, background: int = 255
+) -> Uint8Array:
+    """Puts rows of pictures of one size into one picture.
+
+    Args:
+        rows:
+            Arrays with shape (num_columns, height, width, 3), all alike.
+        gap:
+            Pixels between and around the pictures.
+        background:
+            Grey level of the gaps, 0 to 255.
+
+    Returns:
+        Picture with shape (total_height, total_width, 3).
+
+    Raises:
+        ValueError: If there are no rows or they differ in shape.
+    """
+    shapes = {row.shape for row in rows}
+    if len(shapes) != 1:
+        raise ValueError(f"Rows must all have one shape, got {sorted(shapes)}.")
+    grid = np.stack(list(rows))  # (rows, columns, height, width, 3)
+    pad = [(0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)]
+    padded = np.pad(grid, pad, constant_values=background)
+    num_rows, num_columns, height, width, _ = padded.shape
+    joined = padded.swapaxes(1, 2).reshape(num_rows * height, num_columns * width, 3)
+    return np.pad(joined, [(0, gap), (0, gap), (0, 0)], constant_values=background)
+
+
+def _to_uint8(values: Tensor | NDArray[np.float64]) -> Uint8Array:
+    return (np.asarray(values) * 255).round().astype(np.uint8)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stellar_plugin import create_model
+from stellar_plugin.model import Stellar
+from stellar_plugin.visualize import (
+    colour_tokens,
+    denormalize,
+    overlay,
+    overlay_localization,
+    overlay_token,
+    reconstruction_rows,
+    strongest_token,
+    tile_pictures,
+    to_pictures,
+    token_maps,
+    token_palette,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Stellar:
+    torch.manual_seed(0)
+    return create_model(
+        "stellar_vit_tiny_patch16_224",
+        img_size=(16, 24),
+        patch_size=8,
+        embed_dim=12,
+        depth=1,
+        num_heads=2,
+        num_queries=3,
+        decoder_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    ).eval()
+
+
+def _localization(num_patches: int = 6, num_tokens: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, num_patches, num_tokens, generator=generator).softmax(dim=-1)
+
+
+class TestTokenPalette:
+    def test_token_palette__distinct(self) -> None:
+        palette = token_palette(16).astype(int)
+        assert palette.shape == (16, 3)
+        distance = np.abs(palette[:, None] - palette[None]).max(axis=-1)
+        assert distance[~np.eye(16, dtype=bool)].min() > 20
+
+    def test_token_palette__prefix(self) -> None:
+        np.testing.assert_array_equal(token_palette(8)[:5], token_palette(5))
+
+    def test_token_palette__empty(self) -> None:
+        with pytest.raises(ValueError, match="num_tokens must be at least 1, got 0"):
+            token_palette(0)
+
+
+class TestToPictures:
+    def test_to_pictures__values(self) -> None:
+        images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 5)
+        pictures = to_pictures(images.expand(1, 3, 1, 5))
+        assert pictures.dtype == np.uint8
+        assert pictures[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+    def test_denormalize__round_trip(self, model: Stellar) -> None:
+        rng = np.random.default_rng(0)
+        pictures = rng.integers(256, size=(2, 4, 5, 3), dtype=np.uint8)
+        unit = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+        restored = denormalize((unit - mean) / std, model.mean, model.std)
+        np.testing.assert_array_equal(restored, pictures)
+
+
+class TestTokenMaps:
+    def test_token_maps__nearest_shows_patches(self) -> None:
+        localization = _localization()
+        maps = token_maps(localization, (2, 3), (16, 24))
+        assert maps.shape == (2, 3, 16, 24)
+        for row in range(16):
+            for column in range(24):
+                patch = localization[:, 3 * (row // 8) + column // 8]
+                torch.testing.assert_close(maps[:, :, row, column], patch)
+
+    def test_token_maps__bilinear_sums_to_one(self) -> None:
+        maps = token_maps(_localization(), (2, 3), (10, 15), mode="bilinear")
+        torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 10, 15))
+
+    def test_token_maps__wrong_grid(self) -> None:
+        with pytest.raises(ValueError, match=r"grid_size \(2, 2\) has 4 patches.*6"):
+            token_maps(_localization(), (2, 2), (16, 16))
+
+
+class TestStrongestToken:
+    def test_strongest_token__one_hot_of_argmax(self) -> None:
+        localization = _localization()
+        hard = strongest_token(localization)
+        torch.testing.assert_close(hard.sum(dim=-1), torch.ones(2, 6))
+        torch.testing.assert_close(
+            (hard * localization).sum(dim=-1), localization.amax(dim=-1)
+        )
+
+
+class TestColourTokens:
+    def test_colour_tokens__hard_map_has_palette_colours(self) -> None:
+        palette = token_palette(3)
+        hard = strongest_token(_localization())
+        colours = colour_tokens(token_maps(hard, (2, 3), (2, 3)), palette)
+        expected = palette[hard.argmax(dim=-1).numpy()].reshape(2, 2, 3, 3)
+        np.testing.assert_array_equal(colours, expected)
+
+    def test_colour_tokens__soft_map_mixes(self) -> None:
+        palette = np.array([[200, 0, 100], [0, 100, 100]], dtype=np.uint8)
+        maps = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1)
+        assert colour_tokens(maps, palette)[0, 0, 0].tolist() == [50, 75, 100]
+
+    def test_colour_tokens__wrong_palette(self) -> None:
+        maps = token_maps(_localization(), (2, 3), (2, 3))
+        with pytest.raises(ValueError, match="2 colours for 3 tokens"):
+            colour_tokens(maps, token_palette(2))
+
+
+class TestOverlay:
+    def test_overlay__values(self) -> None:
+        pictures = np.full((1, 2, 2, 3), 100, dtype=np.uint8)
+        colours = np.full((1, 2, 2, 3), 200, dtype=np.uint8)
+        assert (overlay(pictures, colours, 0.25) == 125).all()
+        np.testing.assert_array_equal(overlay(pictures, colours, 0.0), pictures)
+        np.testing.assert_array_equal(overlay(pictures, colours, 1.0), colours)
+
+    def test_overlay__bad_input(self) -> None:
+        pictures = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+        with pytest.raises(ValueError, match="differ in shape"):
+            overlay(pictures, pictures[:, :1])
+        with pytest.raises(ValueError, match=r"opacity must be in \[0, 1\], got 2"):
+            overlay(pictures, pictures, opacity=2)
+
+    def test_overlay_localization__black_picture(self) -> None:
+        pictures = np.zeros((2, 4, 6, 3), dtype=np.uint8)
+        hard = strongest_token(_localization())
+        result = overlay_localization(pictures, hard, (2, 3))
+        winner = int(hard[0, 0].argmax())
+        expected = (0.55 * token_palette(3)[winner].astype(float)).round()
+        assert result[0, 0, 0].tolist() == expected.tolist()
+
+    def test_overlay_token__tokens_add_up(self, model: Stellar) -> None:
+        # The halves of the picture add up to r / 2 pictures, the rest to the soft map.
+        images = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            result = model(images)
+        black = np.zeros((1, 16, 24, 3), dtype=np.uint8)
+        parts = [overlay_token(black, result, i).astype(int) for i in range(3)]
+        maps = token_maps(result.localization, result.grid_size, (16, 24))
+        soft = colour_tokens(maps, token_palette(3))
+        np.testing.assert_allclose(sum(parts), 0.5 * soft, atol=2)
+        with pytest.raises(ValueError, match="token must be in 0 to 2, got 3"):
+            overlay_token(black, result, 3)
+
+
+class TestReconstructionRows:
+    def test_reconstruction_rows__agree_with_model(self, model: Stellar) -> None:
+        images = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+        inputs, decoded, tokens = reconstruction_rows(model, images)
+        np.testing.assert_array_equal(
+            inputs, denormalize(images, model.mean, model.std)
+        )
+        with torch.no_grad():
+            expected = to_pictures(model.reconstruct(images))
+        np.testing.assert_array_equal(decoded, expected)
+        assert tokens.shape == inputs.shape
+
+
+class TestTilePictures:
+    def test_tile_pictures__places(self) -> None:
+        rng = np.random.default_rng(0)
+        rows = list(rng.integers(256, size=(2, 3, 4, 5, 3), dtype=np.uint8))
+        picture = tile_pictures(rows, gap=2, background=7)
+        assert picture.shape == (2 + 2 * 6, 2 + 3 * 7, 3)
+        for i in range(2):
+            for j in range(3):
+                top, left = 2 + 6 * i, 2 + 7 * j
+                tile = picture[top : top + 4, left : left + 5]
+                np.testing.assert_array_equal(tile, rows[i][j])
+        assert (picture[:2] == 7).all()
+        assert (picture[:, -2:] == 7).all()
+
+    def test_tile_pictures__different_shapes(self) -> None:
+        rows = [np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)]
+        with pytest.raises(ValueError, match="one shape"):
+            tile_pictures(rows)
