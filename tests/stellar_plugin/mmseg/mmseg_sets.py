@@ -130,6 +130,40 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
     return done.stdout
 
 
+def train_resume_test(
+    mim: Path, config: Path, options: list[str], folder: Path
+) -> None:
+    """The three commands of a user; the last without the file trained from."""
+    train = [mim, "train", "mmseg", config, "--gpus", "0"]
+    output = run([*train, "--cfg-options", *options], folder)
+    assert "StellarViT weights from" in output
+    assert "Iter(train) [2/2]" in output
+
+    more = [*options, "train_cfg.max_iters=4"]
+    output = run([*train, "--resume", "--cfg-options", *more], folder)
+    assert "resumed epoch: 0, iter: 2" in output
+    assert "Iter(train) [1/4]" not in output
+    assert "Iter(train) [4/4]" in output
+    validated = miou(output)
+
+    saved = f"work_dirs/{config.stem}/iter_4.pth"
+    options = [*options, "model.backbone.init_cfg.checkpoint=nowhere"]
+    output = run(
+        [
+            mim,
+            "test",
+            "mmseg",
+            config,
+            "--checkpoint",
+            saved,
+            "--cfg-options",
+            *options,
+        ],
+        folder,
+    )
+    assert miou(output) == validated
+
+
 def miou(output: str) -> float:
     """The last mean IoU that a run printed, in percent."""
     return float(re.findall(r"mIoU: ([\d.]+)", output)[-1])

@@ -1,0 +1,90 @@
+"""The commands of a user, as typed, on tiny sets in the standard folder layouts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stellar_plugin.mmseg.mmseg_sets import (
+    REPOSITORY,
+    WRITERS,
+    miou,
+    run,
+    tiny_options,
+    train_resume_test,
+    write_checkpoint,
+    write_digit_boards,
+)
+
+CONFIGS = REPOSITORY / "mm_configs"
+MIM = Path(sys.executable).with_name("mim")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "stellar")
+
+
+class TestMim:
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_train_resume_test(
+        self, name: str, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        options = tiny_options(checkpoint, WRITERS[name](tmp_path / "data"))
+        train_resume_test(MIM, CONFIGS / f"stellar_{name}.py", options, tmp_path)
+
+    def test_train__digit_boards(self, tmp_path: Path) -> None:
+        data = write_digit_boards(tmp_path / "data")
+        checkpoint = write_checkpoint(
+            tmp_path / "stellar",
+            num_queries=8,
+            img_size=60,
+            patch_size=12,
+            embed_dim=96,
+            depth=4,
+        )
+        splits = ("train", "val", "test")
+        output = run(
+            [MIM, "train", "mmseg", CONFIGS / "stellar_digit_boards.py", "--gpus", "0"]
+            + ["--work-dir", tmp_path / "probe", "--cfg-options"]
+            + [f"{s}_dataloader.dataset.data_root={data}" for s in splits]
+            + [f"model.backbone.init_cfg.checkpoint={checkpoint}"],
+            tmp_path,
+        )
+        assert "Iter(train) [300/300]" in output
+        # Four boards of flat colours are no task: the probe has to learn them.
+        assert miou(output) > 10
+        assert (tmp_path / "probe/iter_300.pth").is_file()
+
+    def test_train__no_checkpoint(self, tmp_path: Path) -> None:
+        options = tiny_options(tmp_path / "nowhere", WRITERS["voc"](tmp_path / "data"))
+        command = [MIM, "train", "mmseg", CONFIGS / "stellar_voc.py", "--cfg-options"]
+        with pytest.raises(AssertionError, match=r"There is no checkpoint '.*nowhere'"):
+            run([*command, *options], tmp_path)
+
+
+class TestTrainModule:
+    def test_as_mim(self, checkpoint: Path, tmp_path: Path) -> None:
+        options = tiny_options(checkpoint, WRITERS["voc"](tmp_path / "data"))
+        output = run(
+            [
+                sys.executable,
+                "-m",
+                "stellar_plugin.mmseg.train",
+                CONFIGS / "stellar_voc.py",
+                "--work-dir",
+                tmp_path / "probe",
+                "--amp",
+                "--cfg-options",
+                *options,
+                "model.backbone.init_cfg=None",
+            ],
+            tmp_path,
+        )
+        assert "Iter(train) [2/2]" in output
+        assert "its weights are random" in output
+        assert (tmp_path / "probe/iter_2.pth").is_file()
