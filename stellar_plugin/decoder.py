@@ -86,7 +86,13 @@ class PixelDecoder(nn.Module):
         self.position = FourierPositionEncoding(decoder_dim)
         self.blocks = nn.Sequential(
             *[
-                Block(decoder_dim, num_heads, mlp_ratio, True, norm_layer=norm_layer)
+                Block(
+                    decoder_dim,
+                    num_heads,
+                    mlp_ratio,
+                    qkv_bias=True,
+                    norm_layer=norm_layer,  # type: ignore[arg-type] # any factory
+                )
                 for _ in range(depth)
             ]
         )

@@ -128,9 +128,8 @@ class StellarEncoder(nn.Module):
         if num_queries:
             self.dense_proj = nn.Linear(self.embed_dim, self.embed_dim)
             self.sparse_proj = nn.Linear(self.embed_dim, self.embed_dim)
-            nn.init.normal_(
-                self.vit.reg_token.data[:, -num_queries:], std=self.embed_dim**-0.5
-            )
+            queries = self.vit.reg_token[:, -num_queries:].detach()
+            nn.init.normal_(queries, std=self.embed_dim**-0.5)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
         """Factorizes a batch of images.
@@ -243,7 +242,7 @@ class StellarEncoder(nn.Module):
         )
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Patches with positions behind the prefix tokens -> (B, prefix + n or k, d)."""
+        """Prefix tokens and patches with positions -> (B, prefix + n or k, d)."""
         height, width = self._image_grid(images)
         patches = self._patchify(images, height, width, keep)
         proj = self.vit.patch_embed.proj
@@ -304,7 +303,7 @@ class StellarEncoder(nn.Module):
 
 def _create_vit(
     model_name: str, num_queries: int, vit_kwargs: dict[str, Any]
-) -> VisionTransformer:
+) -> Any:  # a VisionTransformer, whose attributes timm types loosely
     if not timm.is_model(model_name):
         raise ValueError(
             f"timm knows no model '{model_name}'; the STELLAR sizes are "
@@ -320,8 +319,9 @@ def _create_vit(
         no_embed_class=True,
         **kwargs,
     )
-    patch_size = getattr(vit.patch_embed, "patch_size", (0, 1))
-    if not isinstance(vit.patch_embed.proj, nn.Conv2d) or len(set(patch_size)) > 1:
+    patch_embed: Any = vit.patch_embed
+    patch_size = getattr(patch_embed, "patch_size", (0, 1))
+    if not isinstance(patch_embed.proj, nn.Conv2d) or len(set(patch_size)) > 1:
         raise ValueError(
             f"'{model_name}' does not cut square patches by one convolution; "
             "use a plain ViT."

@@ -1,0 +1,82 @@
+"""What a pretraining run shows and leaves behind, beside Lightning's own callbacks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from stellar_plugin import Stellar
+
+
+class ImagesPerSecond(Callback):
+    """Shows the throughput of all processes in the progress bar and the logs.
+
+    Averaged over the steps since it was last logged; the first step, which warms up,
+    is left out.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._steps = 0
+
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Forgets the time between epochs."""
+        self._start = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the images of a step."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start, self._steps = now, 0
+            return
+        self._steps += 1
+        images = len(batch[0]) * trainer.world_size * self._steps
+        pl_module.log("images_per_s", images / (now - self._start), prog_bar=True)
+        if self._steps == trainer.log_every_n_steps:
+            self._start, self._steps = now, 0
+
+
+class ExportModel(Callback):
+    """Writes the model after every epoch, for `Stellar.from_pretrained`.
+
+    Attributes:
+        folder:
+            Where to write model.safetensors and config.json.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the model, on the first process."""
+        if trainer.is_global_zero:
+            model = pl_module.model
+            assert isinstance(model, Stellar)
+            model.save_pretrained(self.folder)
+
+
+class ReportUnreadable(Callback):
+    """Says after every epoch how many images could not be read."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the count, and prints it if there are any."""
+        loader: Any = trainer.train_dataloader
+        dataset = loader.dataset
+        pl_module.log("unreadable_images", float(dataset.num_unreadable))
+        if dataset.num_unreadable:
+            pl_module.print(
+                f"Skipped {dataset.num_unreadable} unreadable of {len(dataset)} images"
+                " so far."
+            )

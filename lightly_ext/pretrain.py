@@ -1,0 +1,361 @@
+"""Pretraining of STELLAR as a LightningModule."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from lightly.models.utils import update_momentum
+from lightly.utils.scheduler import CosineWarmupScheduler
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from lightly_ext.evaluate.collapse import (
+    effective_rank,
+    mean_token_cosine,
+    prototype_usage,
+)
+from lightly_ext.evaluate.knn import knn_accuracy
+from lightly_ext.loss import (
+    CLSViews,
+    SparseViews,
+    STELLARLoss,
+    STELLARLossTerms,
+    TeacherTargets,
+)
+from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
+from lightly_ext.transforms import STELLARColorAugment, STELLARViews
+from stellar_plugin import Factorization, Stellar, create_model
+from stellar_plugin.checkpoints import load_encoder_weights
+
+# Learning rates are given for this global batch size (section 10 of the method).
+REFERENCE_BATCH_SIZE = 2048
+# Queries and position table are matrices that carry no weight decay; biases, norms and
+# the CLS token are excluded by their shape or name.
+NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed")
+
+
+class StellarPretraining(LightningModule):
+    """Pretrains STELLAR [0]: views in, loss terms out, weights by AdamW.
+
+    Expects batches `(global_views, local_views)` of uncoloured uint8 views as
+    `StellarDataModule` makes them, with shapes (batch_size, num_views, 3, size, size);
+    `local_views` may be None.
+
+    - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905
+
+    Attributes:
+        model:
+            Arguments of `stellar_plugin.create_model`, `model_name` among them.
+        head:
+            Arguments of both `STELLARProjectionHead`s, for example num_prototypes.
+        loss:
+            Arguments of `STELLARLoss`.
+        augment:
+            Arguments of `STELLARColorAugment`.
+        prior:
+            Checkpoint that the encoder starts from. None starts from random weights.
+        mask_ratio:
+            Share of patches hidden in masked views.
+        focal_prob:
+            Probability that the kept patches of a view gather around one place.
+        teacher_momentum:
+            Momentum of a teacher that makes the targets from global view 1 (for random
+            weights, stage 1), in [0, 1). None trains without teacher.
+        lr:
+            Learning rate.
+        lr_scaling:
+            How `lr` follows the global batch size relative to 2048: not at all, by its
+            square root, or linearly.
+        min_lr:
+            Learning rate at the end of the cosine.
+        warmup_fraction:
+            Share of steps with linear warm-up.
+        weight_decay:
+            Weight decay, of matrices other than queries and position table.
+        betas:
+            Coefficients of AdamW.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        head: dict[str, Any] | None = None,
+        loss: dict[str, Any] | None = None,
+        augment: dict[str, Any] | None = None,
+        prior: str | None = None,
+        mask_ratio: float = 0.8,
+        focal_prob: float = 0.5,
+        teacher_momentum: float | None = None,
+        lr: float = 1.5e-4,
+        lr_scaling: Literal["none", "sqrt", "linear"] = "none",
+        min_lr: float = 1e-6,
+        warmup_fraction: float = 0.1,
+        weight_decay: float = 0.04,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__()
+        if teacher_momentum is not None and not 0 <= teacher_momentum < 1:
+            raise ValueError(
+                f"teacher_momentum must be in [0, 1), got {teacher_momentum}."
+            )
+        self.save_hyperparameters()
+        self.model: Stellar = create_model(**model)
+        if prior is not None:
+            load_encoder_weights(self.model.encoder, prior)
+        self.criterion = STELLARLoss(**(loss or {}))
+        self.augment = STELLARColorAugment(
+            mean=self.model.mean, std=self.model.std, **(augment or {})
+        )
+        width = self.model.encoder.embed_dim
+        self.sparse_head = self.cls_head = None
+        if self.criterion.uses_sparse_head:
+            self.sparse_head = STELLARProjectionHead(width, **(head or {}))
+        if self.criterion.uses_cls_head:
+            self.cls_head = STELLARProjectionHead(width, **(head or {}))
+        if not self.criterion.uses_reconstruction:
+            self.model.decoder.requires_grad_(False)
+            self.model.encoder.dense_proj.requires_grad_(False)
+            self.model.encoder.sparse_proj.requires_grad_(False)
+        self.teacher = None if teacher_momentum is None else self._make_teacher()
+        self._features: list[list[Tensor]] = [[], []]
+        self._labels: list[list[Tensor]] = [[], []]
+
+    def forward(self, images: Tensor) -> Factorization:
+        """Factorizes normalised images, see `StellarEncoder.forward`."""
+        return self.model(images)
+
+    def on_train_start(self) -> None:
+        """Makes processes, and the parts of a resumed run, draw different numbers."""
+        # Lightning seeds all processes alike, so that they start from the same weights.
+        offset = self.global_rank + self.global_step * self.trainer.world_size
+        torch.manual_seed(torch.initial_seed() + offset)
+
+    def training_step(
+        self, batch: tuple[Tensor, Tensor | None], batch_idx: int
+    ) -> Tensor:
+        """Draws colours and masks, computes the loss and logs its terms."""
+        views: STELLARViews = self.augment(*batch)
+        size, num_views = views.global_views.shape[:2]
+        height, width = views.global_views.shape[-2:]
+        patch = self.model.encoder.patch_size
+        keep = random_focal_mask(
+            size * num_views,
+            (height // patch, width // patch),
+            self.hparams["mask_ratio"],
+            self.hparams["focal_prob"],
+            device=self.device,
+        )
+        terms, sparse = self.loss_terms(views, keep.unflatten(0, (size, num_views)))
+        self._log_training(terms, sparse)
+        return terms.total
+
+    def loss_terms(
+        self, views: STELLARViews, keep: Tensor
+    ) -> tuple[STELLARLossTerms, SparseViews]:
+        """Encodes all views and computes the loss.
+
+        Args:
+            views:
+                Normalised views.
+            keep:
+                Patches that each masked view keeps, int64 with shape
+                (batch_size, num_views, num_kept).
+
+        Returns:
+            Terms of the loss, and the sparse tokens and embeddings behind them.
+        """
+        size, num_views = views.global_views.shape[:2]
+        target = self.model(views.target)
+        masked = self.model(views.global_views.flatten(0, 1), keep.flatten(0, 1))
+        sparse = SparseViews(
+            target.sparse, masked.sparse.unflatten(0, (size, num_views))
+        )
+        if self.sparse_head is not None:
+            sparse = sparse._replace(
+                embeddings=self.sparse_head(sparse.tokens),
+                view_embeddings=self.sparse_head(sparse.view_tokens),
+                prototypes=self.sparse_head.prototypes.weight,
+            )
+        reconstruction = None
+        if self.criterion.uses_reconstruction:
+            reconstruction = self.model.decode(target.lowrank, target.grid_size)
+        terms = self.criterion.terms(
+            sparse=sparse,
+            cls=self._cls_views(target, masked, views),
+            reconstruction=reconstruction,
+            images=views.target * self.augment.std + self.augment.mean,
+            teacher=self._teacher_targets(views),
+        )
+        return terms, sparse
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
+        hparams = self.hparams
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        lr = self._scaled_lr()
+        groups = param_groups_weight_decay(
+            self, hparams["weight_decay"], no_weight_decay_list=NO_WEIGHT_DECAY
+        )
+        optimizer = AdamW(groups, lr=lr, betas=tuple(hparams["betas"]))
+        if self.teacher is not None:
+            # A hook of the optimiser: mixed precision that skips a step skips it too.
+            optimizer.register_step_post_hook(self._update_teacher)
+        scheduler = CosineWarmupScheduler(
+            optimizer,
+            warmup_epochs=int(hparams["warmup_fraction"] * total_steps),
+            max_epochs=total_steps,
+            end_value=hparams["min_lr"] / lr,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collects pooled sparse tokens of the bank (0) and of the queries (1)."""
+        images, labels = batch
+        images = self.augment.normalize(images.float() / 255)
+        features = self.model(images).sparse.mean(dim=1)
+        self._features[dataloader_idx].append(features.float())
+        self._labels[dataloader_idx].append(labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the online kNN accuracy."""
+        (bank, queries), (bank_labels, labels) = (
+            [self._gather_dataset(torch.cat(part), i) for i, part in enumerate(parts)]
+            for parts in (self._features, self._labels)
+        )
+        self._features, self._labels = [[], []], [[], []]
+        accuracy = knn_accuracy(bank, bank_labels, queries, labels)
+        self.log("knn_top1", accuracy, prog_bar=True, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes a checkpoint loadable without the file of the prior."""
+        checkpoint["hyper_parameters"]["prior"] = None
+
+    def _make_teacher(self) -> nn.ModuleDict:
+        teacher = nn.ModuleDict(copy.deepcopy(self._student_parts()))
+        return teacher.requires_grad_(False)
+
+    def _student_parts(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module | None] = {
+            "encoder": self.model.encoder,
+            "sparse_head": self.sparse_head,
+            "cls_head": self.cls_head,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _update_teacher(self, *_: Any) -> None:
+        assert self.teacher is not None
+        momentum = self.hparams["teacher_momentum"]
+        for name, student in self._student_parts().items():
+            update_momentum(student, self.teacher[name], momentum)
+
+    @torch.no_grad()
+    def _teacher_targets(self, views: STELLARViews) -> TeacherTargets | None:
+        if self.teacher is None:
+            return None
+        if views.global_views.shape[1] < 2:
+            raise ValueError(
+                "The momentum teacher reads global view 1: set num_global_views to 2 "
+                "or more."
+            )
+        result = self.teacher["encoder"](views.global_views[:, 1])
+        sparse_head: Any = self.teacher["sparse_head"]
+        targets = TeacherTargets(
+            tokens=result.sparse,
+            embeddings=sparse_head(result.sparse),
+            prototypes=sparse_head.prototypes.weight,
+        )
+        if "cls_head" in self.teacher:
+            cls_head: Any = self.teacher["cls_head"]
+            targets = targets._replace(
+                cls_embeddings=cls_head(result.cls),
+                cls_prototypes=cls_head.prototypes.weight,
+            )
+        return targets
+
+    def _cls_views(
+        self, target: Factorization, masked: Factorization, views: STELLARViews
+    ) -> CLSViews | None:
+        if self.cls_head is None:
+            return None
+        local = None
+        if views.local_views is not None and self.criterion.uses_local_views:
+            local = self.model(views.local_views.flatten(0, 1)).cls
+            local = self.cls_head(local).unflatten(0, views.local_views.shape[:2])
+        view_embeddings = self.cls_head(masked.cls)
+        return CLSViews(
+            embeddings=self.cls_head(target.cls),
+            view_embeddings=view_embeddings.unflatten(0, views.global_views.shape[:2]),
+            local_embeddings=local,
+            prototypes=self.cls_head.prototypes.weight,
+        )
+
+    def _log_training(self, terms: STELLARLossTerms, sparse: SparseViews) -> None:
+        self.log("loss", terms.total, prog_bar=True)
+        parts = {k: v.detach() for k, v in terms._asdict().items() if v is not None}
+        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        # The steps that Lightning logs.
+        trainer: Any = self.trainer
+        if (self.global_step + 1) % trainer.log_every_n_steps:
+            return
+        if not torch.isfinite(terms.total):
+            values = {name: float(value) for name, value in parts.items()}
+            raise RuntimeError(
+                f"The loss is not finite at step {self.global_step}: {values}. Lower "
+                "the learning rate, or continue from the last checkpoint."
+            )
+        tokens = sparse.tokens.detach()
+        self.log("collapse/token_rank", effective_rank(tokens))
+        if tokens.shape[1] > 1:
+            self.log("collapse/token_cosine", mean_token_cosine(tokens))
+        if sparse.embeddings is not None and sparse.prototypes is not None:
+            usage = prototype_usage(sparse.embeddings, sparse.prototypes)
+            self.log("collapse/prototype_usage", usage)
+
+    def _scaled_lr(self) -> float:
+        """Learning rate for the global batch size; says what it is."""
+        trainer, hparams = self.trainer, self.hparams
+        loader: Any = trainer.train_dataloader
+        batch_size = (
+            loader.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        )
+        ratio = batch_size / REFERENCE_BATCH_SIZE
+        scale = {"none": 1.0, "sqrt": ratio**0.5, "linear": ratio}
+        lr = hparams["lr"] * scale[hparams["lr_scaling"]]
+        self.print(
+            f"Global batch {batch_size}, learning rate {lr:.3g} "
+            f"(lr_scaling: {hparams['lr_scaling']}), prior: "
+            f"{hparams['prior'] or 'none, random weights'}."
+        )
+        rows = loader.batch_size * trainer.world_size * self.model.encoder.num_queries
+        if self.sparse_head is not None:
+            prototypes = self.sparse_head.prototypes.out_features
+            if rows < prototypes:
+                self.print(
+                    f"{rows} tokens per step are balanced over {prototypes} "
+                    "prototypes: fewer rows than prototypes. Lower num_prototypes or "
+                    "raise the batch size."
+                )
+        return lr
+
+    def _gather_dataset(self, values: Tensor, dataloader_idx: int) -> Tensor:
+        """Values of the whole dataset, in its order, without repeated samples."""
+        if self.trainer.world_size == 1:
+            return values
+        # The sampler deals samples out in turn and repeats some at the end.
+        gathered: Any = self.all_gather(values)  # (processes, samples, ...)
+        loaders: Any = self.trainer.val_dataloaders
+        count = len(loaders[dataloader_idx].dataset)
+        return gathered.transpose(0, 1).flatten(0, 1)[:count]

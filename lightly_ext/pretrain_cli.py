@@ -1,0 +1,157 @@
+"""`stellar pretrain`: recipes in YAML, every value a command-line option."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from lightly_ext.callbacks import ExportModel, ImagesPerSecond, ReportUnreadable
+from lightly_ext.data import StellarDataModule
+from lightly_ext.pretrain import StellarPretraining
+
+RECIPES = Path(__file__).parent / "recipes"
+# What every recipe starts from.
+BASE_RECIPE = RECIPES / "base.yaml"
+
+
+class PretrainCLI(LightningCLI):
+    """Lightning's command line with an output folder and `--resume`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options that are ours."""
+        parser.add_argument(
+            "--output",
+            type=str,
+            default="runs/pretrain",
+            help="Folder for checkpoints, logs and the exported model.",
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Continue from the last checkpoint in the output folder.",
+        )
+        parser.link_arguments("output", "trainer.default_root_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks of every run, and loggers if the recipe names none."""
+        output = Path(self.config["output"])
+        trainer_config = self.config_init["trainer"]
+        if trainer_config["logger"] is None:
+            kwargs["logger"] = [
+                CSVLogger(output, name="csv"),
+                TensorBoardLogger(output, name="tensorboard"),
+            ]
+        if not self.datamodule.knn_paths:
+            kwargs["limit_val_batches"] = 0
+        kwargs["callbacks"] = [
+            *(trainer_config["callbacks"] or []),
+            ModelCheckpoint(output / "checkpoints", save_last="link"),
+            LearningRateMonitor(logging_interval="step"),
+            ImagesPerSecond(),
+            ExportModel(output / "model"),
+            ReportUnreadable(),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Writes the resolved recipe into the output folder."""
+
+    def save_config(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
+        """Writes config.yaml."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", overwrite=True)
+
+
+def main(argv: Sequence[str]) -> Trainer:
+    """Runs `stellar pretrain`.
+
+    Args:
+        argv:
+            Arguments behind the command. `--config` takes a file or the name of a
+            recipe of this package.
+
+    Returns:
+        The trainer, after training.
+
+    Raises:
+        FileNotFoundError: If a recipe or the checkpoint to resume does not exist.
+        FileExistsError: If the output folder holds a run and `--resume` is not given.
+    """
+    # `stellar` has taken its command off the arguments, so both are there on purpose.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    # Matrix products in TF32 where the GPU has it.
+    torch.set_float32_matmul_precision("high")
+    cli = PretrainCLI(
+        StellarPretraining,
+        StellarDataModule,
+        args=_find_recipes(argv),
+        run=False,
+        save_config_callback=SaveRecipe,
+        save_config_kwargs={"save_to_log_dir": False},
+        parser_kwargs={
+            "prog": "stellar pretrain",
+            "description": f"Pretrains STELLAR. Recipes: {', '.join(recipe_names())}.",
+            "default_config_files": [str(BASE_RECIPE)],
+        },
+    )
+    checkpoint = _checkpoint(Path(cli.config["output"]), cli.config["resume"])
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    return cli.trainer
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in this package, for `--config`."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path != BASE_RECIPE)
+
+
+def _find_recipes(argv: Sequence[str]) -> list[str]:
+    """Replaces the names of recipes behind `--config` by their paths."""
+    found = list(argv)
+    for i, argument in enumerate(found):
+        name = argument.removeprefix("--config=")
+        if i and found[i - 1] == "--config":
+            found[i] = _recipe_path(name)
+        elif argument != name:
+            found[i] = f"--config={_recipe_path(name)}"
+    return found
+
+
+def _recipe_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    if name in recipe_names():
+        return str(RECIPES / f"{name}.yaml")
+    raise FileNotFoundError(
+        f"There is no recipe file '{name}'; recipes of the package: "
+        f"{', '.join(recipe_names())}."
+    )
+
+
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    last = output / "checkpoints" / "last.ckpt"
+    if resume and not last.exists():
+        raise FileNotFoundError(
+            f"Nothing to resume: there is no '{last}'. Start without --resume."
+        )
+    if not resume and last.exists():
+        raise FileExistsError(
+            f"'{output}' holds a run already; continue it with --resume or choose "
+            "another --output."
+        )
+    return last if resume else None

@@ -1,0 +1,36 @@
+"""Runs a function in several gloo processes and collects what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run(function: Callable[..., Any], folder: Path, world_size: int = 2) -> list[Any]:
+    """Calls `function(rank, world_size)` in each process.
+
+    Args:
+        function:
+            Importable by name; returns tensors and plain containers.
+        folder:
+            Empty folder for the meeting point and the results.
+        world_size:
+            Number of processes.
+    """
+    mp.spawn(_worker, (function, folder, world_size), nprocs=world_size)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def _worker(
+    rank: int, function: Callable[..., Any], folder: Path, world_size: int
+) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/meet"
+    dist.init_process_group("gloo", store, rank=rank, world_size=world_size)
+    torch.save(function(rank, world_size), folder / f"{rank}.pt")
+    dist.destroy_process_group()

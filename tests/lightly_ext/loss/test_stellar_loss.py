@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightly_ext.loss import (
+    CLSViews,
+    SparseViews,
+    STELLARLoss,
+    TeacherTargets,
+    match_tokens,
+    sinkhorn_knopp,
+)
+
+B, V, U, R, WIDTH, DIM, K = 2, 3, 2, 4, 8, 6, 10
+
+
+def inputs(teacher: bool = False) -> dict[str, Any]:
+    torch.manual_seed(0)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(*shape, DIM), dim=-1)
+
+    return {
+        "sparse": SparseViews(
+            torch.randn(B, R, WIDTH),
+            torch.randn(B, V, R, WIDTH),
+            unit(B, R).requires_grad_(),
+            unit(B, V, R).requires_grad_(),
+            torch.randn(K, DIM, requires_grad=True),
+        ),
+        "cls": CLSViews(
+            unit(B).requires_grad_(),
+            unit(B, V).requires_grad_(),
+            unit(B, U).requires_grad_(),
+            torch.randn(K, DIM, requires_grad=True),
+        ),
+        "reconstruction": torch.rand(B, 3, 4, 4, requires_grad=True),
+        "images": torch.rand(B, 3, 4, 4),
+        "teacher": TeacherTargets(
+            torch.randn(B, R, WIDTH),
+            unit(B, R).requires_grad_(),
+            torch.randn(K, DIM, requires_grad=True),
+            unit(B).requires_grad_(),
+            torch.randn(K, DIM, requires_grad=True),
+        )
+        if teacher
+        else None,
+    }
+
+
+def plain_alignment(sparse: SparseViews) -> torch.Tensor:
+    """Alignment by loops over images, views and tokens, and plain cross-entropies."""
+    logits = sparse.embeddings.flatten(0, 1) @ sparse.prototypes.T
+    q = sinkhorn_knopp(logits.detach() / 0.06).view(B, R, K)
+    losses = []
+    for b in range(B):
+        for v in range(V):
+            index = match_tokens(sparse.view_tokens[b, v], sparse.tokens[b]).indices
+            for r in range(R):
+                z = sparse.view_embeddings[b, v, r] @ sparse.prototypes.T
+                losses.append(-(q[b, index[r]] * (z / 0.12).log_softmax(0)).sum())
+    return torch.stack(losses).mean()
+
+
+class TestSTELLARLoss:
+    def test_forward__is_weighted_sum_of_terms(self) -> None:
+        data = inputs()
+        criterion = STELLARLoss(
+            reconstruction_weight=2.0,
+            clustering_weight=3.0,
+            alignment_weight=5.0,
+            cls_clustering_weight=7.0,
+            cls_alignment_weight=11.0,
+            koleo_weight=13.0,
+        )
+        t = criterion.terms(**data)
+        expected = (
+            2 * t.reconstruction
+            + 3 * t.clustering
+            + 5 * t.alignment
+            + 7 * t.cls_clustering
+            + 11 * (t.cls_alignment + t.cls_local_alignment)
+            + 13 * (t.koleo + t.koleo_views)
+        )
+        torch.testing.assert_close(t.total, expected)
+        torch.testing.assert_close(criterion(**data), expected)
+
+    def test_terms__alignment_by_loops(self) -> None:
+        data = inputs()
+        terms = STELLARLoss().terms(**data)
+        expected = plain_alignment(data["sparse"])
+        torch.testing.assert_close(terms.alignment, expected)
+        leaves = [data["sparse"].view_embeddings, data["sparse"].prototypes]
+        for ours, plain in zip(
+            torch.autograd.grad(terms.alignment, leaves),
+            torch.autograd.grad(expected, leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, plain)
+
+    def test_terms__matching_statistics(self) -> None:
+        data = inputs()
+        sparse = data["sparse"]
+        order = torch.tensor([1, 0, 2, 3])
+        views = sparse.tokens[:, None, order].expand(B, V, R, WIDTH)
+        data["sparse"] = sparse._replace(view_tokens=views)
+        terms = STELLARLoss().terms(**data)
+        assert terms.non_identity_matches.item() == pytest.approx(0.5)
+        assert terms.matching_entropy.item() == pytest.approx(0.0, abs=1e-3)
+
+    def test_terms__identity_matching_ignores_distances(self) -> None:
+        data = inputs()
+        sparse = data["sparse"]
+        permuted = sparse._replace(view_tokens=sparse.tokens[:, None].flip(2))
+        permuted = permuted._replace(view_embeddings=sparse.view_embeddings[:, :1])
+        identity = STELLARLoss(matching="identity", cls_alignment_weight=0)
+        transport = STELLARLoss(cls_alignment_weight=0)
+        flipped = permuted._replace(view_embeddings=permuted.view_embeddings.flip(2))
+        torch.testing.assert_close(
+            identity.terms(**{**data, "sparse": permuted}).alignment,
+            transport.terms(**{**data, "sparse": flipped}).alignment,
+        )
+        terms = identity.terms(**{**data, "sparse": permuted})
+        assert terms.non_identity_matches == 0 and terms.matching_entropy == 0
+
+    @pytest.mark.parametrize(
+        "off, missing",
+        [
+            ("reconstruction", {"reconstruction"}),
+            ("clustering", {"clustering"}),
+            ("alignment", {"alignment", "non_identity_matches", "matching_entropy"}),
+            ("cls_clustering", {"cls_clustering"}),
+            ("cls_alignment", {"cls_alignment", "cls_local_alignment"}),
+            ("koleo", {"koleo", "koleo_views"}),
+        ],
+    )
+    def test_terms__each_term_off_by_itself(self, off: str, missing: set[str]) -> None:
+        data = inputs()
+        on = STELLARLoss().terms(**data)
+        terms = STELLARLoss(**{f"{off}_weight": 0.0}).terms(**data)
+        assert {k for k, v in terms._asdict().items() if v is None} == missing
+        for name, value in terms._asdict().items():
+            if name != "total" and value is not None:
+                torch.testing.assert_close(value, getattr(on, name))
+
+    def test_terms__off_terms_need_no_input(self) -> None:
+        data = inputs()
+        tokens = SparseViews(*data["sparse"][:2])
+        criterion = STELLARLoss(
+            reconstruction_weight=0,
+            clustering_weight=0,
+            alignment_weight=0,
+            cls_clustering_weight=0,
+            cls_alignment_weight=0,
+        )
+        terms = criterion.terms(tokens)
+        torch.testing.assert_close(terms.total, 0.1 * (terms.koleo + terms.koleo_views))
+
+    def test_terms__without_local_crops(self) -> None:
+        data = inputs()
+        data["cls"] = data["cls"]._replace(local_embeddings=None)
+        assert STELLARLoss().terms(**data).cls_local_alignment is None
+
+    def test_terms__no_gradient_to_targets(self) -> None:
+        # Only through the predictions: assignments are constants.
+        data = inputs(teacher=True)
+        STELLARLoss()(**data).backward()
+        teacher = data["teacher"]
+        for tensor in (teacher.embeddings, teacher.prototypes, teacher.cls_embeddings):
+            assert tensor.grad is None
+        assert data["sparse"].prototypes.grad.abs().sum() > 0
+
+    def test_terms__half_precision_inputs(self) -> None:
+        data = inputs()
+        expected = STELLARLoss().terms(**data)
+        half = {
+            "sparse": SparseViews(*[t.detach().bfloat16() for t in data["sparse"]]),
+            "cls": CLSViews(*[t.detach().bfloat16() for t in data["cls"]]),
+            "reconstruction": data["reconstruction"].detach().bfloat16(),
+            "images": data["images"],
+        }
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            terms = STELLARLoss().terms(**half)
+        assert terms.total.dtype == torch.float32
+        torch.testing.assert_close(terms.total, expected.total, rtol=0.05, atol=0)
+
+    @pytest.mark.parametrize(
+        "arguments, match",
+        [
+            ({"koleo_weight": -1.0}, "Weights must be 0 or more"),
+            ({"prediction_temperature": 0.0}, "Temperatures must be positive"),
+            ({"matching": "hungarian"}, "optimal_transport"),
+        ],
+    )
+    def test_init__bad_argument(self, arguments: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            STELLARLoss(**arguments)
+
+    @pytest.mark.parametrize(
+        "missing, match",
+        [
+            ("cls", "cls_clustering_weight"),
+            ("reconstruction", "reconstruction_weight=0"),
+            ("images", "reconstruction_weight=0"),
+        ],
+    )
+    def test_terms__missing_input(self, missing: str, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            STELLARLoss().terms(**{**inputs(), missing: None})
+
+    def test_terms__missing_embeddings(self) -> None:
+        data = inputs()
+        data["sparse"] = SparseViews(*data["sparse"][:2])
+        with pytest.raises(ValueError, match="embeddings"):
+            STELLARLoss().terms(**data)
+
+    def test_terms__shapes_differ(self) -> None:
+        data = inputs()
+        data["images"] = data["images"][..., :3]
+        with pytest.raises(ValueError, match="differ in shape"):
+            STELLARLoss().terms(**data)
+
+    def test_terms__nothing_to_minimise(self) -> None:
+        criterion = STELLARLoss(0, 0, 0, 0, 0, 0)
+        with pytest.raises(ValueError, match="Every weight"):
+            criterion.terms(**inputs())

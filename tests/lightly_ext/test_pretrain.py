@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+from torch import Tensor
+
+from lightly_ext.loss import STELLARLossTerms
+from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.transforms import STELLARViews
+from tests import reference
+
+TINY = {
+    "model": {
+        "model_name": "stellar_vit_tiny_patch16_224",
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 1,
+        "num_heads": 2,
+        "num_queries": 3,
+        "decoder_dim": 16,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+    },
+    "head": {"hidden_dim": 16, "output_dim": 8, "num_prototypes": 12},
+    "augment": {"gaussian_blur": 0.0},
+    "mask_ratio": 0.5,
+}
+
+
+def tiny(**kwargs: Any) -> StellarPretraining:
+    seed_everything(0)
+    return StellarPretraining(**{**TINY, **kwargs})
+
+
+class Views(torch.utils.data.Dataset):
+    """Views of random images, already stacked."""
+
+    def __init__(self, length: int = 8, num_local: int = 2) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def views(count: int, size: int) -> Tensor:
+            shape = (length, count, 3, size, size)
+            images = torch.randint(256, shape, generator=generator)
+            return images.to(torch.uint8)
+
+        self.num_unreadable = 0
+        self.views = views(2, 32), views(num_local, 16)
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(views[index] for views in self.views)
+
+
+def loader(batch_size: int = 4, **kwargs: Any) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(Views(**kwargs), batch_size)
+
+
+def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
+    settings = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "default_root_dir": tmp_path,
+    }
+    return Trainer(**{**settings, **kwargs})
+
+
+class StopAfterTwoEpochs(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+def reference_module(teacher: bool) -> StellarPretraining:
+    module = StellarPretraining(
+        model=reference.model_arguments(),
+        head=reference.head_arguments(),
+        teacher_momentum=0.9 if teacher else None,
+    )
+    load_reference(module.model.encoder, module, reference.weights())
+    module.model.load_state_dict(reference.model_state(reference.weights()))
+    if teacher:
+        state = reference.teacher_weights()
+        load_reference(module.teacher["encoder"], module.teacher, state)
+    return module
+
+
+def load_reference(encoder: Any, heads: Any, state: dict[str, Tensor]) -> None:
+    model_state = reference.model_state(state)
+    prefix = "encoder."
+    encoder.load_state_dict(
+        {k[len(prefix) :]: v for k, v in model_state.items() if k.startswith(prefix)}
+    )
+    get = heads.__getitem__ if hasattr(heads, "keys") else heads.get_submodule
+    for name, theirs in (
+        ("sparse_head", "clustering_head"),
+        ("cls_head", "cls_cluster_head"),
+    ):
+        get(name).load_state_dict(reference.head_state(state, theirs))
+
+
+def reference_step(module: StellarPretraining) -> STELLARLossTerms:
+    data = reference.load("train")
+    views = STELLARViews(
+        *(
+            reference.normalized(data[name])
+            for name in ("image", "global_views", "local_views")
+        )
+    )
+    terms, _ = module.loss_terms(views, data["ids_keep"].view(3, 2, -1))
+    return terms
+
+
+class TestStellarPretrainingReference:
+    @pytest.mark.parametrize("teacher", [False, True])
+    def test_loss_terms__reference_numbers(self, teacher: bool) -> None:
+        expected = reference.load("train_teacher" if teacher else "train")
+        t = reference_step(reference_module(teacher))
+        for ours, name in (
+            (t.reconstruction, "MSE"),
+            (t.clustering, "clustering_loss"),
+            (t.alignment, "mask_loss"),
+            (t.cls_clustering, "cls_clustering_loss"),
+            (t.cls_alignment + t.cls_local_alignment, "cls_loss"),
+            (0.1 * (t.koleo + t.koleo_views), "koleo_loss"),
+            (t.total, "total"),
+        ):
+            theirs = expected[f"loss.{name}"]
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0, msg=name)
+
+    @pytest.mark.parametrize("teacher", [False, True])
+    def test_loss_terms__reference_gradients(self, teacher: bool) -> None:
+        module = reference_module(teacher)
+        reference_step(module).total.backward()
+        stored = reference.load("train")
+        if teacher:
+            stored |= reference.load("train_teacher")
+        gradients = {
+            name: stored.get(f"grad.{name}", torch.zeros_like(weight))
+            for name, weight in reference.weights().items()
+        }
+        expected = {
+            f"model.{k}": v for k, v in reference.model_state(gradients).items()
+        }
+        # The folded CLS token has the gradient of the token itself.
+        cls_token = gradients["encoder.embeddings.cls_token"]
+        expected["model.encoder.vit.cls_token"] = cls_token
+        for ours, theirs in (
+            ("sparse_head", "clustering_head"),
+            ("cls_head", "cls_cluster_head"),
+        ):
+            for name, value in reference.head_state(gradients, theirs).items():
+                expected[f"{ours}.{name}"] = value
+        trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        assert set(trainable) == set(expected) - {"model.decoder.position.frequencies"}
+        for name, parameter in trainable.items():
+            # Gradients of key biases are zero in exact arithmetic.
+            tolerance = max(5e-5 * expected[name].abs().max().item(), 1e-6)
+            torch.testing.assert_close(
+                parameter.grad, expected[name], rtol=0, atol=tolerance, msg=name
+            )
+
+    def test_update_teacher__reference_numbers(self) -> None:
+        data = reference.load("train_teacher")
+        module = reference_module(teacher=True)
+        module._update_teacher()
+        t = reference_step(module)
+        torch.testing.assert_close(
+            t.total, data["ema.then_loss.total"], rtol=1e-5, atol=0
+        )
+        weight = data["ema.after.teacher_head.layer.weight"]
+        ours = module.teacher["sparse_head"].prototypes.weight
+        torch.testing.assert_close(ours, weight, rtol=0, atol=1e-6)
+
+
+class TestStellarPretraining:
+    def test_fit__lowers_the_loss(self, tmp_path: Path) -> None:
+        module = tiny(lr=1e-2, min_lr=1e-2, warmup_fraction=0.0)
+        losses: list[float] = []
+        step = module.training_step
+        module.training_step = lambda *a: losses.append(x := step(*a)) or x
+        trainer(tmp_path, max_epochs=15).fit(module, loader())
+        first, last = (torch.stack(part).mean() for part in (losses[:4], losses[-4:]))
+        assert last < first - 1.0
+
+    @pytest.mark.parametrize(
+        "loss, teacher",
+        [
+            ({}, None),
+            ({}, 0.99),
+            ({"reconstruction_weight": 0.0}, None),
+            ({"clustering_weight": 0.0, "cls_clustering_weight": 0.0}, None),
+            ({"cls_alignment_weight": 0.0}, None),
+            ({"koleo_weight": 0.0}, None),
+            ({"cls_clustering_weight": 0.0, "cls_alignment_weight": 0.0}, 0.99),
+            (
+                {
+                    "clustering_weight": 0.0,
+                    "alignment_weight": 0.0,
+                    "cls_clustering_weight": 0.0,
+                    "cls_alignment_weight": 0.0,
+                },
+                None,
+            ),
+            ({"matching": "identity"}, None),
+        ],
+    )
+    def test_fit__every_trainable_parameter_has_gradient(
+        self, loss: dict[str, Any], teacher: float | None, tmp_path: Path
+    ) -> None:
+        module = tiny(loss=loss, teacher_momentum=teacher)
+        trainer(tmp_path, max_steps=1).fit(module, loader())
+        # Lightning clears gradients before a step, not after it.
+        missing = [
+            n
+            for n, p in module.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+        ]
+        assert missing == []
+
+    def test_init__switched_off_terms_build_no_heads(self) -> None:
+        off = {"clustering_weight": 0.0, "alignment_weight": 0.0}
+        assert tiny(loss=off).sparse_head is None
+        off = {"cls_clustering_weight": 0.0, "cls_alignment_weight": 0.0}
+        assert tiny(loss=off).cls_head is None
+
+    def test_configure_optimizers__decay_groups(self, tmp_path: Path) -> None:
+        module = tiny(weight_decay=0.3)
+        fit = trainer(tmp_path, max_steps=1)
+        fit.fit(module, loader())
+        decay = {
+            id(p): group["weight_decay"]
+            for group in fit.optimizers[0].param_groups
+            for p in group["params"]
+        }
+        for name, parameter in module.named_parameters():
+            free = parameter.ndim < 2 or name.split(".")[-1] in (
+                "cls_token",
+                "reg_token",
+                "pos_embed",
+            )
+            assert decay[id(parameter)] == (0.0 if free else 0.3), name
+        assert decay[id(module.sparse_head.prototypes.weight)] == 0.3
+
+    @pytest.mark.parametrize(
+        "scaling, factor", [("none", 1.0), ("sqrt", 2**-4.5), ("linear", 2**-9)]
+    )
+    def test_configure_optimizers__schedule(
+        self,
+        scaling: Any,
+        factor: float,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        # A global batch of 4 is 2048 / 2^9.
+        module = tiny(lr=1.0, lr_scaling=scaling, min_lr=1e-3, warmup_fraction=0.2)
+        rates = []
+        step = module.training_step
+
+        def recorded(*args: Any) -> Tensor:
+            rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])
+            return step(*args)
+
+        module.training_step = recorded
+        trainer(tmp_path, max_epochs=5).fit(module, loader())
+        assert len(rates) == 10
+        assert rates[:2] == pytest.approx([0.5 * factor, factor])
+        assert rates[2] == pytest.approx(factor)
+        assert rates[-1] == pytest.approx(1e-3)
+        assert all(a >= b for a, b in pairwise(rates[1:]))
+        assert f"lr_scaling: {scaling}" in capsys.readouterr().out
+
+    def test_fit__says_when_prototypes_outnumber_tokens(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        module = tiny(head={**TINY["head"], "num_prototypes": 13})
+        trainer(tmp_path, max_steps=1).fit(module, loader())
+        printed = capsys.readouterr().out
+        assert "12 tokens per step are balanced over 13 prototypes" in printed
+
+    def test_fit__teacher_follows_each_optimizer_step(self, tmp_path: Path) -> None:
+        module = tiny(teacher_momentum=0.9)
+        expected = {
+            n: p.clone() for n, p in module.teacher["encoder"].named_parameters()
+        }
+        step = module.optimizer_step
+
+        def recorded(*args: Any, **kwargs: Any) -> None:
+            step(*args, **kwargs)
+            for name, student in module.model.encoder.named_parameters():
+                expected[name] = 0.9 * expected[name] + 0.1 * student.detach()
+
+        module.optimizer_step = recorded
+        trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(module, loader())
+        for name, parameter in module.teacher["encoder"].named_parameters():
+            torch.testing.assert_close(parameter, expected[name])
+            assert not parameter.requires_grad
+
+    def test_fit__teacher_needs_two_views(self, tmp_path: Path) -> None:
+        module = tiny(teacher_momentum=0.9)
+        data = loader()
+        data.dataset.views = (data.dataset.views[0][:, :1], data.dataset.views[1])
+        with pytest.raises(ValueError, match="num_global_views"):
+            trainer(tmp_path).fit(module, data)
+
+    def test_fit__loss_not_finite(self, tmp_path: Path) -> None:
+        module = tiny()
+        module.model.decoder.head.bias.data.fill_(torch.nan)
+        with pytest.raises(RuntimeError, match="not finite at step 0"):
+            trainer(tmp_path).fit(module, loader())
+
+    def test_fit__resumed_run_ends_like_an_unbroken_one(self, tmp_path: Path) -> None:
+        # Masks and colours are drawn anew, so both are switched off.
+        still = {
+            "mask_ratio": 0.0,
+            "augment": {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0},
+            "teacher_momentum": 0.9,
+        }
+        whole, first, second = tiny(**still), tiny(**still), tiny(**still)
+        trainer(tmp_path, max_epochs=4).fit(whole, loader())
+        fit = trainer(tmp_path, max_epochs=4, callbacks=[StopAfterTwoEpochs()])
+        fit.fit(first, loader())
+        assert fit.global_step == 4
+        fit.save_checkpoint(tmp_path / "half.ckpt")
+        trainer(tmp_path, max_epochs=4).fit(
+            second, loader(), ckpt_path=tmp_path / "half.ckpt"
+        )
+        for name, value in whole.state_dict().items():
+            if name.endswith("qkv.bias"):
+                continue  # Adam makes steps of the rounding noise in key gradients.
+            torch.testing.assert_close(
+                second.state_dict()[name], value, rtol=0, atol=1e-5, msg=name
+            )
+
+    def test_load_from_checkpoint__without_the_priors_file(
+        self, tmp_path: Path
+    ) -> None:
+        prior = tiny().model
+        prior.save_pretrained(tmp_path / "prior")
+        module = tiny(prior=str(tmp_path / "prior"))
+        torch.testing.assert_close(
+            module.model.encoder.vit.pos_embed, prior.encoder.vit.pos_embed
+        )
+        fit = trainer(tmp_path, max_steps=1)
+        fit.fit(module, loader())
+        fit.save_checkpoint(tmp_path / "run.ckpt")
+        (tmp_path / "prior" / "model.safetensors").unlink()
+        loaded = StellarPretraining.load_from_checkpoint(tmp_path / "run.ckpt")
+        for name, value in module.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+
+    def test_on_train_start__processes_draw_differently(self) -> None:
+        draws = []
+        for rank, steps in ((0, 0), (1, 0), (0, 1)):
+            module = tiny()
+            seed_everything(3)
+
+            module.trainer = Mock(world_size=2, global_rank=rank, global_step=steps)
+            module.on_train_start()
+            draws.append(torch.rand(1).item())
+        assert len(set(draws)) == 3
+
+    def test_init__bad_momentum(self) -> None:
+        with pytest.raises(ValueError, match="teacher_momentum"):
+            tiny(teacher_momentum=1.0)
+
+
+class TestOnlineKNN:
+    def test_fit__accuracy_of_separable_classes(self, tmp_path: Path) -> None:
+        # Class 0 is dark, class 1 is bright.
+        labels = torch.arange(40) % 2
+        images = (labels * 200)[:, None, None, None] + torch.randint(
+            40, (40, 3, 32, 32)
+        )
+        images = images.to(torch.uint8)
+        split = [
+            torch.utils.data.DataLoader(
+                torch.utils.data.TensorDataset(images[part], labels[part]), 8
+            )
+            for part in (slice(0, 30), slice(30, 40))
+        ]
+        module = tiny()
+        fit = trainer(tmp_path, num_sanity_val_steps=0)
+        fit.fit(module, loader(), split)
+        assert fit.callback_metrics["knn_top1"].item() == 1.0
