@@ -26,11 +26,9 @@ NUM_QUERIES = 4
 def write_checkpoint(folder: Path, **kwargs: object) -> Path:
     """Saves a tiny STELLAR model with random weights."""
     torch.manual_seed(0)
-    sizes = {"decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, **VIT}
-    model = stellar_plugin.create_model(
-        MODEL_NAME, num_queries=NUM_QUERIES, **{**sizes, **kwargs}
-    )
-    model.save_pretrained(folder)
+    decoder = {"decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+    sizes = {"num_queries": NUM_QUERIES, **decoder, **VIT, **kwargs}
+    stellar_plugin.create_model(MODEL_NAME, **sizes).save_pretrained(folder)
     return folder
 
 

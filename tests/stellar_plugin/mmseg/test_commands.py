@@ -39,22 +39,14 @@ class TestMim:
 
     def test_train__digit_boards(self, tmp_path: Path) -> None:
         data = write_digit_boards(tmp_path / "data")
-        checkpoint = write_checkpoint(
-            tmp_path / "stellar",
-            num_queries=8,
-            img_size=60,
-            patch_size=12,
-            embed_dim=96,
-            depth=4,
-        )
+        sizes = {"img_size": 60, "patch_size": 12, "embed_dim": 96, "depth": 4}
+        checkpoint = write_checkpoint(tmp_path / "stellar", num_queries=8, **sizes)
         splits = ("train", "val", "test")
-        output = run(
-            [MIM, "train", "mmseg", CONFIGS / "stellar_digit_boards.py", "--gpus", "0"]
-            + ["--work-dir", tmp_path / "probe", "--cfg-options"]
-            + [f"{s}_dataloader.dataset.data_root={data}" for s in splits]
-            + [f"model.backbone.init_cfg.checkpoint={checkpoint}"],
-            tmp_path,
-        )
+        options = [f"{s}_dataloader.dataset.data_root={data}" for s in splits]
+        options.append(f"model.backbone.init_cfg.checkpoint={checkpoint}")
+        command = [MIM, "train", "mmseg", CONFIGS / "stellar_digit_boards.py"]
+        command += ["--gpus", "0", "--work-dir", tmp_path / "probe"]
+        output = run([*command, "--cfg-options", *options], tmp_path)
         assert "Iter(train) [300/300]" in output
         # Four boards of flat colours are no task: the probe has to learn them.
         assert miou(output) > 10
@@ -70,21 +62,10 @@ class TestMim:
 class TestTrainModule:
     def test_as_mim(self, checkpoint: Path, tmp_path: Path) -> None:
         options = tiny_options(checkpoint, WRITERS["voc"](tmp_path / "data"))
-        output = run(
-            [
-                sys.executable,
-                "-m",
-                "stellar_plugin.mmseg.train",
-                CONFIGS / "stellar_voc.py",
-                "--work-dir",
-                tmp_path / "probe",
-                "--amp",
-                "--cfg-options",
-                *options,
-                "model.backbone.init_cfg=None",
-            ],
-            tmp_path,
-        )
+        options = [*options, "model.backbone.init_cfg=None"]
+        command = [sys.executable, "-m", "stellar_plugin.mmseg.train"]
+        command += [CONFIGS / "stellar_voc.py", "--work-dir", tmp_path / "probe"]
+        output = run([*command, "--cfg-options", *options], tmp_path)
         assert "Iter(train) [2/2]" in output
         assert "its weights are random" in output
         assert (tmp_path / "probe/iter_2.pth").is_file()

@@ -26,6 +26,7 @@ from tests.stellar_plugin.mmseg.mmseg_sets import (
 )
 
 CONSTRAINTS = Path(__file__).with_name("stock-constraints.txt")
+QUICK_TESTS = ("stellar_plugin/mmseg", "mm_configs")
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
 pytestmark = pytest.mark.slow
@@ -109,24 +110,9 @@ def test_mim__train_resume_test(stock: Path, tmp_path: Path) -> None:
 
 def test_quick_tests__pass_there_too(stock: Path, tmp_path: Path) -> None:
     """All quick tests of mmseg and of the configs, on the stock packages."""
-    output = run(
-        [
-            stock / "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "not slow",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            REPOSITORY,
-            "-c",
-            REPOSITORY / "setup.cfg",
-            REPOSITORY / "tests/stellar_plugin/mmseg",
-            REPOSITORY / "tests/mm_configs",
-        ],
-        tmp_path,
-    )
+    tests = [REPOSITORY / f"tests/{name}" for name in QUICK_TESTS]
+    command = [stock / "python", "-m", "pytest", "-q", "-m", "not slow"]
+    command += ["-c", REPOSITORY / "setup.cfg", "-p", "no:cacheprovider"]
+    output = run([*command, *tests], tmp_path)
     assert " passed" in output
     assert " skipped" not in output
