@@ -181,7 +181,8 @@ def _resample_position(
     # A table of no known grid is left to the check of shapes.
     if old_grid == encoder.grid_size or old_grid[0] * old_grid[1] != table.shape[1]:
         return state
-    logger.info(
+    # A warning, since that is what is seen where nobody configured logging.
+    logger.warning(
         "Position embedding resampled from %d x %d to %d x %d patches.",
         *old_grid,
         *encoder.grid_size,

@@ -133,7 +133,7 @@ class TestLoadEncoderWeights:
         if not with_config:
             (tmp_path / "config.json").unlink()
         encoder = build(img_size=(96, 48)).eval()
-        with caplog.at_level(logging.INFO, "stellar_plugin"):
+        with caplog.at_level(logging.WARNING, "stellar_plugin"):
             load_encoder_weights(encoder, tmp_path)
         assert "resampled from 4 x 4 to 6 x 3 patches" in caplog.text
         images = torch.rand(1, 3, 96, 48)
