@@ -1,0 +1,179 @@
+"""The numbers of the demo: for a model, and for raw pixels without any model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from lightly_ext.demo.boards import Boards, BoardSets, FloatArray
+from lightly_ext.demo.features import (
+    BoardFeatures,
+    model_features,
+    pooled_patches,
+    raw_patches,
+    reconstructions,
+    to_unit_range,
+)
+from lightly_ext.evaluate.collapse import prototype_usage
+from lightly_ext.evaluate.knn import knn_accuracy
+from lightly_ext.evaluate.localization import foreground_iou, query_roles
+from lightly_ext.evaluate.probes import (
+    linear_accuracy,
+    mean_iou,
+    multilabel_map,
+    patch_predictions,
+)
+from lightly_ext.modules.heads import STELLARProjectionHead
+from stellar_plugin.model import Stellar
+
+# Boards whose patches the linear probe on patches is trained on, 25 patches each.
+NUM_PATCH_PROBE_BOARDS = 1000
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One feature per board, (num_boards, dim), for each of the four sets."""
+
+    train: FloatArray
+    test: FloatArray
+    train_single: FloatArray
+    test_single: FloatArray
+
+
+def model_scores(
+    model: Stellar, head: STELLARProjectionHead, sets: BoardSets
+) -> Scores:
+    """Scores a model on all tasks of the demo.
+
+    Args:
+        model:
+            The model, in evaluation mode.
+        head:
+            Its projection head and prototypes of sparse tokens.
+        sets:
+            The boards.
+
+    Returns:
+        Values by the keys of `table.METRICS`: accuracies, average precision and
+        intersection over union in 0 to 1, PSNR in dB.
+    """
+    features = {name: _features(model, sets, name) for name in vars(sets)}
+    train, test = features["train"], features["test"]
+    scores: Scores = {}
+    for kind in ("sparse", "dense"):
+        pooled = {name: getattr(f, kind).mean(dim=1) for name, f in features.items()}
+        pooled_arrays = Pooled(**{name: p.numpy() for name, p in pooled.items()})
+        recognition = recognition_scores(pooled_arrays, sets)
+        scores |= {f"{name}_{kind}": value for name, value in recognition.items()}
+    for kind in ("lowrank", "dense"):
+        patches = getattr(train, kind).numpy(), getattr(test, kind).numpy()
+        scores[f"patch_miou_{kind}"] = patch_miou(*patches, sets)
+    roles = query_roles(train.localization, _is_digit(sets.train))
+    scores["foreground_iou"] = foreground_iou(
+        test.localization, _is_digit(sets.test), roles
+    )
+    decoded = reconstructions(model, sets.test.images)
+    scores["psnr"] = mean_psnr(decoded, to_unit_range(sets.test.images))
+    with torch.no_grad():
+        usage = prototype_usage(head(test.sparse), head.prototypes.weight)
+    scores["prototype_usage"] = float(usage)
+    return scores
+
+
+def model_free_scores(sets: BoardSets) -> Scores:
+    """Scores raw pixels on the same tasks, by the same probes.
+
+    Recognition uses the mean and standard deviation of a board's patches, patch mIoU
+    the pixels of each patch, PSNR the mean of the training boards, foreground IoU the
+    answer "digit" everywhere.
+    """
+    pooled = Pooled(
+        **{name: pooled_patches(boards.images) for name, boards in vars(sets).items()}
+    )
+    scores = {
+        f"{name}_sparse": value
+        for name, value in recognition_scores(pooled, sets).items()
+    }
+    patches = raw_patches(sets.train.images), raw_patches(sets.test.images)
+    scores["patch_miou_lowrank"] = patch_miou(*patches, sets)
+    scores["foreground_iou"] = float(_is_digit(sets.test).float().mean())
+    mean_image = to_unit_range(sets.train.images).mean(dim=0)
+    images = to_unit_range(sets.test.images)
+    scores["psnr"] = mean_psnr(mean_image.expand_as(images), images)
+    return scores
+
+
+def recognition_scores(pooled: Pooled, sets: BoardSets) -> Scores:
+    """Accuracy of kNN and probe on boards with one class, mAP on all."""
+    train_digits = sets.train_single.classes.argmax(axis=1)
+    test_digits = sets.test_single.classes.argmax(axis=1)
+    return {
+        "knn": knn_accuracy(
+            torch.from_numpy(pooled.train_single),
+            torch.from_numpy(train_digits),
+            torch.from_numpy(pooled.test_single),
+            torch.from_numpy(test_digits),
+        ),
+        "linear": linear_accuracy(
+            pooled.train_single, train_digits, pooled.test_single, test_digits
+        ),
+        "map": multilabel_map(
+            pooled.train, sets.train.classes, pooled.test, sets.test.classes
+        ),
+    }
+
+
+def patch_miou(train_patches: NDArray, test_patches: NDArray, sets: BoardSets) -> float:
+    """Mean IoU of a linear probe on patches over background and ten digits.
+
+    The label of a patch is the digit in its cell, or background in an empty cell.
+
+    Args:
+        train_patches:
+            Features of the training boards' patches, (num_train, 25, dim).
+        test_patches:
+            Features of the test boards' patches, (num_test, 25, dim).
+        sets:
+            The boards.
+
+    Returns:
+        Mean intersection over union in 0 to 1.
+    """
+    chosen = slice(NUM_PATCH_PROBE_BOARDS)
+    predictions = patch_predictions(
+        train_patches[chosen], sets.train[chosen].cell_labels, test_patches
+    )
+    return mean_iou(predictions, sets.test.cell_labels)
+
+
+def mean_psnr(images: Tensor, targets: Tensor) -> float:
+    """Peak signal-to-noise ratio of each image in dB, averaged over images.
+
+    Args:
+        images:
+            Intensities in 0 to 1 with shape (num_images, 3, height, width).
+        targets:
+            The same for the true images.
+
+    Returns:
+        Decibels.
+    """
+    ratio = peak_signal_noise_ratio(
+        images, targets, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
+    )
+    return float(ratio)
+
+
+def _features(model: Stellar, sets: BoardSets, name: str) -> BoardFeatures:
+    boards: Boards = getattr(sets, name)
+    return model_features(model, boards.images)
+
+
+def _is_digit(boards: Boards) -> Tensor:
+    return torch.from_numpy(boards.cell_labels > 0)

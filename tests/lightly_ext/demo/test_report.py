@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightly_ext.demo.report import Gallery, render_page
+from lightly_ext.demo.table import METRICS, gain, table_rows, to_json, to_markdown
+
+SCORES = {
+    "no model": {"knn_sparse": 0.8, "psnr": 16.0},
+    "random weights": {"knn_sparse": 0.75, "knn_dense": 0.85, "psnr": 4.0},
+    "trained": {"knn_sparse": 0.95, "knn_dense": 0.5, "psnr": 21.25},
+}
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+class TestTable:
+    def test_gain__against_the_best_of_the_task(self) -> None:
+        assert gain(BY_KEY["knn_sparse"], SCORES) == pytest.approx(0.10)
+        assert gain(BY_KEY["knn_dense"], SCORES) == pytest.approx(-0.35)
+        assert gain(BY_KEY["psnr"], SCORES) == pytest.approx(5.25)
+        assert gain(BY_KEY["mmseg_miou"], SCORES) is None
+
+    def test_table_rows__texts(self) -> None:
+        rows = {row[0]: row[1:] for row in table_rows(SCORES)}
+        assert rows["kNN accuracy, sparse tokens"] == ["80.0", "75.0", "95.0", "+10.0"]
+        assert rows["reconstruction PSNR"][-2:] == ["21.2 dB", "+5.2 dB"]
+        assert rows["prototype usage"] == ["–"] * 4
+
+    def test_to_markdown__one_line_per_metric(self) -> None:
+        lines = to_markdown(SCORES).splitlines()
+        table = [line for line in lines if line.startswith("|")]
+        assert len(table) == 2 + len(METRICS)
+        assert {line.count("|") for line in table} == {6}
+        assert "patch mIoU (linear probe on patches)" in "".join(table)
+        assert "mmseg mIoU (mim train)" in "".join(table)
+
+    def test_to_json__values(self) -> None:
+        data = json.loads(to_json(SCORES, {"seed": 3}))
+        assert data["seed"] == 3
+        assert data["metrics"]["psnr"]["trained"] == 21.25
+        assert data["metrics"]["psnr"]["unit"] == "dB"
+        assert data["metrics"]["mmseg_miou"]["trained"] is None
+
+
+class _Checker(HTMLParser):
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+class TestRenderPage:
+    @pytest.fixture()
+    def page(self) -> str:
+        rng = np.random.default_rng(0)
+        row = rng.integers(256, size=(8, 6, 6, 3), dtype=np.uint8)
+        tokens = rng.integers(256, size=(3, 4, 6, 6, 3), dtype=np.uint8)
+        return render_page(
+            SCORES,
+            Gallery(["input", "a < b"], [row, row[::-1]]),
+            Gallery(["0", "1", "2"], list(tokens)),
+            {"machine": "5 > 4 cores"},
+        )
+
+    def test_render_page__is_self_contained(self, page: str) -> None:
+        checker = _Checker()
+        checker.feed(page)
+        assert checker.open == []
+        assert len(checker.sources) == 2 * 8 + 3 * 4
+        assert all(s.startswith("data:image/png;base64,") for s in checker.sources)
+        assert not re.search(r"https?://|<script|<link|url\(|@import", page)
+
+    def test_render_page__pictures_are_whole(self, page: str) -> None:
+        rng = np.random.default_rng(0)
+        row = rng.integers(256, size=(8, 6, 6, 3), dtype=np.uint8)
+        first = re.findall(r"base64,([^\"]+)", page)[0]
+        image = np.array(Image.open(io.BytesIO(base64.b64decode(first))))
+        np.testing.assert_array_equal(image, row[0])
+
+    def test_render_page__says_what_it_is(self, page: str) -> None:
+        text = " ".join(page.split())
+        assert "a toy that proves the machinery, not a benchmark" in text
+        assert "a &lt; b" in page
+        assert "5 &gt; 4 cores" in page
+        assert "from 3 tokens" in page
+        assert "$" not in page
+
+
+class TestGallery:
+    def test_save__enlarged(self, tmp_path: Path) -> None:
+        row = np.full((2, 4, 5, 3), 9, dtype=np.uint8)
+        Gallery(["a"], [row]).save(tmp_path / "new" / "a.png")
+        with Image.open(tmp_path / "new" / "a.png") as image:
+            # Two tiles of 5 px and three gaps of 2 px, three times as large.
+            assert image.size == (3 * 16, 3 * 8)
