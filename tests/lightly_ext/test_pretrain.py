@@ -395,3 +395,25 @@ class TestOnlineKNN:
         fit = trainer(tmp_path, num_sanity_val_steps=0)
         fit.fit(module, loader(), split)
         assert fit.callback_metrics["knn_top1"].item() == 1.0
+
+    @pytest.mark.slow
+    def test_validate__two_processes_like_one(self, tmp_path: Path) -> None:
+        # Odd sizes: the sampler repeats images, which must not count twice.
+        generator = torch.Generator().manual_seed(1)
+        labels = torch.randint(3, (42,), generator=generator)
+        noise = torch.randint(200, (42, 3, 32, 32), generator=generator)
+        images = (noise + labels[:, None, None, None]).to(torch.uint8)
+        split = [
+            torch.utils.data.DataLoader(
+                torch.utils.data.TensorDataset(images[part], labels[part]), 4
+            )
+            for part in (slice(0, 31), slice(31, 42))
+        ]
+        module = tiny()
+        accuracies = []
+        for options in ({}, {"strategy": "ddp_spawn", "devices": 2}):
+            validation = trainer(tmp_path, **options)
+            validation.validate(module, split, verbose=False)
+            accuracies.append(validation.callback_metrics["knn_top1"].item())
+        assert 0.3 < accuracies[0] < 1.0
+        assert accuracies[1] == pytest.approx(accuracies[0])

@@ -1,0 +1,34 @@
+# make demo   sets up .venv, then pretrains, evaluates and shows pictures
+# make test   sets up .venv, then runs all tests
+# make lint   sets up .venv, then checks style and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint format
+
+demo: $(READY)
+	$(BIN)/stellar demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Installed again only when what to install has changed.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# mmcv asks for the OpenCV of desktops, which needs libGL; a bare machine has none.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		--force-reinstall opencv-python-headless
+	touch $(READY)

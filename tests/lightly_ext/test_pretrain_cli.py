@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchvision.io import write_png
+
+from lightly_ext import cli, pretrain_cli
+from lightly_ext.data import StellarDataModule
+from lightly_ext.pretrain import StellarPretraining
+from stellar_plugin import Stellar
+
+SMALL = [
+    "--config=digit_boards",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.max_steps=-1",
+    "--data.batch_size=4",
+    "--data.num_workers=0",
+    "--model.head.num_prototypes=8",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve readable images in two folders, and a broken one."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(12):
+        image = torch.randint(256, (3, 60, 60), generator=generator)
+        (folder / str(i % 2)).mkdir(exist_ok=True)
+        write_png(image.to(torch.uint8), str(folder / str(i % 2) / f"{i}.png"))
+    (folder / "broken.png").write_bytes(b"not an image")
+    return folder
+
+
+def run(*arguments: str | Path) -> pretrain_cli.Trainer:
+    return pretrain_cli.main([*SMALL, *map(str, arguments)])
+
+
+def logged(output: Path, version: int, column: str) -> list[float]:
+    with (output / "csv" / f"version_{version}" / "metrics.csv").open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+@pytest.mark.slow
+class TestPretrain:
+    def test_main__trains_logs_and_exports(
+        self, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer = run(
+            *(f"--data.path={images}", f"--output={tmp_path}"),
+            *("--trainer.max_epochs=2", "--model.lr=0.01"),
+        )
+        assert trainer.global_step == 2 * (13 // 4)
+        for term in ("total", "reconstruction", "clustering", "alignment", "koleo"):
+            assert len(logged(tmp_path, 0, f"train/{term}")) == 6
+        assert all(0 <= x <= 1 for x in logged(tmp_path, 0, "collapse/prototype_usage"))
+        assert all(1 <= x <= 32 for x in logged(tmp_path, 0, "collapse/token_rank"))
+        assert min(logged(tmp_path, 0, "images_per_s")) > 0
+        assert logged(tmp_path, 0, "unreadable_images")[-1] == 1
+        assert "Skipped 1 unreadable of 13 images" in capsys.readouterr().out
+        assert list((tmp_path / "tensorboard").rglob("events.*"))
+        model = Stellar.from_pretrained(tmp_path / "model")
+        trained = trainer.lightning_module.model.state_dict()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, trained[name]), name
+
+    def test_main__resume_continues(self, images: Path, tmp_path: Path) -> None:
+        paths = (f"--data.path={images}", f"--output={tmp_path}")
+        run(*paths, "--trainer.max_epochs=1")
+        with pytest.raises(FileExistsError, match="--resume"):
+            run(*paths, "--trainer.max_epochs=2")
+        trainer = run(*paths, "--trainer.max_epochs=2", "--resume")
+        assert trainer.global_step == 6
+        # Steps of the second epoch only, in a log of their own.
+        assert logged(tmp_path, 1, "step")[0] == 3
+        config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        assert config["trainer"]["max_epochs"] == 2
+
+    def test_main__saved_config_is_a_recipe(self, images: Path, tmp_path: Path) -> None:
+        run(
+            *(f"--data.path={images}", f"--output={tmp_path / 'first'}"),
+            *("--trainer.max_epochs=1", "--model.mask_ratio=0.5"),
+        )
+        again = tmp_path / "second"
+        trainer = pretrain_cli.main(
+            [f"--config={tmp_path / 'first' / 'config.yaml'}", f"--output={again}"]
+        )
+        assert trainer.lightning_module.hparams["mask_ratio"] == 0.5
+        first = logged(tmp_path / "first", 0, "train/total")
+        assert logged(again, 0, "train/total") == pytest.approx(first, rel=1e-4)
+
+    def test_main__online_knn(self, images: Path, tmp_path: Path) -> None:
+        labelled = tmp_path / "labelled"
+        for name in ("0", "1"):
+            (labelled / name).mkdir(parents=True)
+            for i in range(12):
+                image = torch.full((3, 60, 60), 40 + 160 * int(name) + i)
+                path = labelled / name / f"{i}.png"
+                write_png(image.to(torch.uint8), str(path))
+        output = tmp_path / "run"
+        run(
+            *(f"--data.path={images}", f"--output={output}"),
+            *(f"--data.knn_train={labelled}", f"--data.knn_val={labelled}"),
+            "--trainer.max_epochs=1",
+        )
+        assert logged(output, 0, "knn_top1") == [1.0]
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", pretrain_cli.recipe_names())
+    def test_recipe__builds(self, name: str, tmp_path: Path) -> None:
+        with torch.device("meta"):
+            built = pretrain_cli.PretrainCLI(
+                StellarPretraining,
+                StellarDataModule,
+                args=pretrain_cli._find_recipes(
+                    [f"--config={name}", "--data.path=images", f"--output={tmp_path}"]
+                ),
+                run=False,
+                seed_everything_default=False,
+                parser_kwargs={"default_config_files": [str(pretrain_cli.BASE_RECIPE)]},
+            )
+        size = built.datamodule.transform.global_crop_size
+        assert size == built.model.model.encoder.vit.patch_embed.img_size[0]
+        patch = built.model.model.encoder.patch_size
+        assert built.datamodule.transform.local_crop_size % patch == 0
+
+    @pytest.mark.parametrize(
+        "name, width, patch, epochs",
+        [
+            ("vit_base", 768, 16, 150),
+            ("vit_large", 1024, 16, 100),
+            ("vit_huge", 1280, 14, 50),
+        ],
+    )
+    def test_recipe__values_of_the_paper(
+        self, name: str, width: int, patch: int, epochs: int
+    ) -> None:
+        base = yaml.safe_load(pretrain_cli.BASE_RECIPE.read_text())
+        recipe = yaml.safe_load(Path(pretrain_cli._recipe_path(name)).read_text())
+        assert recipe["trainer"]["max_epochs"] == epochs
+        with torch.device("meta"):
+            model = Stellar(**{**base["model"]["model"], **recipe["model"]["model"]})
+        assert (model.encoder.embed_dim, model.encoder.patch_size) == (width, patch)
+        assert model.encoder.num_queries == 16
+        assert base["model"]["head"]["num_prototypes"] == 16384
+        assert base["model"]["lr"] == 1.5e-4
+        assert base["data"]["batch_size"] * 16 == 2048
+
+    def test_find_recipes__file_wins_and_unknown_is_named(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.yaml"
+        own.write_text("{}")
+        found = pretrain_cli._find_recipes(["--config", str(own), "--config=vit_base"])
+        assert found[1] == str(own)
+        assert found[2].endswith("recipes/vit_base.yaml")
+        with pytest.raises(FileNotFoundError, match="vit_base"):
+            pretrain_cli._find_recipes(["--config=vit_bas"])
+
+
+class TestMain:
+    def test_main__help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["--help"])
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert all(name in printed for name in cli.COMMANDS)
+
+    def test_main__names_the_missing_extra(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(name: str) -> None:
+            raise ModuleNotFoundError(name="pytorch_lightning")
+
+        monkeypatch.setattr(cli.importlib, "import_module", refuse)
+        with pytest.raises(SystemExit, match=r"stellar-plugin\[pretrain\]"):
+            cli.main(["pretrain"])
+
+    @pytest.mark.slow
+    def test_main__resume_without_a_run(self, tmp_path: Path) -> None:
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "lightly_ext.cli", "pretrain", "--resume"),
+                *("--config=digit_boards", "--data.path=images"),
+                f"--output={tmp_path}",
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode != 0
+        assert "Nothing to resume" in result.stderr
