@@ -43,11 +43,11 @@ def effective_rank(tokens: Tensor) -> Tensor:
     Returns:
         Scalar between 1 (all on a line) and min(num_tokens, dim).
     """
-    x = tokens.flatten(0, -2).float()
-    gram = torch.cov(x.T)
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    # float64: square roots of eigenvalues turn rounding of 1e-7 into 3e-4.
+    x = tokens.flatten(0, -2).double()
+    singular = torch.linalg.eigvalsh(torch.cov(x.T)).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-12)
-    return torch.special.entr(share).sum().exp()
+    return torch.special.entr(share).sum().exp().float()
 
 
 @torch.no_grad()
