@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stellar_plugin.encoder import StellarEncoder
-from stellar_plugin.model import CONFIG_NAME, WEIGHTS_NAME, Stellar, _read_config
+from stellar_plugin.model import CONFIG_NAME, WEIGHTS_NAME, Stellar, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def read_encoder_checkpoint(path: str | Path) -> EncoderCheckpoint:
         )
     config = weights.parent / CONFIG_NAME
     return EncoderCheckpoint(
-        weights, state, _read_config(config) if config.is_file() else None
+        weights, state, read_config(config) if config.is_file() else None
     )
 
 

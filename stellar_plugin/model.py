@@ -18,7 +18,7 @@ from stellar_plugin.decoder import PixelDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
-# files in `_read_config`.
+# files in `read_config`.
 SCHEMA_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -207,7 +207,7 @@ class Stellar(
                 )
         # Sizes first, on meta: no time is spent on weights that are replaced.
         with torch.device("meta"):
-            model = cls(**_read_config(config))
+            model = cls(**read_config(config))
         try:
             state = safetensors.torch.load_file(weights)
         except SafetensorError as error:
@@ -237,7 +237,16 @@ def create_model(model_name: str, **kwargs: Any) -> Stellar:
     return Stellar(model_name, **kwargs)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads the arguments of `Stellar` from a config.json.
+
+    Args:
+        path:
+            The file.
+
+    Raises:
+        ValueError: If it is no JSON or of a schema version that is not known.
+    """
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -142,7 +142,9 @@ def _pretrain(output: Path, seed: int, options: Sequence[str]) -> StellarPretrai
 def _fresh(trained: StellarPretraining, seed: int) -> StellarPretraining:
     """The same model and heads with random weights."""
     seed_everything(seed, verbose=False)
-    return StellarPretraining(**trained.hparams).eval()
+    # Lightning's command line adds an argument of its own, with an underscore.
+    arguments = {k: v for k, v in trained.hparams.items() if not k.startswith("_")}
+    return StellarPretraining(**arguments).eval()
 
 
 def _save(output: Path, modules: Mapping[str, StellarPretraining]) -> dict[str, Path]:

@@ -38,9 +38,9 @@ class STELLAR(nn.Module):
         self, views: STELLARViews, keep: Tensor
     ) -> tuple[SparseViews, CLSViews, Tensor]:
         """Returns sparse tokens, CLS embeddings and the reconstruction."""
-        global_shape, local_shape = (
-            tensor.shape[:2] for tensor in (views.global_views, views.local_views)
-        )
+        assert views.local_views is not None  # num_local_views is not 0
+        global_shape = views.global_views.shape[:2]
+        local_shape = views.local_views.shape[:2]
         target = self.model(views.target)
         masked = self.model(views.global_views.flatten(0, 1), keep)
         local = self.model(views.local_views.flatten(0, 1))

@@ -23,7 +23,7 @@ class TestRunDemo:
                 "num_train_single": 60,
                 "num_test_single": 30,
             },
-            pretrain_options=["--trainer.max_steps=4"],
+            pretrain_options=["--trainer.max_steps=4", "--trainer.max_epochs=9"],
             mmseg_options={
                 "train_cfg.max_iters": 4,
                 "train_cfg.val_interval": 4,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +64,9 @@ class TestTwoProcesses:
         alone = sinkhorn_knopp(logits())
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
         # It matters: without gathering the result is another one.
-        apart = torch.cat([sinkhorn_knopp(logits()[:12]), sinkhorn_knopp(logits()[12:])])
+        apart = torch.cat(
+            [sinkhorn_knopp(logits()[:12]), sinkhorn_knopp(logits()[12:])]
+        )
         assert (apart - alone).abs().max() > 0.05
 
     def test_stellar_loss__value_and_gradients(
