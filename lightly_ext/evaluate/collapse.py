@@ -20,7 +20,7 @@ def prototype_usage(embeddings: Tensor, prototypes: Tensor) -> Tensor:
             Tensor with shape (num_prototypes, dim).
 
     Returns:
-        Scalar in [0, 1]: 0 if one prototype takes all; 1 if all are used alike, or, with
+        Scalar in [0, 1]: 0 if one prototype takes all; 1 if all are used alike or, with
         fewer embeddings than prototypes, if no two embeddings share one.
     """
     x = embeddings.flatten(0, -2).float()
