@@ -254,7 +254,8 @@ class StellarEncoder(nn.Module):
                 position = position[0][keep]  # (B, k, d)
             x = x + position
         prefix = [t for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
-        x = torch.cat([t.expand(len(x), -1, -1).to(x.dtype) for t in prefix] + [x], 1)
+        size = x.shape[0]  # not len(x), which a traced export would take for a constant
+        x = torch.cat([t.expand(size, -1, -1).to(x.dtype) for t in prefix] + [x], 1)
         return self.vit.norm_pre(self.vit.pos_drop(x))
 
     def _patchify(
