@@ -166,7 +166,7 @@ class StellarDataModule(LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         local_processes = 1 if self.trainer is None else self.trainer.num_devices
-        return max(1, _num_cpus() // local_processes)
+        return max(1, num_cpus() // local_processes)
 
 
 class SingleViewTransform:
@@ -230,7 +230,8 @@ def _check_classes(bank: ImageFolderDataset, queries: ImageFolderDataset) -> Non
         )
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
     # Containers and schedulers often grant fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -327,6 +327,7 @@ class StellarPretraining(LightningModule):
     def _scaled_lr(self) -> float:
         """Learning rate for the global batch size; says what it is."""
         trainer, hparams = self.trainer, self.hparams
+        trainer.fit_loop.setup_data()  # not yet done where max_steps is given
         loader: Any = trainer.train_dataloader
         batch_size = (
             loader.batch_size * trainer.world_size * trainer.accumulate_grad_batches

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import (
     LightningArgumentParser,
@@ -18,7 +19,7 @@ from pytorch_lightning.cli import (
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightly_ext.callbacks import ExportModel, ImagesPerSecond, ReportUnreadable
-from lightly_ext.data import StellarDataModule
+from lightly_ext.data import StellarDataModule, num_cpus
 from lightly_ext.pretrain import StellarPretraining
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -63,7 +64,13 @@ class PretrainCLI(LightningCLI):
             ExportModel(output / "model"),
             ReportUnreadable(),
         ]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        workers = self.datamodule.num_workers
+        if isinstance(trainer.accelerator, CPUAccelerator) and workers is not None:
+            # Threads beyond the cores wait for each other: a step of the demo with two
+            # threads and a busy loader on two cores takes ten times as long.
+            torch.set_num_threads(max(1, num_cpus() - workers))
+        return trainer
 
 
 class SaveRecipe(SaveConfigCallback):
