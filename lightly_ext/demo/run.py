@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from lightly_ext import pretrain_cli
 from lightly_ext.demo.boards import BoardSets, make_board_sets
@@ -65,6 +66,9 @@ class Stages:
         self.console.print(f"{name}: {self.seconds[name]:.1f} s", style="green")
 
 
+# A model this small gains little from a second thread, and where threads outnumber free
+# cores they wait for each other: 20 times slower was seen.
+@threadpool_limits.wrap(limits=1)
 def run_demo(
     output: Path | str = "runs/demo",
     seed: int = 0,
