@@ -418,7 +418,7 @@ class TestStellarDataModule:
     def test_train_dataloader__workers(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lightly_ext.data._num_cpus", lambda: 6)
+        monkeypatch.setattr("lightly_ext.data.num_cpus", lambda: 6)
         data = StellarDataModule(str(_folder(tmp_path)))
         loader = data.train_dataloader()
         assert loader.num_workers == 6
