@@ -3,9 +3,11 @@
 from stellar_plugin.decoder import PixelDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.model import Stellar, create_model
+from stellar_plugin.tokenizer import MaskGITVQGAN
 
 __all__ = [
     "Factorization",
+    "MaskGITVQGAN",
     "PixelDecoder",
     "Stellar",
     "StellarEncoder",

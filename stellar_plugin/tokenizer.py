@@ -1,0 +1,268 @@
+"""The frozen MaskGIT-VQGAN tokenizer: image -> codes -> image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stellar_plugin.vqgan import NUM_GROUPS, Codebook, VQGANDecoder, VQGANEncoder
+
+TOKENIZER_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
+WHERE_TO_GET_IT = (
+    f"It is published as {TOKENIZER_FILE} at https://huggingface.co/fun-research/TiTok"
+)
+# Images encoded at a time: at full resolution each has 128 values per pixel.
+CHUNK_SIZE = 32
+MAX_KEYS_SHOWN = 4
+
+
+class MaskGITVQGAN(nn.Module):
+    """Image tokenizer of MaskGIT [0]: a convolutional VQGAN [1], always frozen.
+
+    Module names are those of the published file, so that it loads strictly. Works in
+    any floating type; the search for the nearest code is done in float32. Parameters
+    have no gradient, `train()` leaves it in evaluation mode.
+
+    - [0]: MaskGIT, 2022, https://arxiv.org/abs/2202.04200
+    - [1]: VQGAN, 2021, https://arxiv.org/abs/2012.09841
+
+    Attributes:
+        channels:
+            Width at full resolution, a multiple of 32.
+        channel_multipliers:
+            Width of each level over `channels`. Every level but the last halves the
+            image.
+        num_blocks:
+            Residual blocks per level.
+        latent_dim:
+            Width of a code's vector.
+        num_codes:
+            Size of the codebook.
+
+    Raises:
+        ValueError: If `channels` is no multiple of 32.
+
+    Examples:
+        >>> tokenizer = MaskGITVQGAN.from_pretrained(
+        >>>     "maskgit-vqgan-imagenet-f16-256.bin"
+        >>> )
+        >>> codes = tokenizer.encode(images)  # [0, 1], (B, 3, 256, 256) -> (B, 16, 16)
+        >>> decoded = tokenizer.decode(codes)
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_blocks: int = 2,
+        latent_dim: int = 256,
+        num_codes: int = 1024,
+    ) -> None:
+        super().__init__()
+        if channels < NUM_GROUPS or channels % NUM_GROUPS:
+            raise ValueError(
+                f"channels must be a multiple of {NUM_GROUPS}, the groups of the "
+                f"normalisation, got {channels}."
+            )
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "channel_multipliers": list(channel_multipliers),
+            "num_blocks": num_blocks,
+            "latent_dim": latent_dim,
+            "num_codes": num_codes,
+        }
+        self.num_codes = num_codes
+        self.downsample_factor = 2 ** (len(channel_multipliers) - 1)
+        widths = [channels * multiplier for multiplier in channel_multipliers]
+        self.encoder = VQGANEncoder(channels, widths, num_blocks, latent_dim)
+        self.decoder = VQGANDecoder(widths, num_blocks, latent_dim)
+        self.quantize = Codebook(num_codes, latent_dim)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> MaskGITVQGAN:
+        """Does nothing: the tokenizer is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Finds the code of every patch.
+
+        Args:
+            images:
+                Images in raw [0, 1] intensities, not normalised, with shape
+                (batch_size, 3, height, width). Rows and columns beyond a multiple of
+                `downsample_factor` are dropped.
+
+        Returns:
+            Codes, int64 with shape (batch_size, height // downsample_factor,
+            width // downsample_factor).
+
+        Raises:
+            ValueError: If the images have another shape, are no floats, or are smaller
+                than `downsample_factor`.
+        """
+        self._check_images(images)
+        images = images.to(self.quantize.embedding.weight.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        hidden = (self.encoder(part) for part in images.split(CHUNK_SIZE))
+        return torch.cat([self.quantize.nearest(part) for part in hidden])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decodes codes to images, clamped to [0, 1]; see `decode_unclamped`."""
+        return self.decode_unclamped(codes).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode_unclamped(self, codes: Tensor) -> Tensor:
+        """Decodes codes to images.
+
+        Args:
+            codes:
+                Codes, int64 with shape (batch_size, height, width).
+
+        Returns:
+            Images, float32 with shape (batch_size, 3, height * downsample_factor,
+            width * downsample_factor), roughly in [0, 1].
+
+        Raises:
+            ValueError: If the codes are no grid or out of range.
+        """
+        if codes.ndim != 3:
+            raise ValueError(
+                "codes must be grids with shape (batch_size, height, width), got "
+                f"{tuple(codes.shape)}; unflatten lists of codes."
+            )
+        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.num_codes:
+            raise ValueError(
+                f"codes must be in 0 to {self.num_codes - 1}, got {codes.min()} to "
+                f"{codes.max()}."
+            )
+        latent = self.quantize.embedding(codes).permute(0, 3, 1, 2)
+        return self.decoder(latent).float()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> MaskGITVQGAN:
+        """Loads the published file; sizes are read from its tensors.
+
+        Args:
+            path:
+                The .bin file, read weights-only, or the same tensors as .safetensors.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file cannot be read, or a tensor is missing, left over or
+                of another shape.
+        """
+        path = Path(path)
+        state = _read_tensors(path)
+        with torch.device("meta"):
+            tokenizer = cls(**tokenizer_sizes(state, str(path)))
+        _check_tensors(tokenizer.state_dict(), state, str(path))
+        tokenizer.load_state_dict(state, strict=True, assign=True)
+        return tokenizer
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                "images must be floats in [0, 1] with shape (batch_size, 3, height, "
+                f"width), got {images.dtype} with shape {tuple(images.shape)}."
+            )
+        if min(images.shape[-2:]) < self.downsample_factor:
+            raise ValueError(
+                f"images must be at least {self.downsample_factor} px high and wide, "
+                f"got {images.shape[-2]} x {images.shape[-1]}."
+            )
+
+
+def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
+    """Reads the arguments of `MaskGITVQGAN` from its tensors.
+
+    Args:
+        state:
+            Tensors by their names in `MaskGITVQGAN`.
+        source:
+            Where they come from, for the error.
+
+    Raises:
+        ValueError: If the tensors are not those of a MaskGIT-VQGAN.
+    """
+    try:
+        channels = state["encoder.conv_in.weight"].shape[0]
+        num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+        widths = [
+            state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0]
+            for level in range(num_levels)
+        ]
+        num_codes, latent_dim = state["quantize.embedding.weight"].shape
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"'{source}' holds no MaskGIT-VQGAN tokenizer ({error}). Its keys: "
+            f"{_shown(list(state))}. {WHERE_TO_GET_IT}."
+        ) from error
+    return {
+        "channels": channels,
+        "channel_multipliers": [width // channels for width in widths],
+        "num_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        "latent_dim": latent_dim,
+        "num_codes": num_codes,
+    }
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no tokenizer file '{path}'. {WHERE_TO_GET_IT}."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what the unpickler raises depends on the bytes
+        raise ValueError(
+            f"'{path}' is damaged, or no file of weights only. {WHERE_TO_GET_IT}."
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"'{path}' is no dictionary of tensors, so not the tokenizer's weights. "
+            f"{WHERE_TO_GET_IT}."
+        )
+    return dict(state)
+
+
+def _check_tensors(
+    expected: dict[str, Tensor], state: dict[str, Tensor], source: str
+) -> None:
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    found = [f"{kind}: {_shown(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"'{source}' is no complete MaskGIT-VQGAN tokenizer; {'; '.join(found)}. "
+            f"{WHERE_TO_GET_IT}."
+        )
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that the pattern finds in the names."""
+    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - MAX_KEYS_SHOWN
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
