@@ -92,6 +92,9 @@ class StellarEncoder(nn.Module):
         pos_antialias:
             Whether the position embedding is resampled with antialiasing. False for
             STELLAR, MAE and DINO weights, True for timm's own habit.
+        localization:
+            Whether there are the two projections that localization is made of. False
+            for an encoder that learns without reconstruction, which alone trains them.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
@@ -112,6 +115,7 @@ class StellarEncoder(nn.Module):
         num_queries: int = 16,
         norm_eps: float | None = None,
         pos_antialias: bool = False,
+        localization: bool = True,
         **vit_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -125,9 +129,11 @@ class StellarEncoder(nn.Module):
         self.embed_dim: int = self.vit.embed_dim
         self.grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
-        if num_queries:
+        self.has_localization = localization and num_queries > 0
+        if self.has_localization:
             self.dense_proj = nn.Linear(self.embed_dim, self.embed_dim)
             self.sparse_proj = nn.Linear(self.embed_dim, self.embed_dim)
+        if num_queries:
             queries = self.vit.reg_token[:, -num_queries:].detach()
             nn.init.normal_(queries, std=self.embed_dim**-0.5)
 
@@ -216,9 +222,17 @@ class StellarEncoder(nn.Module):
 
         Returns:
             Tensor with shape (batch_size, num_patches, num_queries); rows sum to one.
+
+        Raises:
+            ValueError: If the encoder was built without localization.
         """
         if self.num_queries == 0:
             return dense.new_zeros(dense.shape[0], dense.shape[1], 0)
+        if not self.has_localization:
+            raise ValueError(
+                "The encoder has no localization: it was built, or trained without "
+                "reconstruction, with localization=False. Use `sparse` and `dense`."
+            )
         # Unit vectors in float32: half precision is too coarse for a cosine that is
         # divided by 0.06.
         u = F.normalize(self.dense_proj(dense).float(), dim=-1, eps=NORM_EPS)

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
+from huggingface_hub import PyTorchModelHubMixin
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from stellar_plugin.checkpoints.files import (
+    CONFIG_NAME,
+    SCHEMA_VERSION,
+    WEIGHTS_NAME,
+)
+from stellar_plugin.checkpoints.layouts import STELLAR, read_checkpoint
+from stellar_plugin.checkpoints.load import load_model_weights
+from stellar_plugin.checkpoints.sizes import model_config
 from stellar_plugin.decoder import PixelDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
-
-# Version of config.json. Raise it when a key changes its meaning, and migrate older
-# files in `read_config`.
-SCHEMA_VERSION = 1
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 
 
 class Stellar(
@@ -41,6 +42,9 @@ class Stellar(
             Name of a timm VisionTransformer, see `StellarEncoder`.
         num_queries:
             Number r of sparse tokens, at least 1.
+        target:
+            What the decoder predicts. None builds neither decoder nor localization (the
+            ablation without reconstruction).
         decoder_dim:
             Width of the decoder.
         decoder_depth:
@@ -61,7 +65,8 @@ class Stellar(
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
     Raises:
-        ValueError: If `num_queries` is less than 1, or a size does not fit.
+        ValueError: If `num_queries` is less than 1, `target` unknown, or a size does
+            not fit.
 
     Examples:
         >>> model = Stellar("stellar_vit_base_patch16_224")
@@ -75,6 +80,7 @@ class Stellar(
         model_name: str = "stellar_vit_base_patch16_224",
         *,
         num_queries: int = 16,
+        target: Literal["pixels"] | None = "pixels",
         decoder_dim: int = 512,
         decoder_depth: int = 6,
         decoder_num_heads: int = 8,
@@ -91,10 +97,13 @@ class Stellar(
                 f"Stellar needs num_queries >= 1, got {num_queries}; for a plain ViT "
                 "use StellarEncoder(num_queries=0)."
             )
+        if target not in ("pixels", None):
+            raise ValueError(f"target must be 'pixels' or None, got '{target}'.")
         self.config: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model_name": model_name,
             "num_queries": num_queries,
+            "target": target,
             "decoder_dim": decoder_dim,
             "decoder_depth": decoder_depth,
             "decoder_num_heads": decoder_num_heads,
@@ -112,16 +121,19 @@ class Stellar(
             num_queries=num_queries,
             norm_eps=norm_eps,
             pos_antialias=pos_antialias,
+            localization=target is not None,
             **vit_kwargs,
         )
-        self.decoder = PixelDecoder(
-            self.encoder.embed_dim,
-            self.encoder.patch_size,
-            decoder_dim=decoder_dim,
-            depth=decoder_depth,
-            num_heads=decoder_num_heads,
-            mlp_ratio=decoder_mlp_ratio,
-        )
+        self.decoder: PixelDecoder | None = None
+        if target is not None:
+            self.decoder = PixelDecoder(
+                self.encoder.embed_dim,
+                self.encoder.patch_size,
+                decoder_dim=decoder_dim,
+                depth=decoder_depth,
+                num_heads=decoder_num_heads,
+                mlp_ratio=decoder_mlp_ratio,
+            )
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
@@ -139,7 +151,15 @@ class Stellar(
         Returns:
             Images with shape (batch_size, 3, height, width), [0, 1] where the
             reconstruction is good.
+
+        Raises:
+            ValueError: If the model has no decoder.
         """
+        if self.decoder is None:
+            raise ValueError(
+                "The model has no decoder: it was built with target=None, without "
+                "reconstruction."
+            )
         return self.decoder(lowrank, grid_size)
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -157,36 +177,53 @@ class Stellar(
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, source: str | Path, **hub_kwargs: Any
+        cls,
+        source: str | Path,
+        *,
+        variant: str | None = None,
+        num_heads: int | None = None,
+        decoder_num_heads: int | None = None,
+        **hub_kwargs: Any,
     ) -> Stellar:
-        """Loads a model that `save_pretrained` wrote, in evaluation mode.
+        """Loads a model that `save_pretrained` wrote or a released one, for evaluation.
+
+        Released models come with clustering heads, which are not part of the model; see
+        `stellar_plugin.checkpoints.read_checkpoint`. What a file lacks (the decoder) or
+        has beyond the model is logged.
 
         Args:
             source:
-                Folder, weight file with its config.json beside it, or the name of a
-                repository on the Hugging Face hub. An existing path wins.
+                Folder or weight file; or "stellar-b16" (b8, b24, l16, h16), or the name
+                of a repository on the Hugging Face hub. An existing path wins.
+            variant:
+                Which file of a hub repository, "b16" of "microsoft/STELLAR".
+            num_heads:
+                Attention heads of a released encoder of unusual width.
+            decoder_num_heads:
+                The same for its decoder, if its heads are not 64 wide.
             hub_kwargs:
                 revision, cache_dir, token, local_files_only, force_download.
 
         Raises:
             FileNotFoundError: If the weights or the config are missing.
-            ValueError: If config or weights do not fit this version or each other.
+            ValueError: If config or weights do not fit this version or each other, the
+                layout is not known, or the number of heads is not.
         """
-        path = Path(source)
-        if path.is_file():
-            return cls._load(path, path.parent / CONFIG_NAME)
-        if path.is_dir():
-            return cls._load(path / WEIGHTS_NAME, path / CONFIG_NAME)
-        if path.is_absolute() or path.suffix or str(source).count("/") != 1:
+        checkpoint = read_checkpoint(source, variant=variant, **hub_kwargs)
+        if checkpoint.layout == STELLAR and not checkpoint.config:
             raise FileNotFoundError(
-                f"'{source}' is neither a folder or weight file here nor the name of a "
-                "hub repository ('owner/name')."
+                f"No {CONFIG_NAME} in '{checkpoint.path.parent}'; from_pretrained "
+                f"reads a {WEIGHTS_NAME} with its {CONFIG_NAME} beside it, as "
+                "save_pretrained writes them."
             )
-        weights, config = (
-            Path(hf_hub_download(str(source), name, **hub_kwargs))
-            for name in (WEIGHTS_NAME, CONFIG_NAME)
-        )
-        return cls._load(weights, config)
+        config = model_config(checkpoint, num_heads, decoder_num_heads)
+        # Sizes first, on meta: no time is spent on weights that are replaced.
+        with torch.device("meta"):
+            model = cls(**config)
+        if not model.state_dict().keys() <= checkpoint.state.keys():
+            model = cls(**config)
+        load_model_weights(model, checkpoint, num_heads=num_heads)
+        return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
@@ -195,28 +232,6 @@ class Stellar(
         )
         config = json.dumps(self.config, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(config)
-
-    @classmethod
-    def _load(cls, weights: Path, config: Path) -> Stellar:
-        for path in (weights, config):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"No {path.name} in '{path.parent}'; from_pretrained reads a "
-                    f"{WEIGHTS_NAME} with its {CONFIG_NAME} beside it, as "
-                    "save_pretrained writes them."
-                )
-        # Sizes first, on meta: no time is spent on weights that are replaced.
-        with torch.device("meta"):
-            model = cls(**read_config(config))
-        try:
-            state = safetensors.torch.load_file(weights)
-        except SafetensorError as error:
-            raise ValueError(f"'{weights}' cannot be read: {error}.") from error
-        try:
-            model.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"'{weights}' does not fit '{config}': {error}") from error
-        return model.eval()
 
 
 def create_model(model_name: str, **kwargs: Any) -> Stellar:
@@ -235,26 +250,3 @@ def create_model(model_name: str, **kwargs: Any) -> Stellar:
         >>> create_model("stellar_vit_base_patch16_224", img_size=256, num_queries=8)
     """
     return Stellar(model_name, **kwargs)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads the arguments of `Stellar` from a config.json.
-
-    Args:
-        path:
-            The file.
-
-    Raises:
-        ValueError: If it is no JSON or of a schema version that is not known.
-    """
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
-    version = config.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"'{path}' has schema version {version}, this package reads "
-            f"{SCHEMA_VERSION}; install the version of stellar-plugin that wrote it."
-        )
-    return config

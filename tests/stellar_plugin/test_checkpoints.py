@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stellar_plugin import Stellar, StellarEncoder, create_model
-from stellar_plugin.checkpoints import load_encoder_weights, read_encoder_checkpoint
+from stellar_plugin.checkpoints import load_encoder_weights, read_checkpoint
 
 NAME = "stellar_vit_tiny_patch16_224"
 VIT = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -39,31 +39,29 @@ def rewrite(folder: Path, **tensors: Tensor | None) -> None:
     safetensors.torch.save_file(state, path)
 
 
-class TestReadEncoderCheckpoint:
-    def test_state__encoder_without_decoder(
-        self, model: Stellar, tmp_path: Path
-    ) -> None:
-        checkpoint = read_encoder_checkpoint(tmp_path)
-        expected = model.encoder.state_dict()
+class TestReadCheckpoint:
+    def test_state(self, model: Stellar, tmp_path: Path) -> None:
+        checkpoint = read_checkpoint(tmp_path)
+        expected = model.state_dict()
+        assert checkpoint.layout == "stellar"
         assert checkpoint.state.keys() == expected.keys()
         assert all(checkpoint.state[k].equal(v) for k, v in expected.items())
-        assert checkpoint.config is not None
         assert checkpoint.config["num_queries"] == 4
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*Give a fol"):
-            read_encoder_checkpoint(tmp_path)
+            read_checkpoint(tmp_path)
 
     def test_no_safetensors_file(self, tmp_path: Path) -> None:
         (tmp_path / "model.safetensors").write_text("not weights")
         with pytest.raises(ValueError, match="no safetensors file"):
-            read_encoder_checkpoint(tmp_path)
+            read_checkpoint(tmp_path)
 
     def test_no_encoder(self, tmp_path: Path) -> None:
         path = tmp_path / "other.safetensors"
         safetensors.torch.save_file({"head.weight": torch.zeros(2)}, path)
-        with pytest.raises(ValueError, match=r"no STELLAR encoder.*head\.weight"):
-            read_encoder_checkpoint(path)
+        with pytest.raises(ValueError, match=r"no known layout.*head\.weight.*timm"):
+            read_checkpoint(path)
 
 
 class TestLoadEncoderWeights:
@@ -82,7 +80,7 @@ class TestLoadEncoderWeights:
     def test_without_config(self, model: Stellar, tmp_path: Path) -> None:
         (tmp_path / "config.json").unlink()
         encoder = build()
-        assert load_encoder_weights(encoder, tmp_path).config is None
+        assert load_encoder_weights(encoder, tmp_path).config == {}
         assert encoder.vit.cls_token.equal(model.encoder.vit.cls_token)
 
     def test_missing_key(self, model: Stellar, tmp_path: Path) -> None:
@@ -92,7 +90,7 @@ class TestLoadEncoderWeights:
 
     def test_unexpected_key(self, model: Stellar, tmp_path: Path) -> None:
         rewrite(tmp_path, vit__extra=torch.zeros(1))
-        with pytest.raises(ValueError, match=r"unexpected: vit\.extra\."):
+        with pytest.raises(ValueError, match=r"unexpected: vit\.extra\. Build"):
             load_encoder_weights(build(), tmp_path)
 
     def test_other_shape(self, model: Stellar, tmp_path: Path) -> None:
@@ -135,7 +133,7 @@ class TestLoadEncoderWeights:
         encoder = build(img_size=(96, 48)).eval()
         with caplog.at_level(logging.WARNING, "stellar_plugin"):
             load_encoder_weights(encoder, tmp_path)
-        assert "resampled from 4 x 4 to 6 x 3 patches" in caplog.text
+        assert "resampled (vit.pos_embed from 4 x 4 to 6 x 3 patches)" in caplog.text
         images = torch.rand(1, 3, 96, 48)
         torch.testing.assert_close(
             encoder(images).dense, model.eval().encoder(images).dense

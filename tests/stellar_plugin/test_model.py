@@ -45,6 +45,22 @@ class TestStellar:
         with pytest.raises(ValueError, match="num_queries >= 1, got 0"):
             tiny(num_queries=0)
 
+    def test_init__without_reconstruction(self, tmp_path: Path) -> None:
+        model = tiny(target=None)
+        assert not any("decoder" in n or "_proj" in n for n in model.state_dict())
+        model.save_pretrained(tmp_path)
+        loaded = Stellar.from_pretrained(tmp_path)
+        images = torch.randn(1, 3, 32, 32)
+        assert torch.equal(loaded(images).sparse, model(images).sparse)
+        with pytest.raises(ValueError, match="no localization"):
+            _ = loaded(images).localization
+        with pytest.raises(ValueError, match="no decoder"):
+            loaded.decode(torch.randn(1, 4, 48), (2, 2))
+
+    def test_init__unknown_target(self) -> None:
+        with pytest.raises(ValueError, match="target must be .*'codes'"):
+            tiny(target="codes")
+
     def test_every_parameter_has_gradient(self) -> None:
         model = tiny().train()
         result = model(torch.randn(2, 3, 32, 32))
@@ -107,7 +123,7 @@ class TestPretrained:
         state = safetensors.torch.load_file(weights)
         del state["encoder.vit.norm.weight"]
         safetensors.torch.save_file(state, weights)
-        with pytest.raises(ValueError, match=r"encoder\.vit\.norm\.weight"):
+        with pytest.raises(ValueError, match=r"missing: vit\.norm\.weight"):
             Stellar.from_pretrained(tmp_path)
 
     def test_from_pretrained__unknown_schema(self, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Weights of every layout into our models, and ours into other layouts."""
+
+from stellar_plugin.checkpoints.files import CONFIG_NAME, HEADS_NAME, WEIGHTS_NAME
+from stellar_plugin.checkpoints.layouts import Checkpoint, read_checkpoint
+from stellar_plugin.checkpoints.load import (
+    LoadReport,
+    create_encoder,
+    load_encoder_weights,
+    load_model_weights,
+)
+from stellar_plugin.checkpoints.sizes import encoder_config, model_config
+
+__all__ = [
+    "CONFIG_NAME",
+    "HEADS_NAME",
+    "WEIGHTS_NAME",
+    "Checkpoint",
+    "LoadReport",
+    "create_encoder",
+    "encoder_config",
+    "load_encoder_weights",
+    "load_model_weights",
+    "model_config",
+    "read_checkpoint",
+]

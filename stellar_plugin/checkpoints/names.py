@@ -1,0 +1,218 @@
+"""Names of a Vision Transformer's tensors in transformers and in timm's relatives."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
+# Names of transformers 4.x and 5.x, to timm's.
+_QKV = {
+    "attention.attention.query": 0,
+    "attention.attention.key": 1,
+    "attention.attention.value": 2,
+    "attention.q_proj": 0,
+    "attention.k_proj": 1,
+    "attention.v_proj": 2,
+}
+_LAYER_PARTS = {
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "mlp.fc1": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "mlp.fc2": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+_TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+_BACKBONE = ("embeddings.", "encoder.", "layers.", "layernorm.")
+
+# DINOv2 trains blocks in chunks.
+_CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.")
+_TIMM_RENAMED = {
+    "register_tokens": "reg_token",
+    ".gamma_1": ".ls1.gamma",
+    ".gamma_2": ".ls2.gamma",
+    ".mlp.w12.": ".mlp.fc1.",
+    ".mlp.w3.": ".mlp.fc2.",
+}
+# Parts of pretraining, and classifiers behind the features.
+_TIMM_IGNORED = (
+    "decoder_",
+    "fc.",
+    "fc_norm.",
+    "head.",
+    "head_dist.",
+    "lm_head.",
+    "mask_token",
+    "masked_embed",
+    "pre_logits.",
+    "predictor.",
+)
+_TIMM_BACKBONE = (
+    "blocks",
+    "cls_token",
+    "dist_token",
+    "norm",
+    "norm_pre",
+    "patch_embed",
+    "pos_embed",
+    "reg_token",
+    "rel_pos_bias",
+    "rope",
+)
+
+
+class Names:
+    """Tensors under their new names, and what became of the others.
+
+    Attributes:
+        state:
+            Tensors by timm's names.
+        unexpected:
+            Names that the layout does not have.
+        ignored:
+            Names of the layout that features do not depend on.
+    """
+
+    def __init__(self) -> None:
+        self.state: State = {}
+        self.unexpected: list[str] = []
+        self.ignored: list[str] = []
+
+    def add(self, old: str, new: str, tensor: Tensor) -> None:
+        """Adds a tensor.
+
+        Raises:
+            ValueError: If two tensors get the same name.
+        """
+        if new in self.state:
+            raise ValueError(
+                f"two tensors are {new}, one of them '{old}': the file mixes layouts"
+            )
+        self.state[new] = tensor
+
+
+def from_transformers(state: State, ignored: tuple[str, ...] = ()) -> Names:
+    """Renames a ViT of transformers 4.x or 5.x, query, key and value fused.
+
+    Args:
+        state:
+            Tensors by the names of transformers' ViTModel.
+        ignored:
+            Beginnings of names that are not used.
+
+    Raises:
+        ValueError: If one of query, key and value is missing, or names collide.
+    """
+    names = Names()
+    qkv: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for name, tensor in state.items():
+        layer = _LAYER.fullmatch(name)
+        if name.startswith(ignored):
+            names.ignored.append(name)
+        elif name in _TOP:
+            names.add(name, _TOP[name], tensor)
+        elif layer and layer[2] in _QKV:
+            fused = qkv[f"blocks.{layer[1]}.attn.qkv.{layer[3]}"]
+            if _QKV[layer[2]] in fused:
+                raise ValueError(f"'{name}' is there under two names")
+            fused[_QKV[layer[2]]] = tensor
+        elif layer and layer[2] in _LAYER_PARTS:
+            new = f"blocks.{layer[1]}.{_LAYER_PARTS[layer[2]]}.{layer[3]}"
+            names.add(name, new, tensor)
+        elif name.startswith(_BACKBONE):
+            names.add(name, name, tensor)  # refused where the encoder is loaded
+        else:
+            names.unexpected.append(name)
+    partial = [name for name, parts in qkv.items() if len(parts) < 3]
+    if partial:
+        raise ValueError(f"query, key or value is missing for {', '.join(partial)}")
+    for name, parts in qkv.items():
+        names.add(name, name, torch.cat([parts[i] for i in range(3)]))
+    return names
+
+
+def to_transformers(state: State) -> State:
+    """Renames a plain ViT from timm's names to those of transformers 4.x.
+
+    Args:
+        state:
+            Tensors by timm's names, without registers and LayerScale.
+    """
+    back = {new: old for old, new in _TOP.items()}
+    parts = {}
+    for old, new in _LAYER_PARTS.items():
+        parts.setdefault(new, old)
+    result = {}
+    for name, tensor in state.items():
+        if name in back:
+            result[back[name]] = tensor
+            continue
+        _, layer, part, kind = re.split(
+            r"blocks\.(\d+)\.(.+)\.(weight|bias)", name, maxsplit=1
+        )[:4]
+        prefix = f"encoder.layer.{layer}."
+        if part == "attn.qkv":
+            for key, piece in zip(_QKV, tensor.chunk(3), strict=False):
+                result[f"{prefix}{key}.{kind}"] = piece.clone()
+        else:
+            result[f"{prefix}{parts[part]}.{kind}"] = tensor
+    return result
+
+
+def from_timm_like(state: State) -> Names:
+    """Renames what DINOv2, BEiT and others call differently than timm.
+
+    Args:
+        state:
+            Tensors by names close to timm's.
+
+    Raises:
+        ValueError: If the ViT has a structure that the encoder cannot represent, or
+            names collide.
+    """
+    foreign = [n for n in state if "relative_position" in n or "rel_pos_bias" in n]
+    if foreign:
+        raise ValueError(
+            f"it has relative position biases ({foreign[0]}), as BEiT does; the "
+            "encoder is a plain ViT with a position table"
+        )
+    names = Names()
+    for name, tensor in _with_fused_bias(state).items():
+        new = _CHUNK.sub(r"blocks.\1.", name)
+        for old_part, new_part in _TIMM_RENAMED.items():
+            new = new.replace(old_part, new_part)
+        if name.startswith(_TIMM_IGNORED):
+            names.ignored.append(name)
+        elif new.split(".")[0] in _TIMM_BACKBONE:
+            names.add(name, new, tensor)
+        else:
+            names.unexpected.append(name)
+    return names
+
+
+def _with_fused_bias(state: State) -> State:
+    """BEiT has a bias for queries and values, none for keys."""
+    result = {}
+    for name, tensor in state.items():
+        value = state.get(name.replace(".q_bias", ".v_bias"))
+        if name.endswith(".q_bias") and value is not None:
+            fused = torch.cat([tensor, torch.zeros_like(tensor), value])
+            result[name.replace(".q_bias", ".qkv.bias")] = fused
+        elif not (name.endswith(".v_bias") and name.replace(".v_", ".q_") in state):
+            result[name] = tensor
+    return result

@@ -1,0 +1,185 @@
+"""The arguments of `Stellar` and `StellarEncoder`, read from tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
+from stellar_plugin.checkpoints.names import State
+
+MODEL_NAMES = {
+    192: "stellar_vit_tiny_patch16_224",
+    384: "stellar_vit_small_patch16_224",
+    768: "stellar_vit_base_patch16_224",
+    1024: "stellar_vit_large_patch16_224",
+    1280: "stellar_vit_huge_patch14_224",
+}
+# A wrong number of heads fits all shapes and gives wrong features.
+HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_HEAD_WIDTH = 64
+
+
+def model_config(
+    checkpoint: Checkpoint,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> dict[str, Any]:
+    """Arguments of `Stellar` for a checkpoint.
+
+    Args:
+        checkpoint:
+            A model of this package or of the official layout.
+        num_heads:
+            Attention heads of the encoder, where neither a config nor its width tells.
+        decoder_num_heads:
+            The same for the decoder.
+
+    Raises:
+        ValueError: If the checkpoint is no STELLAR model, or the number of heads is not
+            known.
+    """
+    if checkpoint.layout == STELLAR:
+        return checkpoint.config
+    if not checkpoint.num_queries:
+        raise ValueError(
+            f"'{checkpoint.path}' ({checkpoint.layout}) holds a ViT without latent "
+            "queries, no STELLAR model; create a model and start from it by "
+            "stellar_plugin.checkpoints.load_encoder_weights(model.encoder, source)."
+        )
+    config = encoder_config(checkpoint, num_heads)
+    return {**config, **_decoder_config(checkpoint, decoder_num_heads)}
+
+
+def encoder_config(
+    checkpoint: Checkpoint, num_heads: int | None = None
+) -> dict[str, Any]:
+    """Arguments of `StellarEncoder` for a checkpoint.
+
+    Args:
+        checkpoint:
+            Of any layout but our own, whose config is complete.
+        num_heads:
+            Attention heads, where neither a config nor the width tells.
+
+    Raises:
+        ValueError: If the number of heads is not known, or the tensors are those of no
+            plain ViT on square patches.
+    """
+    vit = part(checkpoint.state, "encoder.vit.")
+    width, patch_size = _patches(vit, checkpoint)
+    registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0
+    registers -= checkpoint.num_queries or 0
+    grid = checkpoint.grid_size
+    if grid is None:
+        raise ValueError(
+            f"'{checkpoint.path}' has no position table of a square grid; create the "
+            "encoder with the right img_size and use load_encoder_weights."
+        )
+    size = [patch_size * side for side in grid]
+    config = {
+        "model_name": MODEL_NAMES.get(width, MODEL_NAMES[768]),
+        "num_queries": checkpoint.num_queries or 0,
+        "img_size": size[0] if size[0] == size[1] else size,
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": _depth(vit),
+        "num_heads": heads(checkpoint, num_heads),
+        "mlp_ratio": _mlp_ratio(vit, checkpoint),
+        "norm_eps": checkpoint.config.get("norm_eps"),
+        "pos_antialias": checkpoint.config.get("pos_antialias", False),
+    }
+    optional = {
+        "reg_tokens": (registers > 0, registers),
+        "class_token": ("cls_token" not in vit, False),
+        "init_values": ("blocks.0.ls1.gamma" in vit, 1e-5),
+        "qkv_bias": ("blocks.0.attn.qkv.bias" not in vit, False),
+        "pre_norm": ("norm_pre.weight" in vit, True),
+    }
+    return config | {k: value for k, (there, value) in optional.items() if there}
+
+
+def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
+    """Attention heads of the encoder: as given, by the config, or by the width.
+
+    Raises:
+        ValueError: If none of them tells.
+    """
+    if num_heads is not None:
+        return num_heads
+    if "num_heads" in checkpoint.config:
+        return int(checkpoint.config["num_heads"])
+    width = _patches(part(checkpoint.state, "encoder.vit."), checkpoint)[0]
+    if width not in HEADS_OF_WIDTH:
+        raise ValueError(
+            f"The number of attention heads of '{checkpoint.path}' is not known: a "
+            f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass num_heads."
+        )
+    return HEADS_OF_WIDTH[width]
+
+
+def part(state: State, prefix: str) -> State:
+    """Tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _decoder_config(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
+    decoder = part(checkpoint.state, "decoder.")
+    if not decoder:
+        return {}
+    missing = {"proj.weight", "blocks.0.mlp.fc1.weight", "head.weight"} - set(decoder)
+    if missing:
+        raise ValueError(
+            f"'{checkpoint.path}' has a decoder without {', '.join(sorted(missing))}."
+        )
+    width = decoder["proj.weight"].shape[0]
+    num_heads = num_heads or checkpoint.config.get("decoder_num_heads")
+    if num_heads is None:
+        if width % DECODER_HEAD_WIDTH:
+            raise ValueError(
+                f"The number of heads of the decoder of '{checkpoint.path}' is not "
+                f"known: its width {width} is no multiple of {DECODER_HEAD_WIDTH}. "
+                "Pass decoder_num_heads."
+            )
+        num_heads = width // DECODER_HEAD_WIDTH
+    config: dict[str, Any] = {
+        "decoder_dim": width,
+        "decoder_depth": _depth(decoder),
+        "decoder_num_heads": num_heads,
+        "decoder_mlp_ratio": _mlp_ratio(decoder, checkpoint),
+    }
+    if decoder["head.weight"].ndim == 2:
+        config["target"] = "tokens"
+    return config
+
+
+def _patches(vit: State, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Width and patch size."""
+    kernel = vit.get("patch_embed.proj.weight")
+    shape = None if kernel is None else tuple(kernel.shape)
+    if shape is None or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise ValueError(
+            f"'{checkpoint.path}' ({checkpoint.layout}) has no patch embedding of RGB "
+            f"images on square patches: patch_embed.proj.weight is {shape}, expected "
+            "(width, 3, patch size, patch size)."
+        )
+    return shape[0], shape[2]
+
+
+def _depth(vit: State) -> int:
+    blocks = {int(name.split(".")[1]) for name in vit if name.startswith("blocks.")}
+    return max(blocks, default=-1) + 1
+
+
+def _mlp_ratio(vit: State, checkpoint: Checkpoint) -> float:
+    inner, outer = (vit.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    if inner is None or outer is None or inner.shape[0] != outer.shape[1]:
+        raise ValueError(
+            f"'{checkpoint.path}' ({checkpoint.layout}) has no plain MLP in block 0; "
+            "for a gated one create the encoder by its timm name and use "
+            "load_encoder_weights."
+        )
+    hidden, width = inner.shape
+    ratio = hidden / width
+    # timm rounds the product down.
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
