@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from lightly_ext.evaluate.collapse import (
     effective_rank,
@@ -66,6 +66,10 @@ class StellarPretraining(LightningModule):
         teacher_momentum:
             Momentum of a teacher that makes the targets from global view 1 (for random
             weights, stage 1), in [0, 1). None trains without teacher.
+        head_warmup_steps:
+            Number of optimiser steps, from the start of the run, in which the encoder
+            (ViT, queries, localization) stays as it is and only what reads it learns:
+            heads, prototypes and decoder. For weights that come without heads.
         lr:
             Learning rate.
         lr_scaling:
@@ -94,6 +98,7 @@ class StellarPretraining(LightningModule):
         mask_ratio: float = 0.8,
         focal_prob: float = 0.5,
         teacher_momentum: float | None = None,
+        head_warmup_steps: int = 0,
         lr: float = 1.5e-4,
         lr_scaling: Literal["none", "sqrt", "linear"] = "none",
         min_lr: float = 1e-6,
@@ -106,11 +111,17 @@ class StellarPretraining(LightningModule):
             raise ValueError(
                 f"teacher_momentum must be in [0, 1), got {teacher_momentum}."
             )
+        if head_warmup_steps < 0:
+            raise ValueError(
+                f"head_warmup_steps must be 0 or more, got {head_warmup_steps}."
+            )
         self.save_hyperparameters()
+        self.criterion = STELLARLoss(**(loss or {}))
+        if not self.criterion.uses_reconstruction:
+            model = {**model, "target": None}
         self.model: Stellar = create_model(**model)
         if prior is not None:
             load_encoder_weights(self.model.encoder, prior)
-        self.criterion = STELLARLoss(**(loss or {}))
         self.augment = STELLARColorAugment(
             mean=self.model.mean, std=self.model.std, **(augment or {})
         )
@@ -120,10 +131,6 @@ class StellarPretraining(LightningModule):
             self.sparse_head = STELLARProjectionHead(width, **(head or {}))
         if self.criterion.uses_cls_head:
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
-        if not self.criterion.uses_reconstruction:
-            self.model.decoder.requires_grad_(False)
-            self.model.encoder.dense_proj.requires_grad_(False)
-            self.model.encoder.sparse_proj.requires_grad_(False)
         self.teacher = None if teacher_momentum is None else self._make_teacher()
         self._features: list[list[Tensor]] = [[], []]
         self._labels: list[list[Tensor]] = [[], []]
@@ -195,6 +202,17 @@ class StellarPretraining(LightningModule):
             teacher=self._teacher_targets(views),
         )
         return terms, sparse
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keeps the encoder as it is while the heads warm up.
+
+        Its gradients are dropped after the backward pass and before clipping. AdamW
+        passes over parameters without gradient (no step, no decay, no moments), and
+        distributed training, which waits for every gradient, still gets them all.
+        """
+        if self.global_step < self.hparams["head_warmup_steps"]:
+            for parameter in self.model.encoder.parameters():
+                parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""

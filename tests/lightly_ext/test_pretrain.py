@@ -230,7 +230,10 @@ class TestStellarPretraining:
         ]
         assert missing == []
 
-    def test_init__switched_off_terms_build_no_heads(self) -> None:
+    def test_init__switched_off_terms_build_no_modules(self) -> None:
+        module = tiny(loss={"reconstruction_weight": 0.0})
+        assert module.model.decoder is None
+        assert not any("_proj" in name for name, _ in module.named_parameters())
         off = {"clustering_weight": 0.0, "alignment_weight": 0.0}
         assert tiny(loss=off).sparse_head is None
         off = {"cls_clustering_weight": 0.0, "cls_alignment_weight": 0.0}
@@ -314,6 +317,16 @@ class TestStellarPretraining:
         data.dataset.views = (data.dataset.views[0][:, :1], data.dataset.views[1])
         with pytest.raises(ValueError, match="num_global_views"):
             trainer(tmp_path).fit(module, data)
+
+    def test_fit__bf16_is_close_to_fp32(self, tmp_path: Path) -> None:
+        totals = []
+        for precision in ("32-true", "bf16-mixed"):
+            module = tiny(teacher_momentum=0.9)
+            fit = trainer(tmp_path, max_steps=1, precision=precision)
+            fit.fit(module, loader())
+            totals.append(fit.callback_metrics["train/total"].item())
+            assert all(p.dtype == torch.float32 for p in module.parameters())
+        assert totals[1] == pytest.approx(totals[0], rel=0.02)
 
     def test_fit__loss_not_finite(self, tmp_path: Path) -> None:
         module = tiny()

@@ -58,7 +58,7 @@ class TestStellar:
             loaded.decode(torch.randn(1, 4, 48), (2, 2))
 
     def test_init__unknown_target(self) -> None:
-        with pytest.raises(ValueError, match="target must be .*'codes'"):
+        with pytest.raises(ValueError, match=r"target must be .*'codes'"):
             tiny(target="codes")
 
     def test_every_parameter_has_gradient(self) -> None:
