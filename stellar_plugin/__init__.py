@@ -1,6 +1,6 @@
 """STELLAR: an image as a few sparse tokens ("what") and where they are ("where")."""
 
-from stellar_plugin.decoder import PixelDecoder
+from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.model import Stellar, create_model
 from stellar_plugin.tokenizer import MaskGITVQGAN
@@ -11,5 +11,6 @@ __all__ = [
     "PixelDecoder",
     "Stellar",
     "StellarEncoder",
+    "TokenDecoder",
     "create_model",
 ]

@@ -1,9 +1,10 @@
-"""The decoder: low-rank latent -> pixels."""
+"""The decoders: low-rank latent -> pixels, or -> codes of a tokenizer."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -46,14 +47,12 @@ class FourierPositionEncoding(nn.Module):
         return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)
 
 
-class PixelDecoder(nn.Module):
-    """Reconstructs an image from its low-rank latent (section 3.3 of the paper).
+class LatentDecoder(nn.Module):
+    """Transformer over the low-rank latent (section 3.3 of the paper), without head.
 
     Attributes:
         embed_dim:
             Width of the latent.
-        patch_size:
-            Patch size in pixels.
         decoder_dim:
             Width of the decoder.
         depth:
@@ -70,7 +69,6 @@ class PixelDecoder(nn.Module):
     def __init__(
         self,
         embed_dim: int,
-        patch_size: int,
         decoder_dim: int = 512,
         depth: int = 6,
         num_heads: int = 8,
@@ -97,21 +95,15 @@ class PixelDecoder(nn.Module):
             ]
         )
         self.norm = norm_layer(decoder_dim)
-        self.head = nn.ConvTranspose2d(decoder_dim, 3, patch_size, patch_size)
-        self.apply(_init_linear)
 
-    def forward(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Decodes a latent.
+    def forward_features(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """What the head reads, (batch_size, height * width, decoder_dim).
 
         Args:
             lowrank:
                 Latent Z with shape (batch_size, height * width, embed_dim), row-major.
             grid_size:
                 Height and width of the patch grid.
-
-        Returns:
-            Images in raw [0, 1] intensities, unclamped, with shape
-            (batch_size, 3, height * patch_size, width * patch_size).
 
         Raises:
             ValueError: If the number of patches is not height * width.
@@ -123,8 +115,62 @@ class PixelDecoder(nn.Module):
             )
         x = self.proj(lowrank)
         x = x + self.position(grid_size).to(x.dtype)
-        x = self.norm(self.blocks(x))
+        return self.norm(self.blocks(x))
+
+
+class PixelDecoder(LatentDecoder):
+    """Reconstructs an image from its low-rank latent.
+
+    Attributes:
+        embed_dim:
+            Width of the latent.
+        patch_size:
+            Patch size in pixels.
+        kwargs:
+            Sizes of the transformer, see `LatentDecoder`.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int, **kwargs: Any) -> None:
+        super().__init__(embed_dim, **kwargs)
+        width = self.proj.out_features
+        self.head = nn.ConvTranspose2d(width, 3, patch_size, patch_size)
+        self.apply(_init_linear)
+
+    def forward(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Decodes a latent, arguments as for `forward_features`.
+
+        Returns:
+            Images in raw [0, 1] intensities, unclamped, with shape
+            (batch_size, 3, height * patch_size, width * patch_size).
+        """
+        x = self.forward_features(lowrank, grid_size)
         return self.head(x.mT.unflatten(2, grid_size))
+
+
+class TokenDecoder(LatentDecoder):
+    """Predicts the tokenizer's code of each patch from the low-rank latent.
+
+    Attributes:
+        embed_dim:
+            Width of the latent.
+        num_codes:
+            Size of the tokenizer's codebook.
+        kwargs:
+            Sizes of the transformer, see `LatentDecoder`.
+    """
+
+    def __init__(self, embed_dim: int, num_codes: int = 1024, **kwargs: Any) -> None:
+        super().__init__(embed_dim, **kwargs)
+        self.head = nn.Linear(self.proj.out_features, num_codes)
+        self.apply(_init_linear)
+
+    def forward(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Decodes a latent, arguments as for `forward_features`.
+
+        Returns:
+            Logits over the codes with shape (batch_size, height * width, num_codes).
+        """
+        return self.head(self.forward_features(lowrank, grid_size))
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stellar_plugin import PixelDecoder
+from stellar_plugin import PixelDecoder, TokenDecoder
 from stellar_plugin.decoder import FourierPositionEncoding
 from tests import reference
 
@@ -62,3 +62,29 @@ class TestPixelDecoder:
     def test_init__heads_do_not_divide(self) -> None:
         with pytest.raises(ValueError, match="no multiple of num_heads 3"):
             PixelDecoder(8, 4, decoder_dim=8, num_heads=3)
+
+
+class TestTokenDecoder:
+    def test_forward__head_over_the_pixel_decoders_features(self) -> None:
+        torch.manual_seed(0)
+        pixels = reference.stellar().decoder
+        data = reference.load("forward")
+        sizes = {"decoder_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
+        decoder = TokenDecoder(48, 20, **sizes)
+        body = {k: v for k, v in pixels.state_dict().items() if k[:5] != "head."}
+        assert decoder.load_state_dict(body, strict=False).missing_keys == [
+            "head.weight",
+            "head.bias",
+        ]
+        with torch.no_grad():
+            logits = decoder(data["out.lowrank"], (4, 4))
+            features = pixels.forward_features(data["out.lowrank"], (4, 4))
+        expected = features @ decoder.head.weight.T + decoder.head.bias
+        torch.testing.assert_close(logits, expected)
+        assert logits.shape == (len(data["image"]), 16, 20)
+
+    def test_init__small_logits(self) -> None:
+        decoder = TokenDecoder(8, decoder_dim=64, depth=0, num_heads=2)
+        logits = decoder(torch.randn(1, 4, 8), (2, 2))
+        assert logits.shape == (1, 4, 1024)
+        assert 0.1 < logits.std() < 0.25  # 0.02 * sqrt(64)
