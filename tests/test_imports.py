@@ -1,0 +1,68 @@
+"""Arrows go one way: who wants one part does not need what the others need."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import lightly_ext
+import stellar_plugin
+
+LEARNING = ("lightly", "pytorch_lightning", "torchmetrics")
+OPENMMLAB = ("mmseg", "mmcv", "mmengine")
+DEMO = ("sklearn", "matplotlib", "rich")
+
+
+def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProcess[str]:
+    # None in sys.modules: not installed, to imports and to find_spec alike.
+    code = f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n{body}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "names, body",
+    [
+        (
+            LEARNING + OPENMMLAB + DEMO,
+            "import torch, timm, stellar_plugin\n"
+            "m = stellar_plugin.create_model('stellar_vit_tiny_patch16_224', depth=1)\n"
+            "print(m.reconstruct(torch.zeros(1, 3, 224, 224)).shape)",
+        ),
+        (LEARNING + ("sklearn",), "import stellar_plugin.mmseg"),
+        (OPENMMLAB + ("sklearn",), "import lightly_ext.pretrain_cli"),
+    ],
+    ids=["model", "mmseg", "learning"],
+)
+def test_import__without_the_others(names: tuple[str, ...], body: str) -> None:
+    result = run_without(names, body)
+    assert result.returncode == 0, result.stderr
+
+
+def test_stellar__help_needs_only_the_core() -> None:
+    body = "from lightly_ext.cli import main\nmain(['--help'])"
+    result = run_without(LEARNING + OPENMMLAB + DEMO, body)
+    assert result.returncode == 0, result.stderr
+    assert "pretrain" in result.stdout
+
+
+def test_stellar__names_the_missing_extra() -> None:
+    body = "from lightly_ext.cli import main\nmain(['pretrain'])"
+    result = run_without(LEARNING, body)
+    assert result.returncode == 1
+    assert "stellar-plugin[pretrain]" in result.stderr
+
+
+@pytest.mark.parametrize("package", [stellar_plugin, lightly_ext])
+def test_import__every_module(package: object) -> None:
+    modules = [
+        module.name
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        if "examples" not in module.name
+    ]
+    assert len(modules) > 5
+    for name in modules:
+        import_module(name)
