@@ -32,8 +32,8 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
             "m = stellar_plugin.create_model('stellar_vit_tiny_patch16_224', depth=1)\n"
             "print(m.reconstruct(torch.zeros(1, 3, 224, 224)).shape)",
         ),
-        (LEARNING + ("sklearn",), "import stellar_plugin.mmseg"),
-        (OPENMMLAB + ("sklearn",), "import lightly_ext.pretrain_cli"),
+        ((*LEARNING, "sklearn"), "import stellar_plugin.mmseg"),
+        ((*OPENMMLAB, "sklearn"), "import lightly_ext.pretrain_cli"),
     ],
     ids=["model", "mmseg", "learning"],
 )
