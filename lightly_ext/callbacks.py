@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import HEADS, save_heads
 
 
 class ImagesPerSecond(Callback):
@@ -51,9 +52,11 @@ class ImagesPerSecond(Callback):
 class ExportModel(Callback):
     """Writes the model after every epoch, for `Stellar.from_pretrained`.
 
+    Projection heads are written too, so that training can be continued with them.
+
     Attributes:
         folder:
-            Where to write model.safetensors and config.json.
+            Where to write model.safetensors, config.json and heads.safetensors.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -65,6 +68,9 @@ class ExportModel(Callback):
             model = pl_module.model
             assert isinstance(model, Stellar)
             model.save_pretrained(self.folder)
+            heads = {name: getattr(pl_module, name, None) for name in HEADS}
+            states = {k: head.state_dict() for k, head in heads.items() if head}
+            save_heads(states, self.folder)
 
 
 class ReportUnreadable(Callback):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 # Module of each command, imported only when the command runs.
 COMMANDS = {
+    "convert": ("stellar_plugin.convert_cli", "convert weights between layouts"),
     "pretrain": ("lightly_ext.pretrain_cli", "pretrain on a folder of images"),
     "demo": ("lightly_ext.demo.cli", "pretrain, evaluate and look, in minutes on CPU"),
 }

@@ -30,7 +30,14 @@ from lightly_ext.loss import (
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar, create_model
-from stellar_plugin.checkpoints import load_encoder_weights
+from stellar_plugin.checkpoints import (
+    Checkpoint,
+    load_encoder_weights,
+    load_head_weights,
+    load_model_weights,
+    numerics,
+    read_checkpoint,
+)
 
 # Learning rates are given for this global batch size (section 10 of the method).
 REFERENCE_BATCH_SIZE = 2048
@@ -58,7 +65,13 @@ class StellarPretraining(LightningModule):
         augment:
             Arguments of `STELLARColorAugment`.
         prior:
-            Checkpoint that the encoder starts from. None starts from random weights.
+            Checkpoint of any layout that the encoder starts from. Its LayerNorm
+            epsilon, its way of resampling positions, its mean and std are used unless
+            `model` names others. None starts from random weights.
+        weights:
+            STELLAR checkpoint that training continues from, with decoder, heads and
+            prototypes as far as it has them: a folder of ours, or released weights.
+            Takes the place of `prior`.
         mask_ratio:
             Share of patches hidden in masked views.
         focal_prob:
@@ -95,6 +108,7 @@ class StellarPretraining(LightningModule):
         loss: dict[str, Any] | None = None,
         augment: dict[str, Any] | None = None,
         prior: str | None = None,
+        weights: str | None = None,
         mask_ratio: float = 0.8,
         focal_prob: float = 0.5,
         teacher_momentum: float | None = None,
@@ -115,13 +129,21 @@ class StellarPretraining(LightningModule):
             raise ValueError(
                 f"head_warmup_steps must be 0 or more, got {head_warmup_steps}."
             )
+        if prior is not None and weights is not None:
+            raise ValueError(
+                "Give prior (weights of the encoder) or weights (those of encoder, "
+                "decoder and heads), not both."
+            )
+        start = weights or prior
+        checkpoint = None if start is None else read_checkpoint(start)
         self.save_hyperparameters()
+        if checkpoint is not None:
+            model = {**numerics(checkpoint), **model}
+            self.hparams["model"] = model
         self.criterion = STELLARLoss(**(loss or {}))
         if not self.criterion.uses_reconstruction:
             model = {**model, "target": None}
         self.model: Stellar = create_model(**model)
-        if prior is not None:
-            load_encoder_weights(self.model.encoder, prior)
         self.augment = STELLARColorAugment(
             mean=self.model.mean, std=self.model.std, **(augment or {})
         )
@@ -131,6 +153,8 @@ class StellarPretraining(LightningModule):
             self.sparse_head = STELLARProjectionHead(width, **(head or {}))
         if self.criterion.uses_cls_head:
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
+        if checkpoint is not None:
+            self._start_from(checkpoint, encoder_only=weights is None)
         self.teacher = None if teacher_momentum is None else self._make_teacher()
         self._features: list[list[Tensor]] = [[], []]
         self._labels: list[list[Tensor]] = [[], []]
@@ -258,8 +282,16 @@ class StellarPretraining(LightningModule):
         self.log("knn_top1", accuracy, prog_bar=True, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a checkpoint loadable without the file of the prior."""
-        checkpoint["hyper_parameters"]["prior"] = None
+        """Makes a checkpoint loadable without the files that training started from."""
+        checkpoint["hyper_parameters"] |= {"prior": None, "weights": None}
+
+    def _start_from(self, checkpoint: Checkpoint, encoder_only: bool) -> None:
+        if encoder_only:
+            load_encoder_weights(self.model.encoder, checkpoint)
+            return
+        load_model_weights(self.model, checkpoint)
+        heads = {"sparse_head": self.sparse_head, "cls_head": self.cls_head}
+        load_head_weights({k: v for k, v in heads.items() if v is not None}, checkpoint)
 
     def _make_teacher(self) -> nn.ModuleDict:
         teacher = nn.ModuleDict(copy.deepcopy(self._student_parts()))
@@ -355,8 +387,8 @@ class StellarPretraining(LightningModule):
         lr = hparams["lr"] * scale[hparams["lr_scaling"]]
         self.print(
             f"Global batch {batch_size}, learning rate {lr:.3g} "
-            f"(lr_scaling: {hparams['lr_scaling']}), prior: "
-            f"{hparams['prior'] or 'none, random weights'}."
+            f"(lr_scaling: {hparams['lr_scaling']}), starts from "
+            f"{hparams['weights'] or hparams['prior'] or 'random weights'}."
         )
         rows = loader.batch_size * trainer.world_size * self.model.encoder.num_queries
         if self.sparse_head is not None:

@@ -1,4 +1,4 @@
-"""STELLAR as a whole: encoder and pixel decoder, saved and loaded together."""
+"""STELLAR as a whole: encoder and decoder, saved and loaded together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from stellar_plugin.checkpoints.files import (
     SCHEMA_VERSION,
     WEIGHTS_NAME,
 )
-from stellar_plugin.checkpoints.layouts import STELLAR, read_checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint, read_checkpoint
 from stellar_plugin.checkpoints.load import load_model_weights
 from stellar_plugin.checkpoints.sizes import model_config
-from stellar_plugin.decoder import PixelDecoder
+from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
 
 
 class Stellar(
@@ -43,8 +45,14 @@ class Stellar(
         num_queries:
             Number r of sparse tokens, at least 1.
         target:
-            What the decoder predicts. None builds neither decoder nor localization (the
-            ablation without reconstruction).
+            What the decoder predicts: "pixels", or the codes ("tokens") that a frozen
+            tokenizer gives for the image. None builds neither decoder nor localization
+            (the ablation without reconstruction).
+        num_codes:
+            Size of the tokenizer's codebook, for the target "tokens".
+        tokenizer:
+            Sizes of the tokenizer inside the model, arguments of `MaskGITVQGAN`. None
+            leaves it out; `load_tokenizer` brings it in with its weights.
         decoder_dim:
             Width of the decoder.
         decoder_depth:
@@ -65,8 +73,8 @@ class Stellar(
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
     Raises:
-        ValueError: If `num_queries` is less than 1, `target` unknown, or a size does
-            not fit.
+        ValueError: If `num_queries` is less than 1, `target` unknown, a size does not
+            fit, or the tokenizer does not fit the target.
 
     Examples:
         >>> model = Stellar("stellar_vit_base_patch16_224")
@@ -80,7 +88,9 @@ class Stellar(
         model_name: str = "stellar_vit_base_patch16_224",
         *,
         num_queries: int = 16,
-        target: Literal["pixels"] | None = "pixels",
+        target: Literal["pixels", "tokens"] | None = "pixels",
+        num_codes: int = 1024,
+        tokenizer: dict[str, Any] | None = None,
         decoder_dim: int = 512,
         decoder_depth: int = 6,
         decoder_num_heads: int = 8,
@@ -97,13 +107,17 @@ class Stellar(
                 f"Stellar needs num_queries >= 1, got {num_queries}; for a plain ViT "
                 "use StellarEncoder(num_queries=0)."
             )
-        if target not in ("pixels", None):
-            raise ValueError(f"target must be 'pixels' or None, got '{target}'.")
+        if target not in ("pixels", "tokens", None):
+            raise ValueError(
+                f"target must be 'pixels', 'tokens' or None, got '{target}'."
+            )
         self.config: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model_name": model_name,
             "num_queries": num_queries,
             "target": target,
+            "num_codes": num_codes,
+            "tokenizer": None,
             "decoder_dim": decoder_dim,
             "decoder_depth": decoder_depth,
             "decoder_num_heads": decoder_num_heads,
@@ -124,16 +138,22 @@ class Stellar(
             localization=target is not None,
             **vit_kwargs,
         )
-        self.decoder: PixelDecoder | None = None
-        if target is not None:
-            self.decoder = PixelDecoder(
-                self.encoder.embed_dim,
-                self.encoder.patch_size,
-                decoder_dim=decoder_dim,
-                depth=decoder_depth,
-                num_heads=decoder_num_heads,
-                mlp_ratio=decoder_mlp_ratio,
-            )
+        self.target = target
+        self.decoder: PixelDecoder | TokenDecoder | None = None
+        width = self.encoder.embed_dim
+        sizes: dict[str, Any] = {
+            "decoder_dim": decoder_dim,
+            "depth": decoder_depth,
+            "num_heads": decoder_num_heads,
+            "mlp_ratio": decoder_mlp_ratio,
+        }
+        if target == "pixels":
+            self.decoder = PixelDecoder(width, self.encoder.patch_size, **sizes)
+        elif target == "tokens":
+            self.decoder = TokenDecoder(width, num_codes, **sizes)
+        self.tokenizer: MaskGITVQGAN | None = None
+        if tokenizer is not None:
+            self._set_tokenizer(MaskGITVQGAN(**tokenizer))
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
@@ -141,6 +161,9 @@ class Stellar(
 
     def decode(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Decodes a low-rank latent to raw intensities, unclamped.
+
+        With the target "tokens" the most probable codes are decoded by the tokenizer,
+        without gradient.
 
         Args:
             lowrank:
@@ -150,11 +173,17 @@ class Stellar(
 
         Returns:
             Images with shape (batch_size, 3, height, width), [0, 1] where the
-            reconstruction is good.
+            reconstruction is good, at the native size of the target: pixels as many as
+            the input has, tokens 16 px per patch.
 
         Raises:
-            ValueError: If the model has no decoder.
+            ValueError: If the model has no decoder, or predicts codes and has no
+                tokenizer.
         """
+        if self.target == "tokens":
+            tokenizer = self._loaded_tokenizer()
+            codes = self.predict_codes(lowrank, grid_size).argmax(dim=-1)
+            return tokenizer.decode_unclamped(codes.unflatten(1, grid_size))
         if self.decoder is None:
             raise ValueError(
                 "The model has no decoder: it was built with target=None, without "
@@ -162,18 +191,117 @@ class Stellar(
             )
         return self.decoder(lowrank, grid_size)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def predict_codes(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Predicts the tokenizer's code of each patch; needs no tokenizer.
+
+        Args:
+            lowrank:
+                Latent Z with shape (batch_size, num_patches, embed_dim).
+            grid_size:
+                Height and width of the patch grid.
+
+        Returns:
+            Logits with shape (batch_size, num_patches, num_codes).
+
+        Raises:
+            ValueError: If the target is not "tokens".
+        """
+        if not isinstance(self.decoder, TokenDecoder):
+            raise ValueError(
+                f"predict_codes needs target='tokens', this model has '{self.target}'."
+            )
+        return self.decoder(lowrank, grid_size)
+
+    @torch.no_grad()
+    def target_codes(self, images: Tensor) -> Tensor:
+        """Codes that the tokenizer gives for images, one per patch of the encoder.
+
+        Where the patches of the encoder are not as large as the tokenizer's (14 and 16
+        px), images are first resized, so that both grids are the same.
+
+        Args:
+            images:
+                Images in raw [0, 1] intensities, not normalised, with shape
+                (batch_size, 3, height, width).
+
+        Returns:
+            Codes, int64 with shape (batch_size, num_patches), row-major.
+
+        Raises:
+            ValueError: If there is no tokenizer, or the images do not fit it.
+        """
+        tokenizer = self._loaded_tokenizer()
+        patch, factor = self.encoder.patch_size, tokenizer.downsample_factor
+        if patch != factor:
+            size = [side // patch * factor for side in images.shape[-2:]]
+            images = F.interpolate(
+                images, size=size, mode="bicubic", align_corners=False
+            )
+        return tokenizer.encode(images).flatten(1)
+
+    def reconstruct(
+        self, images: Tensor, size: tuple[int, int] | None = None
+    ) -> Tensor:
         """Reconstructs images from their sparse tokens and localization.
 
         Args:
             images:
                 Normalised images with shape (batch_size, 3, height, width).
+            size:
+                Height and width to resize the reconstruction to. None keeps the native
+                size of the target, see `decode`.
 
         Returns:
-            Images in [0, 1] with the same shape, not normalised.
+            Images in [0, 1] with shape (batch_size, 3, height, width), not normalised.
+
+        Raises:
+            ValueError: As for `decode`.
         """
         result = self(images)
-        return self.decode(result.lowrank, result.grid_size).clamp(0, 1)
+        decoded = self.decode(result.lowrank, result.grid_size)
+        if size is not None and size != tuple(decoded.shape[-2:]):
+            decoded = F.interpolate(
+                decoded, size=size, mode="bicubic", align_corners=False, antialias=True
+            )
+        return decoded.clamp(0, 1)
+
+    def load_tokenizer(self, path: str | Path) -> None:
+        """Brings in the frozen tokenizer; `save_pretrained` then saves it too.
+
+        Args:
+            path:
+                See `MaskGITVQGAN.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no tokenizer or one with another number of
+                codes, or the target is not "tokens".
+        """
+        device = next(self.encoder.parameters()).device
+        self._set_tokenizer(MaskGITVQGAN.from_pretrained(path).to(device))
+
+    def _set_tokenizer(self, tokenizer: MaskGITVQGAN) -> None:
+        if self.target != "tokens":
+            raise ValueError(
+                f"A tokenizer needs target='tokens', this model has '{self.target}'."
+            )
+        if tokenizer.num_codes != self.config["num_codes"]:
+            raise ValueError(
+                f"The tokenizer has {tokenizer.num_codes} codes, the decoder predicts "
+                f"{self.config['num_codes']}; set num_codes={tokenizer.num_codes}."
+            )
+        self.tokenizer = tokenizer
+        self.config["tokenizer"] = tokenizer.config
+
+    def _loaded_tokenizer(self) -> MaskGITVQGAN:
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.target != "tokens":
+            raise ValueError(f"A model with target '{self.target}' has no tokenizer.")
+        raise ValueError(
+            "This model predicts the codes of a tokenizer that it does not have: call "
+            f"load_tokenizer('{TOKENIZER_FILE}'). {WHERE_TO_GET_IT}."
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -210,6 +338,19 @@ class Stellar(
                 layout is not known, or the number of heads is not.
         """
         checkpoint = read_checkpoint(source, variant=variant, **hub_kwargs)
+        return cls.from_checkpoint(
+            checkpoint, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        num_heads: int | None = None,
+        decoder_num_heads: int | None = None,
+    ) -> Stellar:
+        """The same from what `stellar_plugin.checkpoints.read_checkpoint` returned."""
         if checkpoint.layout == STELLAR and not checkpoint.config:
             raise FileNotFoundError(
                 f"No {CONFIG_NAME} in '{checkpoint.path.parent}'; from_pretrained "

@@ -1,17 +1,19 @@
 """Weights of every layout into our models, and ours into other layouts."""
 
 from stellar_plugin.checkpoints.files import CONFIG_NAME, HEADS_NAME, WEIGHTS_NAME
-from stellar_plugin.checkpoints.layouts import Checkpoint, read_checkpoint
+from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
+from stellar_plugin.checkpoints.layouts import HEADS, Checkpoint, read_checkpoint
 from stellar_plugin.checkpoints.load import (
     LoadReport,
     create_encoder,
     load_encoder_weights,
     load_model_weights,
 )
-from stellar_plugin.checkpoints.sizes import encoder_config, model_config
+from stellar_plugin.checkpoints.sizes import encoder_config, model_config, numerics
 
 __all__ = [
     "CONFIG_NAME",
+    "HEADS",
     "HEADS_NAME",
     "WEIGHTS_NAME",
     "Checkpoint",
@@ -19,7 +21,10 @@ __all__ = [
     "create_encoder",
     "encoder_config",
     "load_encoder_weights",
+    "load_head_weights",
     "load_model_weights",
     "model_config",
+    "numerics",
     "read_checkpoint",
+    "save_heads",
 ]

@@ -154,7 +154,7 @@ def to_transformers(state: State) -> State:
             Tensors by timm's names, without registers and LayerScale.
     """
     back = {new: old for old, new in _TOP.items()}
-    parts = {}
+    parts: dict[str, str] = {}
     for old, new in _LAYER_PARTS.items():
         parts.setdefault(new, old)
     result = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
 from stellar_plugin.checkpoints.names import State
+from stellar_plugin.tokenizer import tokenizer_sizes
 
 MODEL_NAMES = {
     192: "stellar_vit_tiny_patch16_224",
@@ -99,6 +100,21 @@ def encoder_config(
     return config | {k: value for k, (there, value) in optional.items() if there}
 
 
+def numerics(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Arguments of `Stellar` that continued training must keep, as far as known.
+
+    Args:
+        checkpoint:
+            Of any layout.
+
+    Returns:
+        norm_eps, pos_antialias, mean, std; no tensor shows them.
+    """
+    names = ("norm_eps", "pos_antialias", "mean", "std")
+    values = {name: checkpoint.config.get(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
     """Attention heads of the encoder: as given, by the config, or by the width.
 
@@ -150,6 +166,9 @@ def _decoder_config(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, 
     }
     if decoder["head.weight"].ndim == 2:
         config["target"] = "tokens"
+        config["num_codes"] = decoder["head.weight"].shape[0]
+        if tokenizer := part(checkpoint.state, "tokenizer."):
+            config["tokenizer"] = tokenizer_sizes(tokenizer, str(checkpoint.path))
     return config
 
 

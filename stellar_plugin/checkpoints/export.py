@@ -1,0 +1,190 @@
+"""Our weights in the official layout and in timm's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from stellar_plugin.checkpoints.layouts import (
+    OFFICIAL_FREQUENCIES,
+    OFFICIAL_HEAD_PARTS,
+    OFFICIAL_HEADS,
+    OFFICIAL_MODULES,
+)
+from stellar_plugin.checkpoints.names import State, to_transformers
+from stellar_plugin.checkpoints.sizes import part
+from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.vit import STELLAR_NORM_EPS
+
+if TYPE_CHECKING:
+    from stellar_plugin.model import Stellar
+
+logger = logging.getLogger(__name__)
+
+# Sizes of tensors that the official model stores and does not use: its decoder is a ViT
+# for images of 224 pixels in patches of 16, of which only the blocks run.
+UNUSED_POSITIONS = 1 + 14 * 14
+UNUSED_PATCH_SIZE = 16
+# Sizes of the published heads, for a model that comes without.
+HEAD_HIDDEN, HEAD_OUTPUT, NUM_PROTOTYPES = 2048, 256, 16384
+
+VIT_KEYS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+TIMM_NAMES = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}
+
+
+def to_official(model: Stellar, heads: Mapping[str, State] | None = None) -> State:
+    """State of the official STELLAR model, which loads it strictly.
+
+    The CLS token is the sum of token and position, the position of CLS is zero, tensors
+    that no output depends on are zero.
+
+    Args:
+        model:
+            The model.
+        heads:
+            States of the projection heads "sparse_head" and "cls_head". A head that is
+            not given is zero and of the published size.
+
+    Returns:
+        Tensors by official names (of transformers 4.x).
+
+    Raises:
+        ValueError: If the official model cannot represent this one.
+    """
+    _check_official(model)
+    ours = {k: v.detach() for k, v in model.state_dict().items()}
+    encoder = part(ours, "encoder.vit.")
+    sparse_tokens = encoder.pop("reg_token")[0]
+    table = encoder["pos_embed"]
+    encoder["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+    decoder = part(ours, "decoder.")
+    blocks = {k: v for k, v in decoder.items() if k.startswith(("blocks.", "norm."))}
+    result = {"sparse_tokens": sparse_tokens}
+    result |= {f"encoder.{k}": v for k, v in to_transformers(encoder).items()}
+    result |= {f"decoder.{k}": v for k, v in to_transformers(blocks).items()}
+    for old, new in OFFICIAL_MODULES.items():
+        result |= {old + k: v for k, v in part(ours, new).items()}
+    result[OFFICIAL_FREQUENCIES] = decoder["position.frequencies"]
+    result |= _unused(table.shape[2], blocks["norm.weight"])
+    for old, new in OFFICIAL_HEADS.items():
+        result |= {
+            old + k: v for k, v in _head(new, heads or {}, sparse_tokens).items()
+        }
+    return {name: tensor.clone().contiguous() for name, tensor in result.items()}
+
+
+def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
+    """State of a timm VisionTransformer whose last registers are the queries.
+
+    Args:
+        encoder:
+            The encoder; its projections are left out.
+
+    Returns:
+        Tensors by timm's names, and metadata by which `read_checkpoint` tells queries
+        from registers.
+    """
+    state = {k: v.detach().clone() for k, v in encoder.vit.state_dict().items()}
+    return state, {"format": "pt", "num_queries": str(encoder.num_queries)}
+
+
+def timm_call(encoder: StellarEncoder) -> str:
+    """The line of Python that builds the model for `to_timm`."""
+    vit = encoder.vit
+    block = vit.blocks[0]
+    name = TIMM_NAMES.get(encoder.embed_dim, TIMM_NAMES[768])
+    usual = {"patch_size": 14 if "patch14" in name else 16, "img_size": 224}
+    size = [side * encoder.patch_size for side in encoder.grid_size]
+    arguments: dict[str, object] = {
+        "img_size": size[0] if size[0] == size[1] else tuple(size),
+        "patch_size": encoder.patch_size,
+        "embed_dim": encoder.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc2.in_features / encoder.embed_dim,
+        "reg_tokens": vit.num_reg_tokens,
+    }
+    arguments = {k: v for k, v in arguments.items() if usual.get(k) != v}
+    if not vit.has_class_token:
+        arguments |= {"class_token": False, "global_pool": ""}
+    if hasattr(block.ls1, "gamma"):
+        arguments["init_values"] = 1e-5
+    text = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    return (
+        f"timm.create_model('{name}'{text}, no_embed_class=True, num_classes=0, "
+        f"norm_layer=partial(LayerNorm, eps={vit.norm.eps}))"
+    )
+
+
+def _check_official(model: Stellar) -> None:
+    vit = model.encoder.vit
+    height, width = model.encoder.grid_size
+    beyond = [n for n in vit.state_dict() if n != "reg_token"]
+    beyond = [n for n in beyond if not n.startswith(VIT_KEYS) or ".ls" in n]
+    problems = {
+        "it has no decoder": model.decoder is None,
+        "its LayerNorm epsilon is not 1e-12": vit.norm.eps != STELLAR_NORM_EPS,
+        "it resamples positions with antialiasing": model.encoder.pos_antialias,
+        "it has no CLS token": not vit.has_class_token,
+        "it has registers beside its queries": vit.num_reg_tokens
+        != model.encoder.num_queries,
+        "its patch grid is not square": height != width,
+        "its images are not normalised as ImageNet's": (model.mean, model.std)
+        != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        f"it has {', '.join(beyond[:2])}": bool(beyond),
+    }
+    found = [text for text, wrong in problems.items() if wrong]
+    if found:
+        raise ValueError(
+            f"The official layout cannot hold this model: {'; '.join(found)}. Its "
+            "outputs would differ; convert the encoder to timm instead."
+        )
+
+
+def _unused(width: int, like: Tensor) -> State:
+    decoder_width = len(like)
+    shapes = {
+        "encoder.pooler.dense.weight": (width, width),
+        "encoder.pooler.dense.bias": (width,),
+        "decoder.embeddings.cls_token": (1, 1, decoder_width),
+        "decoder.embeddings.position_embeddings": (1, UNUSED_POSITIONS, decoder_width),
+        "decoder.embeddings.patch_embeddings.projection.weight": (
+            decoder_width,
+            3,
+            UNUSED_PATCH_SIZE,
+            UNUSED_PATCH_SIZE,
+        ),
+        "decoder.embeddings.patch_embeddings.projection.bias": (decoder_width,),
+        "decoder.pooler.dense.weight": (decoder_width, decoder_width),
+        "decoder.pooler.dense.bias": (decoder_width,),
+    }
+    return {name: like.new_zeros(shape) for name, shape in shapes.items()}
+
+
+def _head(name: str, heads: Mapping[str, State], like: Tensor) -> State:
+    head = heads.get(name)
+    if not head:
+        logger.warning("The model comes without %s; zeros are written.", name)
+        head = {
+            "layers.0.weight": like.new_zeros(HEAD_HIDDEN, like.shape[1]),
+            "layers.0.bias": like.new_zeros(HEAD_HIDDEN),
+            "layers.2.weight": like.new_zeros(HEAD_OUTPUT, HEAD_HIDDEN),
+            "layers.2.bias": like.new_zeros(HEAD_OUTPUT),
+            "prototypes.weight": like.new_zeros(NUM_PROTOTYPES, HEAD_OUTPUT),
+        }
+    return {
+        old + key: tensor
+        for old, new in OFFICIAL_HEAD_PARTS.items()
+        for key, tensor in part(head, new).items()
+    }

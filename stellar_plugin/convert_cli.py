@@ -1,0 +1,101 @@
+"""`stellar convert`: weights from one layout into another."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from stellar_plugin.checkpoints import (
+    HEADS_NAME,
+    Checkpoint,
+    create_encoder,
+    read_checkpoint,
+    save_heads,
+)
+from stellar_plugin.checkpoints.export import timm_call, to_official, to_timm
+from stellar_plugin.model import Stellar
+
+LAYOUTS = {
+    "official": "file of the official implementation, with decoder and heads",
+    "timm": "file that timm.create_model loads strictly, of any ViT",
+    "stellar": "folder for Stellar.from_pretrained, with decoder and heads",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs `stellar convert`.
+
+    Args:
+        argv:
+            Arguments behind the command.
+    """
+    arguments = _parser().parse_args(argv)
+    output = Path(arguments.output)
+    try:
+        _check_output(output, arguments.to)
+        checkpoint = read_checkpoint(arguments.source, variant=arguments.variant)
+        print(_convert(checkpoint, output, arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"stellar convert: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stellar convert",
+        description="Converts weights: "
+        + "; ".join(f"'{name}' is a {text}" for name, text in LAYOUTS.items())
+        + ".",
+    )
+    parser.add_argument(
+        "source",
+        help="file, folder, 'stellar-b16', hub repository or 'timm:NAME', of any "
+        "layout",
+    )
+    parser.add_argument(
+        "output", help="a .safetensors file, or for --to stellar a folder"
+    )
+    parser.add_argument("--to", choices=LAYOUTS, required=True)
+    parser.add_argument("--variant", help="which file of a hub repository, e.g. b16")
+    parser.add_argument(
+        "--num-heads", type=int, help="attention heads, where the width does not tell"
+    )
+    parser.add_argument("--decoder-num-heads", type=int, help="the same of the decoder")
+    return parser
+
+
+def _check_output(output: Path, layout: str) -> None:
+    if layout == "stellar":
+        if output.suffix or output.is_file():
+            raise ValueError(f"OUTPUT must be a folder for 'stellar', got '{output}'.")
+    elif output.suffix != ".safetensors":
+        raise ValueError(f"OUTPUT must end in .safetensors, got '{output}'.")
+    if output.is_file() or (output / HEADS_NAME).exists():
+        raise ValueError(f"'{output}' exists already.")
+
+
+def _convert(
+    checkpoint: Checkpoint, output: Path, arguments: argparse.Namespace
+) -> str:
+    """Writes the output; returns what to say about it."""
+    num_heads = arguments.num_heads
+    if arguments.to == "timm":
+        encoder = create_encoder(checkpoint, num_heads=num_heads)
+        state, metadata = to_timm(encoder)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, output, metadata=metadata)
+        return f"{output}, strictly loaded by {timm_call(encoder)}"
+    model = Stellar.from_checkpoint(
+        checkpoint, num_heads=num_heads, decoder_num_heads=arguments.decoder_num_heads
+    )
+    if arguments.to == "official":
+        state = to_official(model, checkpoint.heads)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, output, metadata={"format": "pt"})
+        return f"{output}, in the official layout"
+    model.save_pretrained(output)
+    save_heads(checkpoint.heads, output)
+    return f"{output}, for Stellar.from_pretrained"
