@@ -88,6 +88,10 @@ class TeacherTargets(NamedTuple):
     cls_prototypes: Tensor | None = None
 
 
+# Weight of the reconstruction by its target.
+RECONSTRUCTION_WEIGHTS = {"pixels": 10.0, "tokens": 0.05}
+
+
 class STELLARLossTerms(NamedTuple):
     """Parts of the STELLAR loss before weighting, None where switched off.
 
@@ -95,7 +99,8 @@ class STELLARLossTerms(NamedTuple):
         total:
             Weighted sum, what `STELLARLoss.forward` returns.
         reconstruction:
-            Mean squared error of the reconstruction, in squared intensities.
+            Mean squared error of the reconstruction, in squared intensities; for the
+            target "tokens" cross-entropy of the tokenizer's codes, in nats.
         clustering:
             Cross-entropy of the target view with its assignment, in nats.
         alignment:
@@ -140,7 +145,7 @@ class STELLARLoss(nn.Module):
 
     Attributes:
         reconstruction_weight:
-            Weight of the mean squared error.
+            Weight of the reconstruction. None is 10 for pixels and 0.05 for tokens.
         clustering_weight:
             Weight of the clustering loss of sparse tokens.
         alignment_weight:
@@ -166,10 +171,13 @@ class STELLARLoss(nn.Module):
             Iterations of the matching.
         gather_distributed:
             If True, assignments are balanced over the tokens of all processes.
+        target:
+            What is reconstructed: "pixels" (mean squared error) or the codes of a
+            frozen tokenizer, "tokens" (cross-entropy).
 
     Raises:
-        ValueError: If a weight is negative, a temperature not positive, `matching`
-            unknown, or `gather_distributed` is True without torch.distributed.
+        ValueError: If a weight is negative, a temperature not positive, `matching` or
+            `target` unknown, or `gather_distributed` is True without torch.distributed.
 
     Examples:
         >>> criterion = STELLARLoss()
@@ -183,7 +191,7 @@ class STELLARLoss(nn.Module):
 
     def __init__(
         self,
-        reconstruction_weight: float = 10.0,
+        reconstruction_weight: float | None = None,
         clustering_weight: float = 1.0,
         alignment_weight: float = 1.0,
         cls_clustering_weight: float = 1.0,
@@ -196,8 +204,13 @@ class STELLARLoss(nn.Module):
         matching_epsilon: float = 0.1,
         matching_iterations: int = 5,
         gather_distributed: bool = False,
+        target: Literal["pixels", "tokens"] = "pixels",
     ) -> None:
         super().__init__()
+        if target not in RECONSTRUCTION_WEIGHTS:
+            raise ValueError(f"target must be 'pixels' or 'tokens', got '{target}'.")
+        if reconstruction_weight is None:
+            reconstruction_weight = RECONSTRUCTION_WEIGHTS[target]
         self.weights = {
             "reconstruction": reconstruction_weight,
             "clustering": clustering_weight,
@@ -226,6 +239,7 @@ class STELLARLoss(nn.Module):
                 "Please set gather_distributed=False or install a torch version with "
                 "distributed support."
             )
+        self.target = target
         self.prediction_temperature = prediction_temperature
         self.target_temperature = target_temperature
         self.sinkhorn_iterations = sinkhorn_iterations
@@ -262,9 +276,10 @@ class STELLARLoss(nn.Module):
         reconstruction: Tensor | None = None,
         images: Tensor | None = None,
         teacher: TeacherTargets | None = None,
+        codes: Tensor | None = None,
     ) -> Tensor:
         """Returns the total loss, see `terms`."""
-        return self.terms(sparse, cls, reconstruction, images, teacher).total
+        return self.terms(sparse, cls, reconstruction, images, teacher, codes).total
 
     def terms(
         self,
@@ -273,6 +288,7 @@ class STELLARLoss(nn.Module):
         reconstruction: Tensor | None = None,
         images: Tensor | None = None,
         teacher: TeacherTargets | None = None,
+        codes: Tensor | None = None,
     ) -> STELLARLossTerms:
         """Computes the total and its parts.
 
@@ -282,13 +298,18 @@ class STELLARLoss(nn.Module):
             cls:
                 CLS embeddings; may be None if both CLS weights are 0.
             reconstruction:
-                Decoded target view with shape (batch_size, 3, height, width); may be
-                None if its weight is 0.
+                Decoded target view with shape (batch_size, 3, height, width), or for
+                the target "tokens" logits with shape (batch_size, num_patches,
+                num_codes); may be None if its weight is 0.
             images:
-                Target view in [0, 1] intensities with the shape of `reconstruction`.
+                Target view in [0, 1] intensities with the shape of `reconstruction`;
+                read for the target "pixels".
             teacher:
                 If given, targets come from this momentum teacher instead of the
                 target view itself.
+            codes:
+                Codes of the target view, int64 with shape (batch_size, num_patches);
+                read for the target "tokens".
 
         Returns:
             Total and parts, scalars.
@@ -298,7 +319,11 @@ class STELLARLoss(nn.Module):
         """
         parts: dict[str, Tensor] = {}
         if self.uses_reconstruction:
-            parts["reconstruction"] = _squared_error(reconstruction, images)
+            if self.target == "tokens":
+                loss = _code_cross_entropy(reconstruction, codes)
+            else:
+                loss = _squared_error(reconstruction, images)
+            parts["reconstruction"] = loss
         if self.uses_sparse_head:
             parts.update(self._sparse_terms(sparse, teacher))
         if self.uses_cls_head:
@@ -438,3 +463,18 @@ def _squared_error(reconstruction: Tensor | None, images: Tensor | None) -> Tens
             f"{tuple(images.shape)} differ in shape."
         )
     return F.mse_loss(reconstruction.float(), images.float())
+
+
+def _code_cross_entropy(logits: Tensor | None, codes: Tensor | None) -> Tensor:
+    if logits is None or codes is None:
+        raise ValueError(
+            "The reconstruction term of the target 'tokens' needs logits as "
+            "`reconstruction`, and `codes`; set reconstruction_weight=0 to train "
+            "without."
+        )
+    if logits.shape[:-1] != codes.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and codes {tuple(codes.shape)} must have "
+            "shapes (batch_size, num_patches, num_codes) and (batch_size, num_patches)."
+        )
+    return F.cross_entropy(logits.float().flatten(0, -2), codes.flatten())

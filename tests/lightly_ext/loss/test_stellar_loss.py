@@ -13,6 +13,7 @@ from lightly_ext.loss import (
     match_tokens,
     sinkhorn_knopp,
 )
+from tests import reference
 
 B, V, U, R, WIDTH, DIM, K = 2, 3, 2, 4, 8, 6, 10
 
@@ -227,3 +228,60 @@ class TestSTELLARLoss:
         criterion = STELLARLoss(0, 0, 0, 0, 0, 0)
         with pytest.raises(ValueError, match="Every weight"):
             criterion.terms(**inputs())
+
+
+def only_codes(**kwargs: Any) -> STELLARLoss:
+    """The token reconstruction by itself."""
+    off = {f"{name}_weight": 0.0 for name in ("clustering", "alignment", "koleo")}
+    off |= {"cls_clustering_weight": 0.0, "cls_alignment_weight": 0.0}
+    return STELLARLoss(**off, target="tokens", **kwargs)
+
+
+class TestTokenTargetParity:
+    def test_terms__reference_numbers_and_gradient(self) -> None:
+        data = reference.load("ops")
+        logits = data["vqce.logits"].requires_grad_()
+        tokens = SparseViews(*inputs()["sparse"][:2])
+        terms = only_codes().terms(
+            tokens, reconstruction=logits, codes=data["vqce.codes"]
+        )
+        expected = data["vqce.loss"]
+        torch.testing.assert_close(terms.reconstruction, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms.total, 0.05 * expected, rtol=1e-5, atol=0)
+        terms.reconstruction.backward()
+        gradient = data["vqce.grad"]
+        tolerance = 5e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(logits.grad, gradient, rtol=0, atol=tolerance)
+
+
+class TestTokenTarget:
+    def test_init__weight_follows_the_target(self) -> None:
+        assert STELLARLoss().weights["reconstruction"] == 10
+        assert STELLARLoss(target="tokens").weights["reconstruction"] == 0.05
+        loss = STELLARLoss(2.0, target="tokens")
+        assert loss.weights["reconstruction"] == 2
+
+    def test_terms__half_precision_logits(self) -> None:
+        logits, codes = torch.randn(2, 4, 6).bfloat16(), torch.arange(8).view(2, 4) % 6
+        tokens = SparseViews(*inputs()["sparse"][:2])
+        terms = only_codes().terms(tokens, reconstruction=logits, codes=codes)
+        expected = -logits.float().log_softmax(-1).gather(-1, codes[..., None]).mean()
+        torch.testing.assert_close(terms.reconstruction, expected)
+
+    def test_init__unknown_target(self) -> None:
+        with pytest.raises(ValueError, match="'pixels' or 'tokens', got 'vq'"):
+            STELLARLoss(target="vq")
+
+    def test_terms__missing_codes(self) -> None:
+        data = inputs()
+        with pytest.raises(ValueError, match="and `codes`; set reconstruction_weight"):
+            only_codes().terms(data["sparse"], reconstruction=torch.zeros(2, 4, 6))
+
+    def test_terms__codes_of_another_grid(self) -> None:
+        data = inputs()
+        with pytest.raises(ValueError, match=r"logits \(2, 4, 6\) and codes \(2, 5\)"):
+            only_codes().terms(
+                data["sparse"],
+                reconstruction=torch.zeros(2, 4, 6),
+                codes=torch.zeros(2, 5, dtype=torch.int64),
+            )
