@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import get_loader
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> Trainer:
     Args:
         argv:
             Arguments behind the command. `--config` takes a file or the name of a
-            recipe of this package.
+            recipe of this package; several are merged, later ones win.
 
     Returns:
         The trainer, after training.
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> Trainer:
     cli = PretrainCLI(
         StellarPretraining,
         StellarDataModule,
-        args=_find_recipes(argv),
+        args=merge_recipes(argv),
         run=False,
         save_config_callback=SaveRecipe,
         save_config_kwargs={"save_to_log_dir": False},
@@ -124,26 +126,56 @@ def main(argv: Sequence[str]) -> Trainer:
 
 def recipe_names() -> list[str]:
     """Names of the recipes in this package, for `--config`."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path != BASE_RECIPE)
+    paths = [path for path in RECIPES.rglob("*.yaml") if path != BASE_RECIPE]
+    return sorted(
+        path.relative_to(RECIPES).with_suffix("").as_posix() for path in paths
+    )
 
 
-def _find_recipes(argv: Sequence[str]) -> list[str]:
-    """Replaces the names of recipes behind `--config` by their paths."""
-    found = list(argv)
-    for i, argument in enumerate(found):
-        name = argument.removeprefix("--config=")
-        if i and found[i - 1] == "--config":
-            found[i] = _recipe_path(name)
-        elif argument != name:
-            found[i] = f"--config={_recipe_path(name)}"
-    return found
+def merge_recipes(argv: Sequence[str]) -> list[str]:
+    """Makes one recipe of the base and all that `--config` names, later ones winning.
+
+    jsonargparse replaces arguments that are dictionaries as a whole: a recipe with one
+    weight of the loss would silently drop what the base says of the others.
+
+    Args:
+        argv:
+            Arguments behind the command.
+
+    Returns:
+        The arguments with one `--config`, in front of the options that it yields to.
+
+    Raises:
+        FileNotFoundError: If a recipe does not exist.
+    """
+    names, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            names.append(next(arguments, ""))
+        elif argument.startswith("--config="):
+            names.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    recipe: Any = {}
+    for path in [BASE_RECIPE, *map(_recipe_path, names)]:
+        recipe = _merged(recipe, get_loader("yaml")(path.read_text()) or {})
+    return [f"--config={json.dumps(recipe)}", *rest]
 
 
-def _recipe_path(name: str) -> str:
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    if old.get("class_path") != new.get("class_path", old.get("class_path")):
+        return new  # the arguments of another class
+    return {**old, **{k: _merged(old[k], v) if k in old else v for k, v in new.items()}}
+
+
+def _recipe_path(name: str) -> Path:
     if Path(name).is_file():
-        return name
+        return Path(name)
     if name in recipe_names():
-        return str(RECIPES / f"{name}.yaml")
+        return RECIPES / f"{name}.yaml"
     raise FileNotFoundError(
         f"There is no recipe file '{name}'; recipes of the package: "
         f"{', '.join(recipe_names())}."

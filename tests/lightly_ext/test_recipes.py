@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightly_ext import pretrain_cli
+from lightly_ext.data import StellarDataModule
+from lightly_ext.pretrain import StellarPretraining
+from tests.lightly_ext.test_pretrain import loader, trainer
+
+# The command line is called from here on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+
+# Files that recipes name and a test machine does not have.
+NO_FILES = {
+    "ablations/prior_mae": ["--model.prior=null"],
+    "ablations/prior_dino": ["--model.prior=null"],
+    "random_stage2": ["--model.weights=null"],
+}
+TINY = [
+    "--model.model.model_name=stellar_vit_tiny_patch16_224",
+    "--model.model.img_size=32",
+    "--model.model.patch_size=16",
+    "--model.model.embed_dim=24",
+    "--model.model.depth=1",
+    "--model.model.num_heads=2",
+    "--model.model.decoder_dim=16",
+    "--model.model.decoder_depth=1",
+    "--model.model.decoder_num_heads=2",
+    "--model.head.hidden_dim=16",
+    "--model.head.output_dim=8",
+    "--model.head.num_prototypes=12",
+    "--model.mask_ratio=0.5",
+    # Four patches hold no more than one place to gather around.
+    "--model.augment={gaussian_blur: 0.0}",
+]
+SPARSE, CLS, DECODER = "sparse_head", "cls_head", "decoder"
+# What each ablation builds, and what stays in its config.
+ABLATIONS: dict[str, set[str]] = {
+    "no_reconstruction": {SPARSE, CLS},
+    "reconstruction_only": {DECODER},
+    "no_alignment": {SPARSE, DECODER},
+    "no_clustering": {SPARSE, CLS, DECODER},
+    "no_cls_alignment": {SPARSE, CLS, DECODER},
+    "no_koleo": {SPARSE, CLS, DECODER},
+    "identity_matching": {SPARSE, CLS, DECODER},
+    "queries_8": {SPARSE, CLS, DECODER},
+    "queries_16": {SPARSE, CLS, DECODER},
+    "queries_24": {SPARSE, CLS, DECODER},
+    "prior_mae": {SPARSE, CLS, DECODER},
+    "prior_dino": {SPARSE, CLS, DECODER},
+    "prior_random": {SPARSE, CLS, DECODER},
+    "target_pixels": {SPARSE, CLS, DECODER},
+    "target_tokens": {SPARSE, CLS, DECODER},
+    "places365": {SPARSE, CLS, DECODER},
+}
+
+
+def build(name: str, tmp_path: Path, *options: str) -> pretrain_cli.PretrainCLI:
+    arguments = [f"--config={name}", "--data.path=images", f"--output={tmp_path}"]
+    return pretrain_cli.PretrainCLI(
+        StellarPretraining,
+        StellarDataModule,
+        args=pretrain_cli.merge_recipes(
+            [*arguments, *NO_FILES.get(name, []), *options]
+        ),
+        run=False,
+        seed_everything_default=False,
+        parser_kwargs={"default_config_files": [str(pretrain_cli.BASE_RECIPE)]},
+    )
+
+
+def merged(*names: str) -> dict[str, Any]:
+    (config,) = pretrain_cli.merge_recipes([f"--config={name}" for name in names])
+    return json.loads(config.removeprefix("--config="))
+
+
+class TestMergeRecipes:
+    def test_merge_recipes__weights_are_merged_one_by_one(self, tmp_path: Path) -> None:
+        # A dictionary as a whole would lose gather_distributed.
+        own = tmp_path / "own.yaml"
+        own.write_text("model: {loss: {koleo_weight: 5e-1}, lr: 1e-3}\n")
+        config = merged("vit_large", "ablations/no_reconstruction", str(own))
+        assert config["model"]["loss"] == {
+            "gather_distributed": True,
+            "reconstruction_weight": 0.0,
+            "koleo_weight": 0.5,
+        }
+        assert config["model"]["lr"] == 1e-3
+        assert config["model"]["weight_decay"] == 0.04
+        assert config["model"]["model"]["num_queries"] == 16
+        assert config["model"]["model"]["model_name"].startswith("stellar_vit_large")
+
+    def test_merge_recipes__another_class_brings_its_own_arguments(self) -> None:
+        old = {"class_path": "a.A", "init_args": {"size": 1}}
+        new = {"class_path": "b.B", "init_args": {"depth": 2}}
+        assert pretrain_cli._merged(old, new) == new
+        more = {"init_args": {"depth": 2}}
+        assert pretrain_cli._merged(old, more) == {
+            "class_path": "a.A",
+            "init_args": {"size": 1, "depth": 2},
+        }
+
+    def test_merge_recipes__options_win_wherever_they_stand(
+        self, tmp_path: Path
+    ) -> None:
+        with torch.device("meta"):
+            built = pretrain_cli.PretrainCLI(
+                StellarPretraining,
+                StellarDataModule,
+                args=pretrain_cli.merge_recipes(
+                    [
+                        *("--model.loss.koleo_weight=0.25", "--data.path=images"),
+                        *("--config", "ablations/no_koleo", f"--output={tmp_path}"),
+                    ]
+                ),
+                run=False,
+                seed_everything_default=False,
+            )
+        assert built.model.criterion.weights["koleo"] == 0.25
+        assert built.model.criterion.gather_distributed
+
+    def test_merge_recipes__file_wins_and_unknown_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("vit_base").write_text("seed_everything: 7")
+        assert merged("vit_base")["seed_everything"] == 7
+        with pytest.raises(FileNotFoundError, match=r"ablations/no_koleo.*vit_base"):
+            merged("vit_bas")
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", pretrain_cli.recipe_names())
+    def test_recipe__builds(self, name: str, tmp_path: Path) -> None:
+        options = []
+        if name == "ablations/target_tokens":
+            options = tokens_options(tmp_path)
+        with torch.device("meta"):
+            built = build(name, tmp_path, *options)
+        size = built.datamodule.transform.global_crop_size
+        assert size == built.model.model.encoder.vit.patch_embed.img_size[0]
+        patch = built.model.model.encoder.patch_size
+        assert built.datamodule.transform.local_crop_size % patch == 0
+        demo = name == "digit_boards"
+        assert built.model.criterion.gather_distributed
+        assert built.model.hparams["lr"] == (1e-3 if demo else 1.5e-4)
+
+    def test_recipe__stages_of_the_random_prior(self) -> None:
+        first, second = merged("random_stage1"), merged("random_stage2")
+        epochs = [config["trainer"]["max_epochs"] for config in (first, second)]
+        assert epochs == [150, 75]
+        assert first["model"]["teacher_momentum"] == 0.996
+        assert second["model"]["teacher_momentum"] is None
+        assert first["model"]["mask_ratio"] == 0.6
+        assert second["model"]["mask_ratio"] == 0.8
+        assert second["model"]["weights"] == f"{first['output']}/model"
+        assert first["output"] != second["output"]
+
+    def test_recipe__ablations_are_a_few_lines(self) -> None:
+        folder = pretrain_cli.RECIPES / "ablations"
+        files = {path.stem: path.read_text() for path in folder.glob("*.yaml")}
+        assert files.keys() == ABLATIONS.keys()
+        for name, text in files.items():
+            assert len(text.splitlines()) <= 10, name
+            assert yaml.safe_load(text), name
+
+
+class TestAblations:
+    @pytest.mark.parametrize("name", [*ABLATIONS, "stage1"])
+    def test_ablation__builds_what_it_trains(self, name: str, tmp_path: Path) -> None:
+        recipe = "random_stage1" if name == "stage1" else f"ablations/{name}"
+        options = tokens_options(tmp_path) if name == "target_tokens" else []
+        torch.manual_seed(0)
+        module = build(recipe, tmp_path, *TINY, *options).model
+        built = {SPARSE, CLS} & {child for child, _ in module.named_children()}
+        if module.model.decoder is not None:
+            built.add(DECODER)
+        assert built == ABLATIONS.get(name, {SPARSE, CLS, DECODER})
+        projections = [n for n, _ in module.model.named_parameters() if "_proj." in n]
+        assert bool(projections) == (DECODER in built)
+        if name.startswith("queries"):
+            assert module.model.encoder.num_queries == int(name.split("_")[1])
+        trainer(tmp_path, max_steps=1).fit(module, loader())
+        missing = [
+            n
+            for n, p in module.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+        ]
+        assert missing == []
+        idle = [n for n, p in module.named_parameters() if not p.requires_grad]
+        assert all(n.startswith(("teacher.", "tokenizer.")) for n in idle)
+
+
+def tokens_options(tmp_path: Path) -> list[str]:
+    return []
