@@ -19,8 +19,9 @@ from stellar_plugin.checkpoints.files import (
     SCHEMA_VERSION,
     WEIGHTS_NAME,
 )
-from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint, read_checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
 from stellar_plugin.checkpoints.load import load_model_weights
+from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder

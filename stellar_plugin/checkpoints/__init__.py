@@ -2,13 +2,15 @@
 
 from stellar_plugin.checkpoints.files import CONFIG_NAME, HEADS_NAME, WEIGHTS_NAME
 from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
-from stellar_plugin.checkpoints.layouts import HEADS, Checkpoint, read_checkpoint
+from stellar_plugin.checkpoints.layouts import Checkpoint
 from stellar_plugin.checkpoints.load import (
     LoadReport,
     create_encoder,
     load_encoder_weights,
     load_model_weights,
 )
+from stellar_plugin.checkpoints.readers import HEADS
+from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config, model_config, numerics
 
 __all__ = [

@@ -10,14 +10,13 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from stellar_plugin.checkpoints.layouts import (
+from stellar_plugin.checkpoints.names import State, part, to_transformers
+from stellar_plugin.checkpoints.readers import (
     OFFICIAL_FREQUENCIES,
     OFFICIAL_HEAD_PARTS,
     OFFICIAL_HEADS,
     OFFICIAL_MODULES,
 )
-from stellar_plugin.checkpoints.names import State, to_transformers
-from stellar_plugin.checkpoints.sizes import part
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.vit import STELLAR_NORM_EPS
 
@@ -134,6 +133,8 @@ def _check_official(model: Stellar) -> None:
     beyond = [n for n in beyond if not n.startswith(VIT_KEYS) or ".ls" in n]
     problems = {
         "it has no decoder": model.decoder is None,
+        "its tokenizer is not loaded": model.target == "tokens"
+        and model.tokenizer is None,
         "its LayerNorm epsilon is not 1e-12": vit.norm.eps != STELLAR_NORM_EPS,
         "it resamples positions with antialiasing": model.encoder.pos_antialias,
         "it has no CLS token": not vit.has_class_token,

@@ -216,3 +216,8 @@ def _with_fused_bias(state: State) -> State:
         elif not (name.endswith(".v_bias") and name.replace(".v_", ".q_") in state):
             result[name] = tensor
     return result
+
+
+def part(state: State, prefix: str) -> State:
+    """Tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

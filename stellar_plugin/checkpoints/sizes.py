@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
-from stellar_plugin.checkpoints.names import State
+from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.tokenizer import tokenizer_sizes
 
 MODEL_NAMES = {
@@ -132,11 +132,6 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
             f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass num_heads."
         )
     return HEADS_OF_WIDTH[width]
-
-
-def part(state: State, prefix: str) -> State:
-    """Tensors whose names begin with `prefix`, without it."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _decoder_config(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""Whether the tensors of a checkpoint fit a model, and how they are made to."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stellar_plugin.checkpoints.layouts import (
+    KNOWN_LAYOUTS,
+    STELLAR,
+    Checkpoint,
+    shown,
+)
+from stellar_plugin.checkpoints.names import State, part
+from stellar_plugin.checkpoints.sizes import HEADS_OF_WIDTH, encoder_config
+from stellar_plugin.checkpoints.sizes import heads as heads_of
+from stellar_plugin.encoder import StellarEncoder
+
+POSITION_KEY = "vit.pos_embed"
+QUERY_KEY = "vit.reg_token"
+PROJECTIONS = ("dense_proj.", "sparse_proj.")
+
+
+def own_encoder(checkpoint: Checkpoint, **kwargs: Any) -> StellarEncoder:
+    """Encoder of a model of this package, with fresh weights."""
+    from stellar_plugin.model import Stellar
+
+    return Stellar(**{**checkpoint.config, **kwargs}).encoder
+
+
+def check_settings(
+    encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
+) -> None:
+    """Compares what changes the features but no tensor's shape.
+
+    Raises:
+        ValueError: If the checkpoint was trained with other settings.
+    """
+    ours, theirs = _settings(encoder), _trained_settings(checkpoint, num_heads)
+    wrong = [
+        f"{name}={ours[name]} (checkpoint: {value})"
+        for name, value in theirs.items()
+        if ours[name] != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"The encoder is not the one '{checkpoint.path}' ({checkpoint.layout}) was "
+            f"trained with: {', '.join(wrong)}. Build it with the checkpoint's values."
+        )
+
+
+def _settings(encoder: StellarEncoder) -> dict[str, Any]:
+    """What changes the features but no tensor's shape."""
+    num_heads = encoder.vit.blocks[0].get_submodule("attn").num_heads
+    return {
+        "num_queries": encoder.num_queries,
+        "patch_size": encoder.patch_size,
+        "num_heads": num_heads,
+        "norm_eps": encoder.vit.norm.eps,
+        "pos_antialias": encoder.pos_antialias,
+    }
+
+
+def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
+    """The same of the checkpoint, as far as it is known."""
+    if checkpoint.layout == STELLAR:
+        if not checkpoint.config:
+            return {}
+        with torch.device("meta"):
+            return _settings(own_encoder(checkpoint))
+    names = ("num_heads", "norm_eps", "pos_antialias")
+    known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
+    if checkpoint.num_queries:
+        known["num_queries"] = checkpoint.num_queries
+    norm = checkpoint.state.get("encoder.vit.norm.weight")
+    if num_heads or (norm is not None and len(norm) in HEADS_OF_WIDTH):
+        known["num_heads"] = heads_of(checkpoint, num_heads)
+    return known
+
+
+def fitted(
+    encoder: StellarEncoder, checkpoint: Checkpoint
+) -> tuple[State, list[str], list[str]]:
+    """State for the encoder, what of it is fresh, and what was resampled."""
+    state = part(checkpoint.state, "encoder.")
+    fresh = encoder.state_dict()
+    missing = []
+    projections = [name for name in fresh if name.startswith(PROJECTIONS)]
+    if not any(name.startswith(PROJECTIONS) for name in state):
+        missing = projections
+        state |= {name: fresh[name] for name in missing}
+    elif not projections:  # an encoder without localization
+        state = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
+    if encoder.num_queries and checkpoint.num_queries == 0:
+        queries = fresh[QUERY_KEY][:, -encoder.num_queries :]
+        registers = [state[QUERY_KEY].to(queries)] if QUERY_KEY in state else []
+        state[QUERY_KEY] = torch.cat([*registers, queries], dim=1)
+        missing.append(QUERY_KEY)
+    resized = _resample_position(encoder, state, checkpoint)
+    return state, missing, resized
+
+
+def _resample_position(
+    encoder: StellarEncoder, state: State, checkpoint: Checkpoint
+) -> list[str]:
+    """Brings the position embedding of another image size to the encoder's grid."""
+    table = state.get(POSITION_KEY)
+    if table is None or table.ndim != 3 or encoder.vit.pos_embed is None:
+        return []
+    old_grid = checkpoint.grid_size or _trained_grid(checkpoint, table)
+    # A table of no known grid is left to the check of shapes.
+    if old_grid == encoder.grid_size or old_grid[0] * old_grid[1] != table.shape[1]:
+        return []
+    antialias = checkpoint.config.get("pos_antialias", encoder.pos_antialias)
+    state[POSITION_KEY] = _resized(table, old_grid, encoder.grid_size, antialias)
+    (old_h, old_w), (new_h, new_w) = old_grid, encoder.grid_size
+    return [f"{POSITION_KEY} from {old_h} x {old_w} to {new_h} x {new_w} patches"]
+
+
+def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
+    if checkpoint.layout == STELLAR and checkpoint.config:
+        with torch.device("meta"):
+            return own_encoder(checkpoint).grid_size
+    side = isqrt(table.shape[1])
+    return side, side
+
+
+def _resized(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool,
+) -> Tensor:
+    grid = table.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    grid = F.interpolate(
+        grid, size=new_grid, mode="bicubic", antialias=antialias, align_corners=False
+    )
+    return grid.flatten(2).mT.to(table.dtype)
+
+
+def check_tensors(
+    module: nn.Module, state: State, checkpoint: Checkpoint, what: str
+) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape.
+    """
+    expected = module.state_dict()
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    found = [f"{kind}: {shown(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"'{checkpoint.path}' does not fit the {what}; {'; '.join(found)}. Build "
+            f"the {what} with the checkpoint's sizes{_sizes_hint(checkpoint)}. It was "
+            f"read as {checkpoint.layout}; known layouts: {'; '.join(KNOWN_LAYOUTS)}."
+        )
+
+
+def _sizes_hint(checkpoint: Checkpoint) -> str:
+    if checkpoint.layout == STELLAR:
+        config = checkpoint.config
+    else:
+        try:
+            config = encoder_config(checkpoint, num_heads=0)
+        except ValueError:
+            return ""
+    shown_config = {k: v for k, v in config.items() if k != "num_heads" or v}
+    text = ", ".join(f"{name}={value!r}" for name, value in shown_config.items())
+    return f" ({text})" if text else ""

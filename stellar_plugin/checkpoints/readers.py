@@ -1,0 +1,246 @@
+"""From the names of each layout to those of `Stellar`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stellar_plugin.checkpoints.files import (
+    HEADS_NAME,
+    WEIGHTS_NAME,
+    RawCheckpoint,
+    checked_config,
+)
+from stellar_plugin.checkpoints.layouts import (
+    OFFICIAL,
+    STELLAR,
+    TRANSFORMERS,
+    Checkpoint,
+)
+from stellar_plugin.checkpoints.names import (
+    Names,
+    State,
+    from_timm_like,
+    from_transformers,
+    part,
+)
+from stellar_plugin.vit import STELLAR_NORM_EPS
+
+OFFICIAL_MODULES = {
+    "dense_proj.": "encoder.dense_proj.",
+    "sparse_proj.": "encoder.sparse_proj.",
+    "decoder_proj.": "decoder.proj.",
+    "reconstruction_head.": "decoder.head.",
+    "tokenizer.": "tokenizer.",
+}
+OFFICIAL_FREQUENCIES = "position_embedding.positional_encoding_gaussian_matrix"
+OFFICIAL_HEADS = {
+    "clustering_head.": "sparse_head",
+    "cls_cluster_head.": "cls_head",
+}
+OFFICIAL_HEAD_PARTS = {"layer.": "prototypes.", "predictor.layers.": "layers."}
+TRANSFORMERS_CONFIG = {
+    "num_attention_heads": "num_heads",
+    "num_heads": "num_heads",
+    "layer_norm_eps": "norm_eps",
+}
+OFFICIAL_CONFIG = {**TRANSFORMERS_CONFIG, "decoder_num_heads": "decoder_num_heads"}
+OFFICIAL_UNUSED = ("embeddings.mask_token", "pooler.")
+OFFICIAL_UNUSED_DECODER = ("embeddings.", "pooler.")
+HEADS = ("sparse_head", "cls_head")
+
+
+def read_own(
+    raw: RawCheckpoint, inside: State, outside: State, left: list[str]
+) -> Checkpoint:
+    """Reads a model, or a training checkpoint, of this package."""
+    heads = {name: part(inside | outside, f"{name}.") for name in HEADS}
+    file = raw.path.parent / HEADS_NAME
+    if raw.path.name == WEIGHTS_NAME and file.is_file():
+        tensors = load_file(file)
+        heads = {name: part(tensors, f"{name}.") for name in HEADS}
+    in_head = tuple(f"{name}." for name in HEADS)
+    # Checkpoints of training keep the arguments of the model themselves.
+    config = raw.content.get("hyper_parameters", {}).get("model")
+    if config is None and raw.config:
+        config = checked_config(raw.config, raw.path.parent / "config.json")
+    config = dict(config or {})
+    return Checkpoint(
+        raw.path,
+        STELLAR,
+        {k: v for k, v in inside.items() if not k.startswith(in_head)},
+        heads={name: head for name, head in heads.items() if head},
+        config=config,
+        num_queries=config.get("num_queries", 16) if config else None,
+        ignored=(*(k for k in outside if not k.startswith(in_head)), *left),
+    )
+
+
+def read_official(raw: RawCheckpoint, state: State) -> Checkpoint:
+    """Reads the official layout."""
+    encoder = from_transformers(part(state, "encoder."), OFFICIAL_UNUSED)
+    decoder = from_transformers(part(state, "decoder."), OFFICIAL_UNUSED_DECODER)
+    result: State = {f"encoder.vit.{k}": v for k, v in _folded(encoder.state).items()}
+    result |= {f"decoder.{name}": v for name, v in decoder.state.items()}
+    heads: dict[str, State] = {}
+    unexpected: list[str] = []
+    ignored = [f"encoder.{n}" for n in encoder.ignored]
+    ignored += [f"decoder.{n}" for n in decoder.ignored]
+    for name, tensor in state.items():
+        if name == "sparse_tokens":
+            result["encoder.vit.reg_token"] = tensor[None]
+        elif name == OFFICIAL_FREQUENCIES:
+            result["decoder.position.frequencies"] = tensor
+        elif name.startswith(tuple(OFFICIAL_MODULES)):
+            result[_renamed(name, OFFICIAL_MODULES)] = tensor
+        elif name.startswith(tuple(OFFICIAL_HEADS)):
+            old, rest = name.split(".", 1)
+            head = heads.setdefault(OFFICIAL_HEADS[f"{old}."], {})
+            head[_renamed(rest, OFFICIAL_HEAD_PARTS)] = tensor
+        elif name.startswith("teacher_"):
+            ignored.append(name)
+        elif not name.startswith(("encoder.", "decoder.")):
+            unexpected.append(name)
+    unexpected += [f"encoder.{n}" for n in encoder.unexpected]
+    unexpected += [f"decoder.{n}" for n in decoder.unexpected]
+    queries = state.get("sparse_tokens")
+    return Checkpoint(
+        raw.path,
+        OFFICIAL,
+        result,
+        heads,
+        config={
+            "norm_eps": STELLAR_NORM_EPS,
+            "pos_antialias": False,
+            **_transformers_config(raw.config, OFFICIAL_CONFIG),
+        },
+        num_queries=0 if queries is None else len(queries),
+        grid_size=_grid(result.get("encoder.vit.pos_embed")),
+        unexpected=tuple(unexpected),
+        ignored=tuple(ignored),
+    )
+
+
+def read_transformers(raw: RawCheckpoint, state: State) -> Checkpoint:
+    """Reads a ViT or ViT-MAE of transformers."""
+    unused = ("embeddings.mask_token", "pooler.", "classifier.", "decoder.")
+    names = from_transformers(state, unused)
+    # transformers gives its ViTs the same epsilon as the released STELLAR models.
+    config = {"norm_eps": STELLAR_NORM_EPS, "pos_antialias": False}
+    config |= _transformers_config(raw.config, TRANSFORMERS_CONFIG)
+    return _plain(raw, TRANSFORMERS, names, config)
+
+
+def read_timm_like(raw: RawCheckpoint, state: State, wrappers: list[str]) -> Checkpoint:
+    """Reads a ViT of timm or of one of the methods whose names are close to timm's."""
+    layout = _timm_relative(state, wrappers)
+    names = from_timm_like(state)
+    config: dict[str, Any] = {"norm_eps": 1e-6}
+    if "norm_pre.weight" in state:
+        config = {}  # CLIP's ViTs come with several
+    if layout != "timm":
+        # DINOv2 with registers was released with antialiasing.
+        config["pos_antialias"] = "register_tokens" in state
+    if layout == "MoCo v3":
+        config["num_heads"] = 12  # its ViT-S too
+    known = ("num_heads", "norm_eps", "pos_antialias", "mean", "std")
+    config |= {name: raw.config[name] for name in known if name in raw.config}
+    result = _plain(raw, layout, names, config, raw.config.get("grid_size"))
+    return replace(result, num_queries=int(raw.metadata.get("num_queries", 0)))
+
+
+def _timm_relative(state: State, wrappers: list[str]) -> str:
+    if {"base_encoder", "momentum_encoder"} & set(wrappers):
+        return "MoCo v3"
+    if "target_encoder" in wrappers:
+        return "I-JEPA"
+    if any(name.endswith(".q_bias") for name in state):
+        return "BEiT"
+    if any(name.startswith("decoder_") for name in state):
+        return "MAE"
+    if {"register_tokens", "mask_token"} & set(state):
+        return "DINOv2"
+    if {"teacher", "student", "state_dict"} & set(wrappers):
+        return "DINO or iBOT"
+    return "MAE" if "model" in wrappers else "timm"
+
+
+def _plain(
+    raw: RawCheckpoint,
+    layout: str,
+    names: Names,
+    config: dict[str, Any],
+    grid_size: tuple[int, int] | None = None,
+) -> Checkpoint:
+    """Checkpoint of a ViT without STELLAR's parts."""
+    state = _folded(names.state, grid_size)
+    return Checkpoint(
+        raw.path,
+        layout,
+        {f"encoder.vit.{name}": tensor for name, tensor in state.items()},
+        config=config,
+        num_queries=0,
+        grid_size=grid_size or _grid(state.get("pos_embed")),
+        unexpected=tuple(names.unexpected),
+        ignored=tuple(names.ignored),
+    )
+
+
+def _folded(state: State, grid_size: tuple[int, int] | None = None) -> State:
+    """Moves the positions of CLS token and registers into the tokens themselves."""
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3:
+        return state
+    tokens = [name for name in ("cls_token", "reg_token") if name in state]
+    counts = [state[name].shape[1] for name in tokens]
+    prefix = _prefix_rows(table.shape[1], counts, grid_size)
+    result = {**state, "pos_embed": table[:, prefix:].contiguous()}
+    start = 0
+    for name, count in zip(tokens, counts, strict=True):
+        if start + count <= prefix:
+            result[name] = state[name] + table[:, start : start + count]
+        start += count
+    return result
+
+
+def _prefix_rows(
+    rows: int, counts: list[int], grid_size: tuple[int, int] | None
+) -> int:
+    """How many rows of a position table come before those of the patches."""
+    options = [sum(counts[:i]) for i in (1, 2, 0) if i <= len(counts)]
+    for prefix in options:
+        patches = rows - prefix
+        if grid_size is not None:
+            if patches == grid_size[0] * grid_size[1]:
+                return prefix
+        elif patches > 0 and isqrt(patches) ** 2 == patches:
+            return prefix
+    return options[0]
+
+
+def _grid(table: Tensor | None) -> tuple[int, int] | None:
+    if table is None or table.ndim != 3:
+        return None
+    side = isqrt(table.shape[1])
+    return (side, side) if side * side == table.shape[1] else None
+
+
+def _transformers_config(
+    config: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a config.json tells that tensors do not, by the names of `Stellar`."""
+    if "schema_version" in config:
+        return {}  # it belongs to a model of this package that lies in the same folder
+    return {new: config[old] for old, new in names.items() if old in config}
+
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    for old, new in modules.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

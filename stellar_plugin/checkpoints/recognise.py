@@ -1,0 +1,155 @@
+"""Which layout a checkpoint has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
+from stellar_plugin.checkpoints.layouts import (
+    KNOWN_LAYOUTS,
+    OFFICIAL,
+    STELLAR,
+    TRANSFORMERS,
+    Checkpoint,
+    shown,
+)
+from stellar_plugin.checkpoints.names import State
+from stellar_plugin.checkpoints.readers import (
+    read_official,
+    read_own,
+    read_timm_like,
+    read_transformers,
+)
+
+# Dictionaries that hold the weights, the one to prefer first: evaluation reads the
+# average of the weights where there is one.
+WRAPPERS = (
+    "teacher",
+    "target_encoder",
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "student",
+    "encoder",
+)
+PREFERRED = ("teacher", "target_encoder", "base_encoder")
+# Our own training checkpoints hold a model, and maybe its teacher.
+PREFERRED_OWN = ("model",)
+ANCHORS = {
+    STELLAR: ("encoder.vit.patch_embed.proj.weight", "encoder.vit.cls_token"),
+    OFFICIAL: (
+        "sparse_tokens",
+        "encoder.embeddings.patch_embeddings.projection.weight",
+    ),
+    TRANSFORMERS: (
+        "embeddings.patch_embeddings.projection.weight",
+        "embeddings.cls_token",
+    ),
+    "timm": ("patch_embed.proj.weight", "blocks.0.norm1.weight", "cls_token"),
+}
+
+
+def read_checkpoint(
+    source: str | Path, *, variant: str | None = None, **hub_kwargs: Any
+) -> Checkpoint:
+    """Reads a checkpoint of any known layout.
+
+    Args:
+        source:
+            File, folder, "stellar-b16" and its like, hub repository ("owner/name") or
+            timm model ("timm:NAME"). An existing path wins.
+        variant:
+            Which file of a hub repository, for example "b16" of "microsoft/STELLAR".
+        hub_kwargs:
+            revision, cache_dir, token, local_files_only, force_download.
+
+    Raises:
+        FileNotFoundError: If there is nothing of that name.
+        ValueError: If the file cannot be read, is of no known layout or mixes several.
+    """
+    return parse(read_source(source, variant, **hub_kwargs))
+
+
+def parse(raw: RawCheckpoint) -> Checkpoint:
+    """Recognises the layout from the names, and renames.
+
+    Args:
+        raw:
+            What a source holds.
+
+    Raises:
+        ValueError: If the layout is not known or the tensors do not fit it.
+    """
+    tensors, wrappers, left = _unwrap(raw.content)
+    layout, prefix = _recognise(tensors, raw.path)
+    inside = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    outside = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    try:
+        if layout == STELLAR:
+            return read_own(raw, inside, outside, left)
+        if layout == OFFICIAL:
+            result = read_official(raw, inside)
+        elif layout == TRANSFORMERS:
+            result = read_transformers(raw, inside)
+        else:
+            result = read_timm_like(raw, inside, [*wrappers, *prefix.split(".")])
+    except ValueError as error:
+        raise ValueError(f"'{raw.path}' cannot be used: {error}.") from error
+    return replace(result, ignored=(*result.ignored, *outside, *left))
+
+
+def _unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
+    """Tensors, the dictionaries around them, and the names of what is beside those."""
+    wrappers: list[str] = []
+    left: list[str] = []
+    while True:
+        inner = [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]
+        if not inner:
+            break
+        left += [name for name in content if name != inner[0]]
+        wrappers.append(inner[0])
+        content = content[inner[0]]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    left += [name for name in content if name not in tensors]
+    return tensors, wrappers, left
+
+
+def _recognise(tensors: State, path: Path) -> tuple[str, str]:
+    """Layout, and what stands in front of its names."""
+    for layout, anchors in ANCHORS.items():
+        for anchor in anchors:
+            prefixes = [
+                name.removesuffix(anchor)
+                for name in tensors
+                if name == anchor or name.endswith(f".{anchor}")
+            ]
+            if prefixes:
+                words = PREFERRED_OWN if layout == STELLAR else PREFERRED
+                return layout, _preferred(prefixes, words, path)
+    raise ValueError(
+        f"'{path}' is of no known layout. Its names: "
+        f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "
+        f"{'; '.join(KNOWN_LAYOUTS)}."
+    )
+
+
+def _preferred(prefixes: list[str], words: tuple[str, ...], path: Path) -> str:
+    if len(prefixes) == 1:
+        return prefixes[0]
+    for word in words:
+        chosen = [prefix for prefix in prefixes if word in prefix.split(".")]
+        if len(chosen) == 1:
+            return chosen[0]
+    raise ValueError(
+        f"'{path}' mixes several ViTs, under {prefixes}; save the one you want alone."
+    )
