@@ -38,9 +38,12 @@ from stellar_plugin.checkpoints import (
     numerics,
     read_checkpoint,
 )
+from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, tokenizer_sizes
 
 # Learning rates are given for this global batch size (section 10 of the method).
 REFERENCE_BATCH_SIZE = 2048
+# The frozen tokenizer has a file of its own and is left out of training checkpoints.
+TOKENIZER_PREFIX = "model.tokenizer."
 # Queries and position table are matrices that carry no weight decay; biases, norms and
 # the CLS token are excluded by their shape or name.
 NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed")
@@ -72,6 +75,9 @@ class StellarPretraining(LightningModule):
             STELLAR checkpoint that training continues from, with decoder, heads and
             prototypes as far as it has them: a folder of ours, or released weights.
             Takes the place of `prior`.
+        tokenizer:
+            File of the frozen tokenizer, see `MaskGITVQGAN.from_pretrained`, for models
+            with the target "tokens". None takes the one inside `weights`.
         mask_ratio:
             Share of patches hidden in masked views.
         focal_prob:
@@ -98,7 +104,9 @@ class StellarPretraining(LightningModule):
             Coefficients of AdamW.
 
     Raises:
-        ValueError: If a value is out of range.
+        FileNotFoundError: If a file to start from, or the tokenizer's, does not exist.
+        ValueError: If a value is out of range, or the target is "tokens" and there is
+            no tokenizer.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class StellarPretraining(LightningModule):
         augment: dict[str, Any] | None = None,
         prior: str | None = None,
         weights: str | None = None,
+        tokenizer: str | None = None,
         mask_ratio: float = 0.8,
         focal_prob: float = 0.5,
         teacher_momentum: float | None = None,
@@ -140,10 +149,15 @@ class StellarPretraining(LightningModule):
         if checkpoint is not None:
             model = {**numerics(checkpoint), **model}
             self.hparams["model"] = model
-        self.criterion = STELLARLoss(**(loss or {}))
+        target: Any = model.get("target") or "pixels"
+        self.criterion = STELLARLoss(target=target, **(loss or {}))
         if not self.criterion.uses_reconstruction:
             model = {**model, "target": None}
+        elif target == "tokens" and checkpoint and weights and tokenizer is None:
+            model = {**model, "tokenizer": _tokenizer_inside(checkpoint)}
         self.model: Stellar = create_model(**model)
+        if self.criterion.uses_reconstruction:
+            self._load_tokenizer(tokenizer)
         self.augment = STELLARColorAugment(
             mean=self.model.mean, std=self.model.std, **(augment or {})
         )
@@ -215,15 +229,11 @@ class StellarPretraining(LightningModule):
                 view_embeddings=self.sparse_head(sparse.view_tokens),
                 prototypes=self.sparse_head.prototypes.weight,
             )
-        reconstruction = None
-        if self.criterion.uses_reconstruction:
-            reconstruction = self.model.decode(target.lowrank, target.grid_size)
         terms = self.criterion.terms(
             sparse=sparse,
             cls=self._cls_views(target, masked, views),
-            reconstruction=reconstruction,
-            images=views.target * self.augment.std + self.augment.mean,
             teacher=self._teacher_targets(views),
+            **self._reconstruction(target, views),
         )
         return terms, sparse
 
@@ -284,6 +294,28 @@ class StellarPretraining(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes a checkpoint loadable without the files that training started from."""
         checkpoint["hyper_parameters"] |= {"prior": None, "weights": None}
+        checkpoint["state_dict"] = {
+            name: tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if not name.startswith(TOKENIZER_PREFIX)
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the tokenizer, which checkpoints do not hold."""
+        checkpoint["state_dict"] |= {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith(TOKENIZER_PREFIX)
+        }
+
+    def _load_tokenizer(self, path: str | None) -> None:
+        if path is not None:
+            self.model.load_tokenizer(path)
+        elif self.model.target == "tokens" and self.model.tokenizer is None:
+            raise ValueError(
+                "The target 'tokens' needs tokenizer, the file of the frozen tokenizer,"
+                f" for example '{TOKENIZER_FILE}'. {WHERE_TO_GET_IT}."
+            )
 
     def _start_from(self, checkpoint: Checkpoint, encoder_only: bool) -> None:
         if encoder_only:
@@ -334,6 +366,19 @@ class StellarPretraining(LightningModule):
                 cls_prototypes=cls_head.prototypes.weight,
             )
         return targets
+
+    def _reconstruction(
+        self, target: Factorization, views: STELLARViews
+    ) -> dict[str, Tensor]:
+        """What the reconstruction term compares, by the names of `STELLARLoss`."""
+        if not self.criterion.uses_reconstruction:
+            return {}
+        images = views.target * self.augment.std + self.augment.mean
+        if self.model.target == "tokens":
+            logits = self.model.predict_codes(target.lowrank, target.grid_size)
+            return {"reconstruction": logits, "codes": self.model.target_codes(images)}
+        decoded = self.model.decode(target.lowrank, target.grid_size)
+        return {"reconstruction": decoded, "images": images}
 
     def _cls_views(
         self, target: Factorization, masked: Factorization, views: STELLARViews
@@ -410,3 +455,14 @@ class StellarPretraining(LightningModule):
         loaders: Any = self.trainer.val_dataloaders
         count = len(loaders[dataloader_idx].dataset)
         return gathered.transpose(0, 1).flatten(0, 1)[:count]
+
+
+def _tokenizer_inside(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Sizes of the tokenizer that weights bring along, None if they do not."""
+    prefix = "tokenizer."
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint.state.items()
+        if name.startswith(prefix)
+    }
+    return tokenizer_sizes(state, str(checkpoint.path)) if state else None
