@@ -63,7 +63,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = {
-            "missing, so freshly initialised": self.missing,
+            "missing, so as initialised": self.missing,
             "resampled": self.resized,
             "unexpected": self.unexpected,
             "ignored": self.ignored,
