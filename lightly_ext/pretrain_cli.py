@@ -71,7 +71,8 @@ class PretrainCLI(LightningCLI):
         if isinstance(trainer.accelerator, CPUAccelerator) and workers is not None:
             # Threads beyond the cores wait for each other: a step of the demo with two
             # threads and a busy loader on two cores takes ten times as long.
-            torch.set_num_threads(max(1, num_cpus() - workers))
+            free = max(1, num_cpus() - workers)
+            torch.set_num_threads(min(free, torch.get_num_threads()))
         return trainer
 
 
