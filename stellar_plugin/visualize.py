@@ -258,9 +258,14 @@ def reconstruction_rows(model: Stellar, images: Tensor) -> list[Uint8Array]:
     """
     inputs = denormalize(images, model.mean, model.std)
     result = model(images)
-    decoded = to_pictures(model.decode(result.lowrank, result.grid_size))
+    decoded = model.decode(result.lowrank, result.grid_size)
+    if decoded.shape != images.shape:  # codes of 16 px for patches of another size
+        decoded = F.interpolate(
+            decoded, size=images.shape[-2:], mode="bicubic", antialias=True
+        )
     tokens = strongest_token(result.localization)
-    return [inputs, decoded, overlay_localization(inputs, tokens, result.grid_size)]
+    overlay = overlay_localization(inputs, tokens, result.grid_size)
+    return [inputs, to_pictures(decoded), overlay]
 
 
 def tile_pictures(

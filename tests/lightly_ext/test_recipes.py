@@ -11,6 +11,7 @@ import yaml
 from lightly_ext import pretrain_cli
 from lightly_ext.data import StellarDataModule
 from lightly_ext.pretrain import StellarPretraining
+from stellar_plugin import MaskGITVQGAN
 from tests.lightly_ext.test_pretrain import loader, trainer
 
 # The command line is called from here on purpose.
@@ -151,6 +152,21 @@ class TestRecipes:
         assert built.model.criterion.gather_distributed
         assert built.model.hparams["lr"] == (1e-3 if demo else 1.5e-4)
 
+    @pytest.mark.parametrize("name", ["vit_base", "vit_large", "vit_huge"])
+    def test_recipe__every_size_with_the_token_target(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        options = ["--config=ablations/target_tokens", *tokens_options(tmp_path)]
+        with torch.device("meta"):
+            module = build(name, tmp_path, *options).model
+        module.model.tokenizer = MaskGITVQGAN.from_pretrained(
+            tmp_path / "tokenizer.bin"
+        )
+        codes = module.model.target_codes(torch.rand(1, 3, 224, 224))
+        assert codes.shape == (1, module.model.encoder.vit.patch_embed.num_patches)
+        assert module.criterion.weights["reconstruction"] == 0.05
+        assert module.model.encoder.patch_size == (14 if name == "vit_huge" else 16)
+
     def test_recipe__stages_of_the_random_prior(self) -> None:
         first, second = merged("random_stage1"), merged("random_stage2")
         epochs = [config["trainer"]["max_epochs"] for config in (first, second)]
@@ -194,8 +210,11 @@ class TestAblations:
         ]
         assert missing == []
         idle = [n for n, p in module.named_parameters() if not p.requires_grad]
-        assert all(n.startswith(("teacher.", "tokenizer.")) for n in idle)
+        assert all(n.startswith(("teacher.", "model.tokenizer.")) for n in idle)
 
 
 def tokens_options(tmp_path: Path) -> list[str]:
-    return []
+    """A small tokenizer with as many codes as the published one."""
+    tokenizer = MaskGITVQGAN(32, (1, 1, 1, 1, 1), 1, 8, 1024)
+    torch.save(dict(tokenizer.state_dict()), tmp_path / "tokenizer.bin")
+    return [f"--model.tokenizer={tmp_path / 'tokenizer.bin'}"]

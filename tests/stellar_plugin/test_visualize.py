@@ -19,6 +19,7 @@ from stellar_plugin.visualize import (
     token_maps,
     token_palette,
 )
+from tests.tokenizer_weights import SIZES
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,21 @@ class TestReconstructionRows:
             expected = to_pictures(model.reconstruct(images))
         np.testing.assert_array_equal(decoded, expected)
         assert tokens.shape == inputs.shape
+
+    def test_reconstruction_rows__codes_have_another_size(self) -> None:
+        torch.manual_seed(0)
+        model = create_model(
+            "stellar_vit_tiny_patch16_224",
+            **{"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 1},
+            **{"num_heads": 2, "num_queries": 2, "decoder_dim": 16},
+            **{"decoder_depth": 1, "decoder_num_heads": 2, "target": "tokens"},
+            **{"num_codes": 64, "tokenizer": SIZES},
+        ).eval()
+        images = torch.randn(1, 3, 28, 42)
+        inputs, decoded, _ = reconstruction_rows(model, images)
+        assert decoded.shape == inputs.shape
+        expected = to_pictures(model.reconstruct(images, size=(28, 42)))
+        np.testing.assert_array_equal(decoded, expected)
 
 
 class TestTilePictures:
