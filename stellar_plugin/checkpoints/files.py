@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,10 +144,12 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"'{path}' is no file of tensors alone, or is damaged. Objects of other "
-            "kinds are not unpickled, since that runs code; save its state_dict as "
-            f"safetensors where you trust it. Cause: {str(error).splitlines()[0]}"
+            f"'{path}' is damaged, or no file of tensors alone"
+            + (f": it holds {found[1]}. " if found else ". ")
+            + "Such objects are not unpickled, since that runs code; where you trust "
+            "the file, save its state_dict as safetensors."
         ) from error
     except (RuntimeError, EOFError, BadZipFile, KeyError, ValueError) as error:
         raise ValueError(

@@ -94,6 +94,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         if name.startswith(prefix)
     }
     outside = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    _refuse_mixture(layout, inside, raw.path)
     try:
         if layout == STELLAR:
             return read_own(raw, inside, outside, left)
@@ -141,6 +142,17 @@ def _recognise(tensors: State, path: Path) -> tuple[str, str]:
         f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "
         f"{'; '.join(KNOWN_LAYOUTS)}."
     )
+
+
+def _refuse_mixture(layout: str, inside: State, path: Path) -> None:
+    if layout not in (OFFICIAL, TRANSFORMERS):
+        return
+    timm = [name for name in inside if name.startswith(("blocks.", "patch_embed."))]
+    if timm:
+        raise ValueError(
+            f"'{path}' mixes layouts: it is {layout} by its other names, {shown(timm)} "
+            "are timm's; save one ViT alone."
+        )
 
 
 def _preferred(prefixes: list[str], words: tuple[str, ...], path: Path) -> str:

@@ -1,0 +1,468 @@
+"""Weights of other methods: each layout's own names, written by the tests."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from stellar_plugin import StellarEncoder, create_model
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    encoder_config,
+    load_encoder_weights,
+    numerics,
+    read_checkpoint,
+)
+
+State = dict[str, Tensor]
+SIZES = {
+    "img_size": 64,
+    "patch_size": 16,
+    "embed_dim": 48,
+    "depth": 2,
+    "num_heads": 3,
+    "num_classes": 0,
+    "global_pool": "",
+}
+NAME = "vit_tiny_patch16_224"
+
+
+def timm_vit(**kwargs: Any) -> VisionTransformer:
+    """A timm ViT with random numbers everywhere, its class token with a position."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(**{**SIZES, **kwargs})
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return vit.eval()
+
+
+def encoder_for(vit: VisionTransformer, **kwargs: Any) -> StellarEncoder:
+    sizes = {k: v for k, v in SIZES.items() if k not in ("num_classes", "global_pool")}
+    return StellarEncoder(NAME, **{"num_queries": 0, **sizes, **kwargs}).eval()
+
+
+def transformers_names(state: State, version: int) -> State:
+    """A timm state by the names of transformers' ViT."""
+    layer = {4: "encoder.layer", 5: "layers"}[version]
+    parts = {
+        4: {
+            "attn.proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+        },
+        5: {
+            "attn.proj": "attention.o_proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+        },
+    }[version]
+    qkv = {
+        4: [f"attention.attention.{n}" for n in ("query", "key", "value")],
+        5: [f"attention.{n}_proj" for n in "qkv"],
+    }[version]
+    top = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    result = {}
+    for name, tensor in state.items():
+        if name in top:
+            result[top[name]] = tensor
+            continue
+        _, number, rest = name.split(".", 2)
+        part, kind = rest.rsplit(".", 1)
+        start = f"{layer}.{number}."
+        if part == "attn.qkv":
+            for new, piece in zip(qkv, tensor.chunk(3), strict=True):
+                result[f"{start}{new}.{kind}"] = piece.clone()
+        else:
+            result[f"{start}{parts[part]}.{kind}"] = tensor
+    return result
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def save(content: Any, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in content.items()}, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def assert_same_tokens(
+    encoder: StellarEncoder, vit: VisionTransformer, images: Tensor | None = None
+) -> None:
+    if images is None:
+        images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder.forward_features(images),
+            vit.forward_features(images),
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+HEAD = {"head.weight": torch.zeros(5, 48), "head.bias": torch.zeros(5)}
+MLP_HEAD = {"mlp.0.weight": torch.zeros(4, 48), "last_layer.weight_g": torch.zeros(4)}
+MAE_DECODER = {
+    "mask_token": torch.zeros(1, 1, 32),
+    "decoder_embed.weight": torch.zeros(32, 48),
+    "decoder_pos_embed": torch.zeros(1, 17, 32),
+    "decoder_blocks.0.norm1.weight": torch.zeros(32),
+    "decoder_pred.weight": torch.zeros(768, 32),
+}
+# Name of the layout -> what a file of it holds, for a state by timm's names.
+FILES = {
+    "timm": lambda s: s | HEAD,
+    "MAE": lambda s: {"model": s},
+    "MAE, full": lambda s: {
+        "model": s | MAE_DECODER,
+        "epoch": 799,
+        "args": argparse.Namespace(lr=1.0),
+    },
+    "DINO or iBOT": lambda s: {
+        "student": prefixed(s, "module.backbone.") | prefixed(MLP_HEAD, "module.head."),
+        "teacher": prefixed(s, "backbone.") | prefixed(MLP_HEAD, "head."),
+        "optimizer": {"state": {}},
+        "args": argparse.Namespace(arch="vit_small"),
+    },
+    "DINO or iBOT, backbone": lambda s: {"state_dict": OrderedDict(s)},
+    "MoCo v3": lambda s: {
+        "state_dict": prefixed(
+            s | {"head.0.weight": HEAD["head.weight"]}, "module.base_encoder."
+        )
+        | prefixed({k: v + 1 for k, v in s.items()}, "module.momentum_encoder.")
+        | prefixed(MLP_HEAD, "module.predictor."),
+        "arch": "vit_small",
+    },
+}
+
+
+class TestSameTokensAsTimm:
+    @pytest.mark.parametrize("name", FILES)
+    def test_with_cls_position(self, tmp_path: Path, name: str) -> None:
+        heads = 12 if name == "MoCo v3" else 3
+        vit = timm_vit(num_heads=heads)
+        content = FILES[name](vit.state_dict())
+        path = save(content, tmp_path / "weights.pth")
+        encoder = encoder_for(vit, num_heads=heads)
+        report = load_encoder_weights(encoder, path)
+        assert report.layout == name.split(",")[0]
+        assert report.missing == report.unexpected == report.resized == ()
+        assert_same_tokens(encoder, vit)
+        if name == "DINO or iBOT":
+            assert {"student", "optimizer", "args"} <= set(report.ignored)
+
+    def test_dino__teacher_is_preferred(self, tmp_path: Path) -> None:
+        teacher, student = timm_vit(), timm_vit(depth=1)
+        content = {
+            "student": prefixed(student.state_dict(), "module.backbone."),
+            "teacher": prefixed(teacher.state_dict(), "backbone."),
+        }
+        encoder = create_encoder(save(content, tmp_path / "a.pth"), num_heads=3)
+        assert_same_tokens(encoder, teacher)
+
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_dinov2(self, tmp_path: Path, chunked: bool) -> None:
+        # DINOv2 gives registers no position, in timm one has to say so.
+        vit = timm_vit(
+            img_size=518,
+            patch_size=14,
+            init_values=1.0,
+            reg_tokens=4,
+            no_embed_class=True,
+        )
+        state = dict(vit.state_dict())
+        position = torch.randn(1, 1, 48)
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
+        state["cls_token"] = state["cls_token"] - position
+        state["register_tokens"] = state.pop("reg_token")
+        state["mask_token"] = torch.zeros(1, 48)
+        if chunked:
+            state = {k.replace("blocks.", "blocks.0."): v for k, v in state.items()}
+            state = {
+                "teacher": prefixed(state, "backbone.") | {"dino_head.a": position}
+            }
+        path = save(state, tmp_path / "dinov2.pth")
+        assert encoder_config(read_checkpoint(path), num_heads=3) == {
+            "model_name": "stellar_vit_base_patch16_224",
+            "num_queries": 0,
+            "img_size": 518,
+            "patch_size": 14,
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "mlp_ratio": 4.0,
+            "norm_eps": 1e-6,
+            "pos_antialias": True,
+            "reg_tokens": 4,
+            "init_values": 1e-5,
+        }
+        encoder = create_encoder(path, num_heads=3)
+        assert_same_tokens(encoder, vit, torch.randn(1, 3, 518, 518))
+        # Own registers come before the queries.
+        prior = encoder_for(
+            vit,
+            num_queries=2,
+            reg_tokens=4,
+            init_values=1.0,
+            patch_size=14,
+            img_size=224,
+            pos_antialias=True,
+        )
+        queries = prior.vit.reg_token[:, 4:].clone()
+        report = load_encoder_weights(prior, path)
+        assert report.resized == ("vit.pos_embed from 37 x 37 to 16 x 16 patches",)
+        assert "vit.reg_token" in report.missing
+        registers = prior.vit.reg_token
+        assert registers[:, :4].equal(vit.reg_token) and registers[:, 4:].equal(queries)
+
+    def test_registers_with_positions(self, tmp_path: Path) -> None:
+        vit = timm_vit(reg_tokens=2)
+        assert vit.pos_embed.shape[1] == 16 + 3
+        path = save(vit.state_dict(), tmp_path / "a.safetensors")
+        assert_same_tokens(create_encoder(path, num_heads=3), vit)
+
+    def test_i_jepa__no_cls_token(self, tmp_path: Path) -> None:
+        vit = timm_vit(class_token=False)
+        state = prefixed(vit.state_dict(), "module.")
+        predictor = {"module.predictor_embed.weight": torch.zeros(2, 2)}
+        content = {
+            "encoder": {k: v + 1 for k, v in state.items()},
+            "predictor": predictor,
+            "target_encoder": state,
+            "opt": {},
+        }
+        path = save(content, tmp_path / "ijepa.pth.tar")
+        encoder = create_encoder(path, num_heads=3)
+        assert encoder(torch.randn(1, 3, 64, 64)).cls is None
+        assert_same_tokens(encoder, vit)
+        with pytest.raises(ValueError, match=r"missing: vit\.cls_token.*class_token=F"):
+            load_encoder_weights(encoder_for(vit), path)
+
+    def test_beit__with_a_position_table(self, tmp_path: Path) -> None:
+        vit = timm_vit(init_values=1.0)
+        state = vit.state_dict()
+        for block in range(2):
+            name = f"blocks.{block}."
+            query, key, value = state.pop(f"{name}attn.qkv.bias").chunk(3)
+            key.zero_()
+            state |= {f"{name}attn.q_bias": query, f"{name}attn.v_bias": value}
+            for i in (1, 2):
+                state[f"{name}gamma_{i}"] = state.pop(f"{name}ls{i}.gamma")
+        path = save({"model": state}, tmp_path / "beit.pth")
+        encoder = create_encoder(path, num_heads=3)
+        assert read_checkpoint(path).layout == "BEiT"
+        assert_same_tokens(encoder, vit)
+
+    def test_beit__relative_positions(self, tmp_path: Path) -> None:
+        state = dict(timm_vit().state_dict())
+        state["blocks.0.attn.relative_position_bias_table"] = torch.zeros(9, 3)
+        path = save({"model": state}, tmp_path / "beit.pth")
+        with pytest.raises(ValueError, match=r"relative position biases .*BEiT"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize("version", [4, 5])
+    @pytest.mark.parametrize("prefix", ["", "vit."])
+    def test_transformers(self, tmp_path: Path, version: int, prefix: str) -> None:
+        vit = timm_vit(norm_layer=partial(torch.nn.LayerNorm, eps=1e-12))
+        state = prefixed(transformers_names(vit.state_dict(), version), prefix)
+        extra = {"decoder.mask_token": torch.zeros(1, 1, 8)} if prefix else {}
+        path = save(state | extra, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(
+            '{"num_attention_heads": 3, "layer_norm_eps": 1e-12}'
+        )
+        encoder = create_encoder(tmp_path)
+        assert encoder.vit.norm.eps == 1e-12
+        assert_same_tokens(encoder, vit)
+        assert set(read_checkpoint(path).ignored) == set(extra)
+
+
+class TestTimmByName:
+    @pytest.fixture
+    def vit(self, monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
+        vit = timm_vit()
+        vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        create = timm.create_model
+
+        def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
+            return vit if pretrained else create(name, **kwargs)
+
+        monkeypatch.setattr(timm, "create_model", create_model)
+        return vit
+
+    @pytest.mark.parametrize("name", [f"timm:{NAME}", NAME])
+    def test_same_tokens(self, vit: VisionTransformer, name: str) -> None:
+        encoder = create_encoder(name)
+        assert encoder.pos_antialias
+        assert_same_tokens(encoder, vit)
+        assert numerics(read_checkpoint(name)) == {
+            "norm_eps": 1e-6,
+            "pos_antialias": True,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+        }
+
+    def test_an_existing_path_wins(
+        self, vit: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        state = timm_vit(depth=1).state_dict()
+        (tmp_path / NAME).mkdir()
+        save(state, tmp_path / NAME / "model.safetensors")
+        assert encoder_config(read_checkpoint(NAME), num_heads=3)["depth"] == 1
+
+    def test_no_plain_vit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            timm, "create_model", lambda *_, **__: torch.nn.Linear(1, 1)
+        )
+        with pytest.raises(ValueError, match=r"is a Linear.*VisionTransformer"):
+            read_checkpoint("timm:resnet18")
+
+
+class TestPriorOfStellar:
+    """What a pretraining run does with a prior."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        return save({"model": timm_vit().state_dict()}, tmp_path / "mae.pth")
+
+    def test_keeps_queries_and_projections(self, file: Path) -> None:
+        encoder = encoder_for(timm_vit(), num_queries=4)
+        before = {k: v.clone() for k, v in encoder.state_dict().items()}
+        report = load_encoder_weights(encoder, file)
+        after = encoder.state_dict()
+        assert set(report.missing) == {
+            "vit.reg_token",
+            "dense_proj.weight",
+            "dense_proj.bias",
+            "sparse_proj.weight",
+            "sparse_proj.bias",
+        }
+        assert all(after[name].equal(before[name]) for name in report.missing)
+        assert not any(after[name].equal(before[name]) for name in report.matched)
+
+    def test_numerics_of_the_prior(self, file: Path) -> None:
+        sizes = {k: SIZES[k] for k in ("img_size", "embed_dim", "depth", "num_heads")}
+        decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+        model = create_model("stellar_vit_tiny_patch16_224", **sizes, **decoder)
+        with pytest.raises(ValueError, match=r"norm_eps=1e-12 \(checkpoint: 1e-06\)"):
+            load_encoder_weights(model.encoder, file)
+        known = numerics(read_checkpoint(file))
+        assert known == {"norm_eps": 1e-6, "pos_antialias": False}
+
+    def test_number_of_heads_by_width(self, tmp_path: Path) -> None:
+        vit = timm_vit(embed_dim=192, depth=1)
+        path = save({"model": vit.state_dict()}, tmp_path / "a.pth")
+        wrong = encoder_for(vit, embed_dim=192, depth=1, num_heads=6)
+        with pytest.raises(ValueError, match=r"num_heads=6 \(checkpoint: 3\)"):
+            load_encoder_weights(wrong, path)
+        load_encoder_weights(wrong, path, num_heads=6)
+
+    def test_other_shape__sizes_are_shown(self, file: Path) -> None:
+        encoder = encoder_for(timm_vit(), depth=3)
+        with pytest.raises(ValueError, match=r"missing: vit\.blocks\.2.*depth=2.*MAE"):
+            load_encoder_weights(encoder, file)
+
+
+class TestFaultyFiles:
+    def test_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pth").touch()
+        with pytest.raises(ValueError, match="is empty"):
+            read_checkpoint(tmp_path / "a.pth")
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    @pytest.mark.parametrize("keep", [20, 1000, -100])
+    def test_truncated(self, tmp_path: Path, suffix: str, keep: int) -> None:
+        path = save(timm_vit().state_dict(), tmp_path / f"a{suffix}")
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(ValueError, match=r"cannot be read|is damaged"):
+            read_checkpoint(path)
+
+    def test_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pth").write_text("<html>404</html>")
+        with pytest.raises(ValueError, match=r"damaged|cannot be read"):
+            read_checkpoint(tmp_path / "a.pth")
+
+    def test_foreign_objects(self, tmp_path: Path) -> None:
+        path = save({"model": timm_vit()}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=r"VisionTransformer.*not unpickled"):
+            read_checkpoint(path)
+
+    def test_no_names(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="holds a Tensor"):
+            read_checkpoint(save(torch.zeros(2), tmp_path / "a.pth"))
+
+    @pytest.mark.parametrize(
+        "content", [{}, {"epoch": 3}, {"conv.weight": torch.ones(1)}]
+    )
+    def test_no_vit(self, tmp_path: Path, content: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"no known layout.*timm, MAE"):
+            read_checkpoint(save(content, tmp_path / "a.pth"))
+
+    def test_two_vits(self, tmp_path: Path) -> None:
+        state = timm_vit().state_dict()
+        content = prefixed(state, "left.") | prefixed(state, "right.")
+        with pytest.raises(ValueError, match="mixes several ViTs"):
+            read_checkpoint(save(content, tmp_path / "a.pth"))
+
+    def test_two_layouts(self, tmp_path: Path) -> None:
+        state = dict(timm_vit().state_dict())
+        state = transformers_names(state, 4) | state
+        path = save({k: v.clone() for k, v in state.items()}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="mix"):
+            read_checkpoint(path)
+
+    def test_fine_tuned_without_last_norm(self, tmp_path: Path) -> None:
+        state = dict(timm_vit().state_dict())
+        state["fc_norm.weight"] = state.pop("norm.weight")
+        state["fc_norm.bias"] = state.pop("norm.bias")
+        path = save({"model": state}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=r"missing: vit\.norm\.weight"):
+            load_encoder_weights(encoder_for(timm_vit()), path)
+
+    def test_gated_mlp(self, tmp_path: Path) -> None:
+        state = dict(timm_vit().state_dict())
+        for block in range(2):
+            for kind, shape in (("weight", (64, 48)), ("bias", (64,))):
+                del state[f"blocks.{block}.mlp.fc1.{kind}"]
+                state[f"blocks.{block}.mlp.w12.{kind}"] = torch.zeros(shape)
+            state[f"blocks.{block}.mlp.w3.weight"] = state.pop(
+                f"blocks.{block}.mlp.fc2.weight"
+            )[:, :32]
+        path = save(state, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="no plain MLP"):
+            create_encoder(path, num_heads=3)
+
+    def test_not_rgb(self, tmp_path: Path) -> None:
+        path = save(timm_vit(in_chans=1).state_dict(), tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=r"no patch embedding of RGB.*48, 1, 16"):
+            create_encoder(path, num_heads=3)
+
+    def test_folder_with_two_files(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            save(timm_vit().state_dict(), tmp_path / f"{name}.safetensors")
+        with pytest.raises(FileNotFoundError, match=r"holds a\.safetensors, b\.safe"):
+            read_checkpoint(tmp_path)
