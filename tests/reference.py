@@ -33,6 +33,14 @@ MODULES = {
     "reconstruction_head": "decoder.head",
 }
 
+TEACHER = {
+    "teacher_encoder.": "encoder.",
+    "teacher_head.": "clustering_head.",
+    "teacher_cls_head.": "cls_cluster_head.",
+    "teacher_sparse_tokens": "sparse_tokens",
+}
+HEADS = {"sparse_head": "clustering_head", "cls_head": "cls_cluster_head"}
+
 
 def load(name: str) -> dict[str, Tensor]:
     return load_file(FIXTURES / f"dev_{name}.safetensors")
@@ -44,16 +52,15 @@ def weights() -> dict[str, Tensor]:
 
 def teacher_weights() -> dict[str, Tensor]:
     """Weights of the teacher under the names of the student."""
-    renamed = {
-        "teacher_encoder.": "encoder.",
-        "teacher_head.": "clustering_head.",
-        "teacher_cls_head.": "cls_cluster_head.",
-        "teacher_sparse_tokens": "sparse_tokens",
-    }
     state = _with_prefix(load("train_teacher"), "state.")
-    result = weights()
+    return {**weights(), **without_teacher(state)}
+
+
+def without_teacher(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher's tensors by the names that the student's have."""
+    result = {}
     for name, tensor in state.items():
-        for old, new in renamed.items():
+        for old, new in TEACHER.items():
             if name.startswith(old):
                 result[new + name.removeprefix(old)] = tensor
     return result
