@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import LayerScale
 from torch import Tensor
 
 from stellar_plugin.checkpoints.names import State, part, to_transformers
@@ -101,29 +103,34 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
 def timm_call(encoder: StellarEncoder) -> str:
     """The line of Python that builds the model for `to_timm`."""
     vit = encoder.vit
-    block = vit.blocks[0]
     name = TIMM_NAMES.get(encoder.embed_dim, TIMM_NAMES[768])
-    usual = {"patch_size": 14 if "patch14" in name else 16, "img_size": 224}
-    size = [side * encoder.patch_size for side in encoder.grid_size]
-    arguments: dict[str, object] = {
-        "img_size": size[0] if size[0] == size[1] else tuple(size),
-        "patch_size": encoder.patch_size,
-        "embed_dim": encoder.embed_dim,
-        "depth": len(vit.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc2.in_features / encoder.embed_dim,
-        "reg_tokens": vit.num_reg_tokens,
-    }
-    arguments = {k: v for k, v in arguments.items() if usual.get(k) != v}
+    with torch.device("meta"):
+        usual = _timm_arguments(timm.create_model(name))
+    arguments = {k: v for k, v in _timm_arguments(vit).items() if usual[k] != v}
     if not vit.has_class_token:
         arguments |= {"class_token": False, "global_pool": ""}
-    if hasattr(block.ls1, "gamma"):
+    if isinstance(vit.blocks[0].ls1, LayerScale):
         arguments["init_values"] = 1e-5
     text = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return (
         f"timm.create_model('{name}'{text}, no_embed_class=True, num_classes=0, "
         f"norm_layer=partial(LayerNorm, eps={vit.norm.eps}))"
     )
+
+
+def _timm_arguments(vit: Any) -> dict[str, Any]:
+    block = vit.blocks[0]
+    patch_size = vit.patch_embed.patch_size[0]
+    height, width = (side * patch_size for side in vit.patch_embed.grid_size)
+    return {
+        "img_size": height if height == width else (height, width),
+        "patch_size": patch_size,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc2.in_features / vit.embed_dim,
+        "reg_tokens": vit.num_reg_tokens,
+    }
 
 
 def _check_official(model: Stellar) -> None:

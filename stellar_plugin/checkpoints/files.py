@@ -15,11 +15,7 @@ from zipfile import BadZipFile
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -222,7 +218,7 @@ def _read_hub(
                 download(name)
             except EntryNotFoundError:
                 continue
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"'{repo}' is not here, and nothing came from the hub: {error} Download "
             "the file yourself and give its path."
