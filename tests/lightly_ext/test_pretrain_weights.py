@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from lightly_ext.callbacks import ExportModel
+from lightly_ext.pretrain import StellarPretraining
+from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import read_checkpoint
+from tests import reference
+
+HEADS = {"sparse_head": "clustering_head", "cls_head": "cls_cluster_head"}
+
+
+def pretraining(**kwargs: Any) -> StellarPretraining:
+    torch.manual_seed(1)
+    settings = {
+        "model": reference.model_arguments(),
+        "head": reference.head_arguments(),
+    }
+    return StellarPretraining(**{**settings, **kwargs})
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> str:
+    path = tmp_path / "official.safetensors"
+    save_file(reference.weights(), path)
+    return str(path)
+
+
+@pytest.fixture
+def mae(tmp_path: Path) -> str:
+    sizes = {k: reference.model_arguments()[k] for k in ("img_size", "embed_dim")}
+    vit = VisionTransformer(**sizes, depth=2, num_heads=3, mlp_ratio=2, num_classes=0)
+    torch.save({"model": vit.state_dict()}, tmp_path / "mae.pth")
+    return str(tmp_path / "mae.pth")
+
+
+class TestWeights:
+    def test_official__model_and_heads(self, official: str) -> None:
+        module = pretraining(weights=official)
+        expected = reference.model_state(reference.weights())
+        for name, tensor in module.model.state_dict().items():
+            assert tensor.equal(expected[name]), name
+        for ours, theirs in HEADS.items():
+            state = reference.head_state(reference.weights(), theirs)
+            for name, tensor in getattr(module, ours).state_dict().items():
+                assert tensor.equal(state[name]), name
+
+    def test_official__teacher_starts_from_the_weights(self, official: str) -> None:
+        module = pretraining(weights=official, teacher_momentum=0.9)
+        teacher = module.teacher["sparse_head"].prototypes.weight
+        assert teacher.equal(reference.weights()["clustering_head.layer.weight"])
+
+    def test_export__round_trip_with_heads(self, tmp_path: Path) -> None:
+        first = pretraining()
+        trainer = Mock(spec=Trainer, is_global_zero=True)
+        ExportModel(tmp_path / "model").on_train_epoch_end(trainer, first)
+        torch.manual_seed(7)
+        second = pretraining(weights=str(tmp_path / "model"))
+        for name, tensor in first.state_dict().items():
+            assert second.state_dict()[name].equal(tensor), name
+
+    def test_own_training_checkpoint(self, tmp_path: Path) -> None:
+        first = pretraining(teacher_momentum=0.9)
+        checkpoint = {
+            "state_dict": first.state_dict(),
+            "hyper_parameters": dict(first.hparams),
+            "epoch": 1,
+        }
+        path = tmp_path / "last.ckpt"
+        torch.save(checkpoint, path)
+        loaded = Stellar.from_pretrained(path)
+        for name, tensor in first.model.state_dict().items():
+            assert loaded.state_dict()[name].equal(tensor), name
+        second = pretraining(weights=str(path))
+        assert second.cls_head.prototypes.weight.equal(first.cls_head.prototypes.weight)
+        assert "teacher.encoder.vit.cls_token" in read_checkpoint(path).ignored
+
+    def test_without_heads(
+        self, official: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = reference.weights()
+        state = {k: v for k, v in state.items() if not k.startswith("cls_cluster_head")}
+        save_file(state, official)
+        module = pretraining(weights=official)
+        assert "has no cls_head: freshly initialised" in caplog.text
+        prototypes = module.sparse_head.prototypes.weight
+        assert prototypes.equal(state["clustering_head.layer.weight"])
+
+    def test_heads_of_another_size(self, official: str) -> None:
+        head = {**reference.head_arguments(), "num_prototypes": 8}
+        with pytest.raises(ValueError, match=r"\(32, 16\).*num_prototypes"):
+            pretraining(weights=official, head=head)
+
+    def test_prior_and_weights(self, official: str) -> None:
+        with pytest.raises(ValueError, match="not both"):
+            pretraining(weights=official, prior=official)
+
+
+class TestPrior:
+    def test_numerics_of_the_prior(self, mae: str, official: str) -> None:
+        assert pretraining(prior=mae).model.encoder.vit.norm.eps == 1e-6
+        assert pretraining(prior=official).model.encoder.vit.norm.eps == 1e-12
+
+    def test_contradiction(self, mae: str) -> None:
+        model = {**reference.model_arguments(), "norm_eps": 1e-5}
+        with pytest.raises(ValueError, match=r"norm_eps=1e-05 \(checkpoint: 1e-06\)"):
+            pretraining(prior=mae, model=model)
+
+    def test_export_and_checkpoint_keep_the_numerics(
+        self, mae: str, tmp_path: Path
+    ) -> None:
+        module = pretraining(prior=mae)
+        assert module.hparams["model"]["norm_eps"] == 1e-6
+        module.model.save_pretrained(tmp_path / "model")
+        loaded = Stellar.from_pretrained(tmp_path / "model")
+        assert loaded.encoder.vit.norm.eps == 1e-6
+        again = pretraining(weights=str(tmp_path / "model"))
+        assert again.model.encoder.vit.norm.eps == 1e-6
+
+    def test_encoder_only(self, official: str) -> None:
+        module = pretraining(prior=official)
+        state = reference.weights()
+        assert module.model.encoder.dense_proj.weight.equal(state["dense_proj.weight"])
+        assert not module.model.decoder.proj.weight.equal(state["decoder_proj.weight"])
+        prototypes = module.sparse_head.prototypes.weight
+        assert not prototypes.equal(state["clustering_head.layer.weight"])
