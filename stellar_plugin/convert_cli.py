@@ -18,10 +18,12 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.checkpoints.export import timm_call, to_official, to_timm
 from stellar_plugin.model import Stellar
+from stellar_plugin.onnx import export_onnx
 
 LAYOUTS = {
     "official": "file of the official implementation, with decoder and heads",
     "timm": "file that timm.create_model loads strictly, of any ViT",
+    "onnx": "file of the encoder for other runtimes, of any ViT",
     "stellar": "folder for Stellar.from_pretrained, with decoder and heads",
 }
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         _check_output(output, arguments.to)
         checkpoint = read_checkpoint(arguments.source, variant=arguments.variant)
         print(_convert(checkpoint, output, arguments))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"stellar convert: {error}")
 
 
@@ -56,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         "layout",
     )
     parser.add_argument(
-        "output", help="a .safetensors file, or for --to stellar a folder"
+        "output",
+        help="a .safetensors file, for --to onnx an .onnx file, for --to stellar a "
+        "folder",
     )
     parser.add_argument("--to", choices=LAYOUTS, required=True)
     parser.add_argument("--variant", help="which file of a hub repository, e.g. b16")
@@ -71,8 +75,10 @@ def _check_output(output: Path, layout: str) -> None:
     if layout == "stellar":
         if output.suffix or output.is_file():
             raise ValueError(f"OUTPUT must be a folder for 'stellar', got '{output}'.")
-    elif output.suffix != ".safetensors":
-        raise ValueError(f"OUTPUT must end in .safetensors, got '{output}'.")
+    else:
+        suffix = ".onnx" if layout == "onnx" else ".safetensors"
+        if output.suffix != suffix:
+            raise ValueError(f"OUTPUT must end in {suffix}, got '{output}'.")
     if output.is_file() or (output / HEADS_NAME).exists():
         raise ValueError(f"'{output}' exists already.")
 
@@ -88,6 +94,10 @@ def _convert(
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, output, metadata=metadata)
         return f"{output}, strictly loaded by {timm_call(encoder)}"
+    if arguments.to == "onnx":
+        encoder = create_encoder(checkpoint, num_heads=num_heads)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return f"{export_onnx(encoder, output)}, for normalised images"
     model = Stellar.from_checkpoint(
         checkpoint, num_heads=num_heads, decoder_num_heads=arguments.decoder_num_heads
     )

@@ -89,7 +89,7 @@ class _Outputs(nn.Module):
         outputs = {"sparse": result.sparse, "dense": result.dense}
         if self.encoder.num_queries == 0:
             del outputs["sparse"]
-        else:
+        if self.encoder.has_localization:
             outputs["localization"] = result.localization
         if result.cls is not None:
             outputs["cls"] = result.cls

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stellar_plugin import Stellar, StellarEncoder
+from lightly_ext.cli import main
+from stellar_plugin import Stellar, StellarEncoder, create_model
 from stellar_plugin import onnx as stellar_onnx
 from stellar_plugin.onnx import export_onnx
 from tests import reference
@@ -67,8 +68,25 @@ class TestExportONNX:
         dense = encoder(images).dense.detach()
         torch.testing.assert_close(outputs["dense"], dense, rtol=0, atol=2e-5)
 
+    def test_convert__without_localization(self, tmp_path: Path) -> None:
+        settings = {**reference.model_arguments(), "target": None}
+        model = create_model(**settings).eval()
+        model.save_pretrained(tmp_path / "model")
+        path = tmp_path / "out" / "m.onnx"
+        main(["convert", str(tmp_path / "model"), str(path), "--to=onnx"])
+        images = torch.randn(1, 3, 64, 64)
+        outputs = run(path, images)
+        assert list(outputs) == ["sparse", "dense", "cls"]
+        sparse = model(images).sparse.detach()
+        torch.testing.assert_close(outputs["sparse"], sparse, rtol=0, atol=2e-5)
+
 
 class TestExportONNXInput:
+    def test_convert__wrong_suffix(self, tmp_path: Path) -> None:
+        arguments = ["convert", str(tmp_path), str(tmp_path / "m.bin"), "--to=onnx"]
+        with pytest.raises(SystemExit, match=r"OUTPUT must end in \.onnx"):
+            main(arguments)
+
     def test_export_onnx__no_multiple_of_the_patch(self, tmp_path: Path) -> None:
         model: Stellar = reference.stellar()
         with pytest.raises(ValueError, match="50 x 64 is no multiple"):
