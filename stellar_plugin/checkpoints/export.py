@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from stellar_plugin.checkpoints.names import State, part, to_transformers
 from stellar_plugin.checkpoints.readers import (
+    METADATA_KEY,
     OFFICIAL_FREQUENCIES,
     OFFICIAL_HEAD_PARTS,
     OFFICIAL_HEADS,
@@ -93,11 +95,17 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
             The encoder; its projections are left out.
 
     Returns:
-        Tensors by timm's names, and metadata by which `read_checkpoint` tells queries
-        from registers.
+        Tensors by timm's names, and metadata that tell `read_checkpoint` what tensors
+        do not: which registers are queries, the number of heads, the numerics.
     """
     state = {k: v.detach().clone() for k, v in encoder.vit.state_dict().items()}
-    return state, {"format": "pt", "num_queries": str(encoder.num_queries)}
+    settings = {
+        "num_queries": encoder.num_queries,
+        "num_heads": encoder.vit.blocks[0].attn.num_heads,
+        "norm_eps": encoder.vit.norm.eps,
+        "pos_antialias": encoder.pos_antialias,
+    }
+    return state, {"format": "pt", METADATA_KEY: json.dumps(settings)}
 
 
 def timm_call(encoder: StellarEncoder) -> str:

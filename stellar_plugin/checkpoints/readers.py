@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
@@ -30,6 +31,9 @@ from stellar_plugin.checkpoints.names import (
     part,
 )
 from stellar_plugin.vit import STELLAR_NORM_EPS
+
+# Where our timm exports say what their tensors do not.
+METADATA_KEY = "stellar_plugin"
 
 OFFICIAL_MODULES = {
     "dense_proj.": "encoder.dense_proj.",
@@ -70,6 +74,8 @@ def read_own(
     if config is None and raw.config:
         config = checked_config(raw.config, raw.path.parent / "config.json")
     config = dict(config or {})
+    if config and not any(name.startswith("decoder.") for name in inside):
+        config["target"] = None  # trained without reconstruction
     return Checkpoint(
         raw.path,
         STELLAR,
@@ -148,10 +154,20 @@ def read_timm_like(raw: RawCheckpoint, state: State, wrappers: list[str]) -> Che
         config["pos_antialias"] = "register_tokens" in state
     if layout == "MoCo v3":
         config["num_heads"] = 12  # its ViT-S too
+    # What timm knows of its own models, and what our exports say of themselves.
+    exported = json.loads(raw.metadata.get(METADATA_KEY, "{}"))
+    settings = {**_timm_config(raw.config), **exported}
     known = ("num_heads", "norm_eps", "pos_antialias", "mean", "std")
-    config |= {name: raw.config[name] for name in known if name in raw.config}
+    config |= {name: settings[name] for name in known if name in settings}
     result = _plain(raw, layout, names, config, raw.config.get("grid_size"))
-    return replace(result, num_queries=int(raw.metadata.get("num_queries", 0)))
+    return replace(result, num_queries=exported.get("num_queries", 0))
+
+
+def _timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `read_source` gives them, or in a config.json of timm."""
+    if "schema_version" in config:
+        return {}  # it belongs to a model of this package that lies in the same folder
+    return {**config, **config.get("pretrained_cfg", {})}
 
 
 def _timm_relative(state: State, wrappers: list[str]) -> str:

@@ -45,8 +45,8 @@ class StellarViT(BaseModule):
         pos_antialias:
             How the position embedding is resampled, see `StellarEncoder`.
         init_cfg:
-            `dict(type="Pretrained", checkpoint=PATH)` with the folder or .safetensors
-            file of a STELLAR checkpoint, read by `init_weights()`; None for random
+            `dict(type="Pretrained", checkpoint=PATH)` with a checkpoint of any layout
+            (`stellar_plugin.checkpoints`), read by `init_weights()`; None for random
             weights.
         vit_kwargs:
             Sizes, passed on to timm: img_size, patch_size, embed_dim, depth, ...

@@ -373,6 +373,17 @@ class TestPriorOfStellar:
         known = numerics(read_checkpoint(file))
         assert known == {"norm_eps": 1e-6, "pos_antialias": False}
 
+    def test_config_beside(self, file: Path) -> None:
+        config = file.parent / "config.json"
+        config.write_text('{"schema_version": 1, "num_queries": 4, "norm_eps": 0.1}')
+        checkpoint = read_checkpoint(file)
+        assert checkpoint.num_queries == 0
+        assert numerics(checkpoint)["norm_eps"] == 1e-6
+        config.write_text(
+            '{"architecture": "a", "pretrained_cfg": {"mean": [0, 0, 0]}}'
+        )
+        assert numerics(read_checkpoint(file))["mean"] == [0, 0, 0]
+
     def test_number_of_heads_by_width(self, tmp_path: Path) -> None:
         vit = timm_vit(embed_dim=192, depth=1)
         path = save({"model": vit.state_dict()}, tmp_path / "a.pth")
