@@ -37,11 +37,11 @@ TINY = [
     "--model.head.output_dim=8",
     "--model.head.num_prototypes=12",
     "--model.mask_ratio=0.5",
-    # Four patches hold no more than one place to gather around.
+    # The kernel of the blur is larger than the crops.
     "--model.augment={gaussian_blur: 0.0}",
 ]
 SPARSE, CLS, DECODER = "sparse_head", "cls_head", "decoder"
-# What each ablation builds, and what stays in its config.
+# What each ablation builds beside the encoder.
 ABLATIONS: dict[str, set[str]] = {
     "no_reconstruction": {SPARSE, CLS},
     "reconstruction_only": {DECODER},
