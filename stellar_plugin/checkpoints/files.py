@@ -245,7 +245,13 @@ def _official_file(variant: str | None) -> str:
 
 
 def _read_timm(name: str) -> RawCheckpoint:
-    model = timm.create_model(name, pretrained=True, num_classes=0)
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"timm gives no weights for '{name}': {error} Download them yourself and "
+            "give their path."
+        ) from error
     if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"timm's '{name}' is a {type(model).__name__}; the encoder needs a plain "
@@ -256,6 +262,7 @@ def _read_timm(name: str) -> RawCheckpoint:
     data = timm.data.resolve_data_config({}, model=model)
     config = {
         "num_heads": block.attn.num_heads,
+        "activation": type(block.mlp.act).__name__,
         "norm_eps": norm.eps,
         "pos_antialias": True,
         "grid_size": tuple(model.patch_embed.grid_size),

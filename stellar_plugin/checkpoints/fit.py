@@ -55,11 +55,12 @@ def check_settings(
 
 def _settings(encoder: StellarEncoder) -> dict[str, Any]:
     """What changes the features but no tensor's shape."""
-    num_heads = encoder.vit.blocks[0].get_submodule("attn").num_heads
+    block: Any = encoder.vit.blocks[0]
     return {
         "num_queries": encoder.num_queries,
         "patch_size": encoder.patch_size,
-        "num_heads": num_heads,
+        "num_heads": block.attn.num_heads,
+        "activation": type(block.mlp.act).__name__,
         "norm_eps": encoder.vit.norm.eps,
         "pos_antialias": encoder.pos_antialias,
     }
@@ -72,7 +73,7 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
             return {}
         with torch.device("meta"):
             return _settings(own_encoder(checkpoint))
-    names = ("num_heads", "norm_eps", "pos_antialias")
+    names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:
         known["num_queries"] = checkpoint.num_queries

@@ -146,6 +146,8 @@ def load_model_weights(
             found = module.state_dict()
             missing += [f"{name}.{key}" for key in found]
         state |= {f"{name}.{key}": tensor for key, tensor in found.items()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    state = {name: tensor.to(dtypes[name]) for name, tensor in state.items()}
     model.load_state_dict(state, assign=_on_meta(model))
     return _reported(checkpoint, state, missing, resized)
 

@@ -52,6 +52,7 @@ TRANSFORMERS_CONFIG = {
     "num_attention_heads": "num_heads",
     "num_heads": "num_heads",
     "layer_norm_eps": "norm_eps",
+    "hidden_act": "activation",
 }
 OFFICIAL_CONFIG = {**TRANSFORMERS_CONFIG, "decoder_num_heads": "decoder_num_heads"}
 OFFICIAL_UNUSED = ("embeddings.mask_token", "pooler.")
@@ -157,7 +158,7 @@ def read_timm_like(raw: RawCheckpoint, state: State, wrappers: list[str]) -> Che
     # What timm knows of its own models, and what our exports say of themselves.
     exported = json.loads(raw.metadata.get(METADATA_KEY, "{}"))
     settings = {**_timm_config(raw.config), **exported}
-    known = ("num_heads", "norm_eps", "pos_antialias", "mean", "std")
+    known = ("num_heads", "activation", "norm_eps", "pos_antialias", "mean", "std")
     config |= {name: settings[name] for name in known if name in settings}
     result = _plain(raw, layout, names, config, raw.config.get("grid_size"))
     return replace(result, num_queries=exported.get("num_queries", 0))
@@ -252,7 +253,10 @@ def _transformers_config(
     """What a config.json tells that tensors do not, by the names of `Stellar`."""
     if "schema_version" in config:
         return {}  # it belongs to a model of this package that lies in the same folder
-    return {new: config[old] for old, new in names.items() if old in config}
+    found = {new: config[old] for old, new in names.items() if old in config}
+    if found.get("activation") == "gelu":
+        found["activation"] = "GELU"  # the name of torch's class
+    return found
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from stellar_plugin import StellarEncoder, create_model
 from stellar_plugin.checkpoints import (
     create_encoder,
     encoder_config,
+    files,
     load_encoder_weights,
     numerics,
     read_checkpoint,
@@ -292,7 +293,7 @@ class TestSameTokensAsTimm:
         extra = {"decoder.mask_token": torch.zeros(1, 1, 8)} if prefix else {}
         path = save(state | extra, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(
-            '{"num_attention_heads": 3, "layer_norm_eps": 1e-12}'
+            '{"num_attention_heads": 3, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}'
         )
         encoder = create_encoder(tmp_path)
         assert encoder.vit.norm.eps == 1e-12
@@ -333,6 +334,21 @@ class TestTimmByName:
         (tmp_path / NAME).mkdir()
         save(state, tmp_path / NAME / "model.safetensors")
         assert encoder_config(read_checkpoint(NAME), num_heads=3)["depth"] == 1
+
+    def test_other_activation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        vit = timm_vit(act_layer=torch.nn.SiLU)
+        monkeypatch.setattr(files.timm, "create_model", lambda *_, **__: vit)
+        checkpoint = read_checkpoint(f"timm:{NAME}")
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match=r"activation=GELU \(checkpoint: SiLU\)"):
+            create_encoder(checkpoint)
+        assert_same_tokens(create_encoder(checkpoint, act_layer=torch.nn.SiLU), vit)
+
+    def test_no_weights(self) -> None:
+        with pytest.raises(FileNotFoundError, match="timm gives no weights"):
+            read_checkpoint("stellar_vit_base_patch16_224")
+        with pytest.raises(FileNotFoundError, match="Unknown model"):
+            read_checkpoint("timm:no_such_model")
 
     def test_no_plain_vit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(

@@ -114,6 +114,13 @@ class TestFromPretrained:
         assert model.encoder.pos_antialias is False
         assert not model.training
 
+    def test_half_precision(self, file: Path) -> None:
+        save_file({k: v.half() for k, v in reference.weights().items()}, file)
+        model = Stellar.from_pretrained(file, **HEAD_COUNTS)
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {
+            torch.float32
+        }
+
     def test_heads_from_the_config_beside(self, file: Path) -> None:
         config = {"num_attention_heads": 3, "decoder_num_heads": 4}
         (file.parent / "config.json").write_text(json.dumps(config))
