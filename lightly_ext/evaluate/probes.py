@@ -7,8 +7,11 @@ of the demo; nothing is tuned.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, jaccard_score
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -40,7 +43,7 @@ def linear_accuracy(
     Returns:
         Fraction of test samples that are classified correctly, in 0 to 1.
     """
-    probe = _probe().fit(train_features, train_labels)
+    probe = _fit(train_features, train_labels)
     return float(probe.score(test_features, test_labels))
 
 
@@ -76,7 +79,7 @@ def multilabel_map(
                 "average precision needs images with and without each class."
             )
     scores = [
-        _probe().fit(train_features, present).decision_function(test_features)
+        _fit(train_features, present).decision_function(test_features)
         for present in train_classes.T
     ]
     return float(average_precision_score(test_classes, np.stack(scores, axis=1)))
@@ -101,7 +104,7 @@ def patch_predictions(
         Array with shape (num_test, num_patches).
     """
     dim = train_features.shape[-1]
-    probe = _probe().fit(train_features.reshape(-1, dim), train_labels.ravel())
+    probe = _fit(train_features.reshape(-1, dim), train_labels.ravel())
     predictions = probe.predict(test_features.reshape(-1, dim))
     return predictions.reshape(test_features.shape[:-1])
 
@@ -121,7 +124,11 @@ def mean_iou(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float
     return float(jaccard_score(labels.ravel(), predictions.ravel(), average="macro"))
 
 
-def _probe() -> Pipeline:
-    return make_pipeline(
+def _fit(features: Features, labels: NDArray[np.generic]) -> Pipeline:
+    probe = make_pipeline(
         StandardScaler(), LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS)
     )
+    with warnings.catch_warnings():
+        # The number of iterations is part of the protocol.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return probe.fit(features, labels)
