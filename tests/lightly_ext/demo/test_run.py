@@ -37,7 +37,7 @@ class TestRunDemo:
         table = json.loads((tmp_path / "table.json").read_text())
         for key, value in scores["trained"].items():
             assert table["metrics"][key]["trained"] == pytest.approx(value)
-        assert "128 boards seen" in table["pretraining"]
+        assert "64 boards seen" in table["pretraining"]
         assert len(table["seconds"]) == 4
         for name in ("table.md", "index.html", "pictures/tokens.png"):
             assert (tmp_path / name).stat().st_size > 500
