@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from stellar_plugin.state_dict import misfits, shown
 from stellar_plugin.vqgan import NUM_GROUPS, Codebook, VQGANDecoder, VQGANEncoder
 
 TOKENIZER_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
@@ -19,7 +20,6 @@ WHERE_TO_GET_IT = (
 )
 # Images encoded at a time: at full resolution each has 128 values per pixel.
 CHUNK_SIZE = 32
-MAX_KEYS_SHOWN = 4
 
 
 class MaskGITVQGAN(nn.Module):
@@ -203,7 +203,7 @@ def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"'{source}' holds no MaskGIT-VQGAN tokenizer ({error}). Its keys: "
-            f"{_shown(list(state))}. {WHERE_TO_GET_IT}."
+            f"{shown(list(state))}. {WHERE_TO_GET_IT}."
         ) from error
     return {
         "channels": channels,
@@ -240,20 +240,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _check_tensors(
     expected: dict[str, Tensor], state: dict[str, Tensor], source: str
 ) -> None:
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": shapes,
-    }
-    found = [f"{kind}: {_shown(names)}" for kind, names in problems.items() if names]
+    found = misfits(expected, state)
     if found:
         raise ValueError(
-            f"'{source}' is no complete MaskGIT-VQGAN tokenizer; {'; '.join(found)}. "
+            f"'{source}' is no complete MaskGIT-VQGAN tokenizer; {found}. "
             f"{WHERE_TO_GET_IT}."
         )
 
@@ -261,8 +251,3 @@ def _check_tensors(
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     """One more than the largest number that the pattern finds in the names."""
     return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
-
-
-def _shown(names: list[str]) -> str:
-    more = len(names) - MAX_KEYS_SHOWN
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")

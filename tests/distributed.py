@@ -30,7 +30,7 @@ def _worker(
     rank: int, function: Callable[..., Any], folder: Path, world_size: int
 ) -> None:
     torch.set_num_threads(1)
-    store = f"file://{folder}/meet"
+    store = (folder / "meet").as_uri()
     dist.init_process_group("gloo", store, rank=rank, world_size=world_size)
     torch.save(function(rank, world_size), folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from lightly.utils.benchmarking import knn_predict
 from torch import Tensor
 from torch.nn import functional as F
 
 NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
+# 256 MiB in float32: all queries of ImageNet against its training set are 256 GB.
+SIMILARITIES_AT_ONCE = 2**26
 
 
 def knn_accuracy(
@@ -51,12 +54,17 @@ def knn_accuracy(
             f"num_neighbours must be in 1 to {len(train_features)}, the number of "
             f"training samples, got {num_neighbours}."
         )
-    ranking = knn_predict(
-        feature=F.normalize(test_features, dim=1),
-        feature_bank=F.normalize(train_features, dim=1).T,
-        feature_labels=train_labels,
-        num_classes=int(train_labels.max()) + 1,
-        knn_k=num_neighbours,
-        knn_t=temperature,
-    )
-    return float((ranking[:, 0] == test_labels).float().mean())
+    bank = F.normalize(train_features, dim=1).T
+    rows = max(1, SIMILARITIES_AT_ONCE // len(train_features))
+    ranking = [
+        knn_predict(
+            feature=F.normalize(queries, dim=1),
+            feature_bank=bank,
+            feature_labels=train_labels,
+            num_classes=int(train_labels.max()) + 1,
+            knn_k=num_neighbours,
+            knn_t=temperature,
+        )[:, 0]
+        for queries in test_features.split(rows)
+    ]
+    return float((torch.cat(ranking) == test_labels).float().mean())

@@ -13,12 +13,12 @@ from stellar_plugin.checkpoints.layouts import (
     KNOWN_LAYOUTS,
     STELLAR,
     Checkpoint,
-    shown,
 )
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.sizes import HEADS_OF_WIDTH, encoder_config
 from stellar_plugin.checkpoints.sizes import heads as heads_of
 from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.state_dict import misfits
 
 POSITION_KEY = "vit.pos_embed"
 QUERY_KEY = "vit.reg_token"
@@ -151,21 +151,10 @@ def check_tensors(
     Raises:
         ValueError: If a tensor is missing, left over or of another shape.
     """
-    expected = module.state_dict()
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": shapes,
-    }
-    found = [f"{kind}: {shown(names)}" for kind, names in problems.items() if names]
+    found = misfits(module.state_dict(), state)
     if found:
         raise ValueError(
-            f"'{checkpoint.path}' does not fit the {what}; {'; '.join(found)}. Build "
+            f"'{checkpoint.path}' does not fit the {what}; {found}. Build "
             f"the {what} with the checkpoint's sizes{_sizes_hint(checkpoint)}. It was "
             f"read as {checkpoint.layout}; known layouts: {'; '.join(KNOWN_LAYOUTS)}."
         )

@@ -16,8 +16,6 @@ KNOWN_LAYOUTS = (
     "transformers ViT and ViT-MAE (embeddings..., encoder.layer.0...)",
     "timm, MAE, DINO, iBOT, MoCo v3, DINOv2, I-JEPA (blocks.0.attn.qkv...)",
 )
-# An error with thousands of keys helps nobody.
-MAX_KEYS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,3 @@ class Checkpoint:
     grid_size: tuple[int, int] | None = None
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-
-
-def shown(names: list[str] | tuple[str, ...]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - MAX_KEYS_SHOWN
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")

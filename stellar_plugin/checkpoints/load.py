@@ -15,11 +15,12 @@ from stellar_plugin.checkpoints.fit import (
     fitted,
     own_encoder,
 )
-from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint, shown
+from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config
 from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.state_dict import shown
 
 if TYPE_CHECKING:
     from stellar_plugin.model import Stellar

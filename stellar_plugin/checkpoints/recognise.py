@@ -16,7 +16,6 @@ from stellar_plugin.checkpoints.layouts import (
     STELLAR,
     TRANSFORMERS,
     Checkpoint,
-    shown,
 )
 from stellar_plugin.checkpoints.names import State
 from stellar_plugin.checkpoints.readers import (
@@ -25,6 +24,7 @@ from stellar_plugin.checkpoints.readers import (
     read_timm_like,
     read_transformers,
 )
+from stellar_plugin.state_dict import shown
 
 # Dictionaries that hold the weights, the one to prefer first: evaluation reads the
 # average of the weights where there is one.

@@ -7,7 +7,11 @@ from lightly_ext.evaluate.knn import knn_accuracy
 
 
 class TestKnnAccuracy:
-    def test_knn_accuracy__against_brute_force(self) -> None:
+    @pytest.mark.parametrize("at_once", [1, 60 * 7, 2**26])
+    def test_knn_accuracy__against_brute_force(
+        self, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.evaluate.knn.SIMILARITIES_AT_ONCE", at_once)
         generator = torch.Generator().manual_seed(0)
         train = torch.randn(60, 8, generator=generator)
         test = torch.randn(40, 8, generator=generator)

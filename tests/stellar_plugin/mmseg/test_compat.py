@@ -93,12 +93,13 @@ class TestSigmoidFocalLoss:
 
 class TestMmcvOps:
     def test_can_be_imported(self) -> None:
-        from mmcv.ops import (  # noqa: F401
-            CrissCrossAttention,
-            PSAMask,
-            point_sample,
-            sigmoid_focal_loss,
-        )
+        from mmcv.ops import point_sample, sigmoid_focal_loss
+
+        assert callable(point_sample) and callable(sigmoid_focal_loss)
+        # A class, or None for "not installed"; mmseg imports both.
+        assert {"CrissCrossAttention", "PSAMask"} <= vars(
+            sys.modules["mmcv.ops"]
+        ).keys()
 
     def test_real_ops__untouched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = ModuleType("mmcv.ops")

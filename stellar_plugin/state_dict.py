@@ -1,0 +1,43 @@
+"""Which tensors of a file do not fit a module, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+# An error with thousands of keys helps nobody.
+MAX_KEYS_SHOWN = 8
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_KEYS_SHOWN
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Names the tensors that are missing, left over or of another shape.
+
+    Args:
+        expected:
+            Tensors of the module.
+        state:
+            Tensors of the file.
+
+    Returns:
+        What does not fit, "" if all do.
+    """
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{kind}: {shown(names)}" for kind, names in problems.items() if names
+    )
