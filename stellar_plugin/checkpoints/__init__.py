@@ -8,6 +8,7 @@ from stellar_plugin.checkpoints.load import (
     create_encoder,
     load_encoder_weights,
     load_model_weights,
+    untrained_encoder,
 )
 from stellar_plugin.checkpoints.readers import HEADS
 from stellar_plugin.checkpoints.recognise import read_checkpoint
@@ -29,4 +30,5 @@ __all__ = [
     "numerics",
     "read_checkpoint",
     "save_heads",
+    "untrained_encoder",
 ]

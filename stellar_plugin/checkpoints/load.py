@@ -174,12 +174,30 @@ def create_encoder(
         ValueError: If the sizes are not known or do not fit.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    if checkpoint.layout == STELLAR:
-        encoder = own_encoder(checkpoint, **kwargs)
-    else:
-        encoder = StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
+    encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
     load_encoder_weights(encoder, checkpoint, num_heads=num_heads)
     return encoder.eval()
+
+
+def untrained_encoder(
+    checkpoint: Checkpoint, *, num_heads: int | None = None, **kwargs: Any
+) -> StellarEncoder:
+    """Builds the encoder of a checkpoint with fresh weights.
+
+    Args:
+        checkpoint:
+            What `read_checkpoint` returned.
+        num_heads:
+            As for `create_encoder`.
+        kwargs:
+            As for `create_encoder`.
+
+    Raises:
+        ValueError: If the sizes are not known.
+    """
+    if checkpoint.layout == STELLAR:
+        return own_encoder(checkpoint, **kwargs)
+    return StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
 
 
 def _reported(

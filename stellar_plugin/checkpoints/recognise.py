@@ -86,7 +86,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     Raises:
         ValueError: If the layout is not known or the tensors do not fit it.
     """
-    tensors, wrappers, left = _unwrap(raw.content)
+    tensors, wrappers, left = unwrap(raw.content)
     layout, prefix = _recognise(tensors, raw.path)
     inside = {
         name.removeprefix(prefix): tensor
@@ -109,8 +109,16 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     return replace(result, ignored=(*result.ignored, *outside, *left))
 
 
-def _unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
-    """Tensors, the dictionaries around them, and the names of what is beside those."""
+def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
+    """Takes tensors out of the dictionaries that a file wraps them in.
+
+    Args:
+        content:
+            What a file holds.
+
+    Returns:
+        Tensors, the dictionaries around them, and the names of what is beside those.
+    """
     wrappers: list[str] = []
     left: list[str] = []
     while True:

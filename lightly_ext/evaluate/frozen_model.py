@@ -1,0 +1,358 @@
+"""Any encoder behind one interface: STELLAR, the ViTs of other methods, timm models."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    load_encoder_weights,
+    read_checkpoint,
+    untrained_encoder,
+)
+from stellar_plugin.checkpoints.files import read_tensors
+from stellar_plugin.checkpoints.layouts import OFFICIAL, STELLAR
+from stellar_plugin.checkpoints.recognise import unwrap
+from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.protocols import FEATURE_OF_METHOD, FEATURES
+
+TIMM = "timm:"
+NOT_A_VIT = "pooled by the network"
+# Tags of timm's names, "vit_base_patch16_224.dino".
+METHOD_OF_TAG = {"dinov2": "DINOv2", "dino": "DINO or iBOT", "mae": "MAE"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, and what its images are like.
+
+    Attributes:
+        source: What the user named.
+        method: Key of `FEATURE_OF_METHOD`, or the layout of weights of another method.
+        sha256: Hash of the weight file or, where there is none, of the weights.
+        mean: Per-channel mean of the images, of [0, 1] intensities.
+        std: Per-channel standard deviation of the images.
+        interpolation: How images are resized, "bicubic" or "bilinear".
+    """
+
+    source: str
+    method: str
+    sha256: str
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    interpolation: str = "bicubic"
+
+
+class FrozenModel(nn.Module):
+    """An encoder in evaluation mode and without gradients.
+
+    Attributes:
+        backbone:
+            Maps normalised images to a `Factorization`.
+        origin:
+            Where it comes from.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, origin: Origin) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.origin = origin
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(origin, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def train(self, mode: bool = True) -> FrozenModel:
+        """Stays in evaluation mode, whatever `mode` is."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Factorization:
+        """Factorizes images.
+
+        Args:
+            images:
+                uint8 tensor, or intensities in [0, 1], with shape (batch_size, 3,
+                height, width); normalised here.
+        """
+        return self.backbone(self.normalize(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalises images, uint8 or in [0, 1], by the mean and std of the model."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        return (images - self.mean) / self.std
+
+    def pooled(self, images: Tensor, feature: str) -> Tensor:
+        """One vector per image: the mean over tokens, float32 (batch_size, dim).
+
+        Args:
+            images:
+                As for `forward`.
+            feature:
+                One of `FEATURES`; "cls+dense" is the CLS token beside the mean of the
+                patches.
+        """
+        return pool(self(images), feature)
+
+    @cached_property
+    def own_feature(self) -> str:
+        """The feature that "auto" stands for.
+
+        Raises:
+            ValueError: If the weights do not tell which method they come from.
+        """
+        if self.origin.method not in FEATURE_OF_METHOD:
+            raise ValueError(
+                f"'{self.origin.source}' does not tell which method trained it (read "
+                f"as {self.origin.method}), so features 'auto' are not known: name one "
+                f"of {', '.join(FEATURES)}."
+            )
+        return FEATURE_OF_METHOD[self.origin.method]
+
+    def resolve_feature(self, feature: str) -> str:
+        """Checks the name of a feature, and says what "auto" is.
+
+        Args:
+            feature:
+                "auto" or one of `FEATURES`.
+
+        Raises:
+            ValueError: If there is no such feature, or the model does not have it.
+        """
+        if feature == "auto":
+            return self.own_feature
+        if feature not in FEATURES:
+            raise ValueError(
+                f"features must be 'auto' or one of {', '.join(FEATURES)}, got "
+                f"'{feature}'."
+            )
+        if feature in ("sparse", "lowrank") and not self.num_queries:
+            raise ValueError(
+                f"'{self.origin.source}' has no latent queries, so no {feature} "
+                "features: name dense or cls."
+            )
+        return feature
+
+    @property
+    def num_queries(self) -> int:
+        """Number of latent queries, 0 for every model that is not STELLAR."""
+        return int(getattr(self.backbone, "num_queries", 0))
+
+
+class TimmBackbone(nn.Module):
+    """A timm model that is no plain ViT: CLS is what it pools, dense its last map."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Factorization:
+        """Computes pooled features and the feature map of normalised images."""
+        model: Any = self.model
+        features = model.forward_features(images)
+        pooled = model.forward_head(features, pre_logits=True).flatten(1)
+        if features.ndim == 4:
+            if getattr(model, "output_fmt", "NCHW") == "NCHW":
+                features = features.permute(0, 2, 3, 1)
+            grid_size = (features.shape[1], features.shape[2])
+            dense = features.flatten(1, 2)
+        else:
+            dense = features[:, getattr(model, "num_prefix_tokens", 0) :]
+            grid_size = _grid_size(dense.shape[1], images)
+        return Factorization(pooled, dense[:, :0], dense, grid_size, _no_localization)
+
+
+def load_frozen_model(
+    source: str, weights: str | None = None, untrained: bool = False, seed: int = 0
+) -> FrozenModel:
+    """Loads any encoder.
+
+    Args:
+        source:
+            What `stellar_plugin.checkpoints.read_checkpoint` reads, or "timm:NAME" of
+            any timm model, ViT or not.
+        weights:
+            File with the weights of the timm model, instead of timm's own.
+        untrained:
+            Whether to draw random weights for the architecture of `source`.
+        seed:
+            Decides on random weights.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        ValueError: If weights and model do not fit, or timm has no such model.
+    """
+    name = source.removeprefix(TIMM) if source.startswith(TIMM) else None
+    if weights is not None and (name is None or untrained):
+        raise ValueError(
+            f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
+            f"model is '{source}'; name the file as the model itself."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if name is None:
+            model = _of_checkpoint(source, untrained)
+        elif isinstance(_on_meta(name), VisionTransformer):
+            model = _of_timm_vit(name, weights, untrained)
+        else:
+            model = _of_timm(name, weights, untrained)
+    if untrained:
+        origin = replace(
+            model.origin,
+            source=f"{model.origin.source} (untrained)",
+            sha256=f"random weights of seed {seed}",
+        )
+        model.origin = origin
+    return model
+
+
+def select_tokens(result: Factorization, feature: str) -> Tensor:
+    """Tokens of a factorization, (batch_size, num_tokens, dim).
+
+    Args:
+        result:
+            The factorization.
+        feature:
+            One of `FEATURES` except "cls+dense".
+
+    Raises:
+        ValueError: If the encoder has no such tokens.
+    """
+    if feature != "cls":
+        return getattr(result, feature)
+    if result.cls is None:
+        raise ValueError("The encoder has no CLS token: name dense features.")
+    return result.cls[:, None]
+
+
+def pool(result: Factorization, feature: str) -> Tensor:
+    """One vector per image, see `FrozenModel.pooled`."""
+    names = feature.split("+")
+    tokens = [select_tokens(result, name).float() for name in names]
+    return torch.cat([t.mean(dim=1) for t in tokens], dim=1)
+
+
+def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
+    checkpoint = read_checkpoint(source)
+    encoder = (
+        untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
+    )
+    stellar = checkpoint.layout in (STELLAR, OFFICIAL)
+    method = "STELLAR" if stellar else checkpoint.layout
+    digest = _sha256(checkpoint.path, encoder)
+    numbers = {
+        name: tuple(checkpoint.config[name])
+        for name in ("mean", "std")
+        if name in checkpoint.config
+    }
+    return FrozenModel(encoder, Origin(source, method, digest, **numbers))
+
+
+def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
+    method = next((m for tag, m in METHOD_OF_TAG.items() if f".{tag}" in name), "timm")
+    source = f"{TIMM}{name}"
+    if weights is not None:
+        checkpoint = read_checkpoint(weights)
+        encoder = StellarEncoder(name, num_queries=0)
+        load_encoder_weights(encoder, checkpoint)
+        method = method if checkpoint.layout == "timm" else checkpoint.layout
+        digest = _sha256(checkpoint.path, encoder)
+    else:
+        encoder = (
+            StellarEncoder(name, num_queries=0) if untrained else create_encoder(source)
+        )
+        digest = _sha256(Path(name), encoder)
+    return FrozenModel(encoder, _timm_origin(source, method, digest))
+
+
+def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
+    try:
+        model = timm.create_model(
+            name, pretrained=weights is None and not untrained, num_classes=0
+        )
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"timm gives no weights for '{name}': {error} Download them yourself and "
+            "give their path as weights."
+        ) from error
+    path = Path(weights or name)
+    if weights is not None:
+        _load_strictly(model, path)
+    origin = _timm_origin(f"{TIMM}{name}", NOT_A_VIT, _sha256(path, model))
+    return FrozenModel(TimmBackbone(model), origin)
+
+
+def _load_strictly(model: nn.Module, path: Path) -> None:
+    """Loads the tensors of a file that the model needs, whatever stands before them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weight file '{path}'.")
+    tensors, _, _ = unwrap(read_tensors(path)[0])
+    wanted = model.state_dict()
+    first = next(iter(wanted))
+    ends = [n.removesuffix(first) for n in tensors if n.endswith(first)]
+    for prefix in sorted(ends):
+        state = {k: tensors[prefix + k] for k in wanted if prefix + k in tensors}
+        if all(k in state and state[k].shape == v.shape for k, v in wanted.items()):
+            model.load_state_dict(state)
+            return
+    raise ValueError(
+        f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix "
+        f"are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
+    )
+
+
+def _timm_origin(source: str, method: str, digest: str) -> Origin:
+    data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM)))
+    return Origin(
+        source,
+        method,
+        digest,
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+    )
+
+
+def _on_meta(name: str) -> nn.Module:
+    if not timm.is_model(name):
+        raise ValueError(f"timm knows no model '{name}'; timm.list_models() has all.")
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def _grid_size(num_patches: int, images: Tensor) -> tuple[int, int]:
+    """Grid of patches in the shape of the image."""
+    height, width = images.shape[-2:]
+    rows = max(1, round((num_patches * height / width) ** 0.5))
+    return rows, num_patches // rows
+
+
+def _no_localization(dense: Tensor, sparse: Tensor) -> Tensor:
+    return dense.new_zeros(*dense.shape[:2], 0)
+
+
+def _sha256(path: Path, model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return f"weights {digest.hexdigest()}"

@@ -1,0 +1,165 @@
+"""Protocols: how images are cut, labels read, heads trained and scores averaged.
+
+Every rule of evaluation has its one place here. Commands, mmseg configs, the cards stored
+with scores and the documentation take their values from this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+FEATURES = ("sparse", "dense", "cls", "cls+dense", "lowrank")
+
+# Where the objective of a method acts, so what "auto" means for its weights.
+FEATURE_OF_METHOD = {
+    "STELLAR": "sparse",
+    "DINO or iBOT": "cls",
+    "MoCo v3": "cls",
+    "MAE": "dense",
+    "I-JEPA": "dense",
+    "BEiT": "dense",
+    "DINOv2": "cls+dense",
+    "pooled by the network": "cls",
+}
+
+# 10 % of the training set, drawn once by this seed, whatever the seed of the run.
+HELD_OUT = 0.1
+HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What must be the same for two scores to stand in one column.
+
+    Fields that a protocol has no use for are None and missing from its card.
+
+    Attributes:
+        name: Name of the protocol.
+        source: Who defined it.
+        data: Data set.
+        split: Which images train, choose and test.
+        limit: Number of images of each part that is used, None for all.
+        features: One of `FEATURES`, or "auto", where the objective of the method acts.
+        pooling: How the features of an image become one vector.
+        resize: Length of the shorter side after resizing, px.
+        crop: Side of the crop at test time, px.
+        train_views: How training images are cut.
+        train_scale: Range of the area of random crops, as fractions of the image.
+        inference: How a prediction for a whole image is made.
+        label_resolution: Resolution at which labels are compared.
+        classes: The classes, or how label values become classes.
+        neighbours: Number of voting neighbours.
+        temperature: Temperature of the votes.
+        head: The trained part.
+        loss: Its loss.
+        optimizer: Its optimiser.
+        lrs: Learning rates to choose from.
+        batch_sizes: Batch sizes to choose from.
+        weight_decay: Weight decay.
+        clip: Largest norm of a gradient.
+        epochs: Passes over the training images.
+        iterations: Optimiser steps.
+        warmup: Steps of linear warm-up.
+        schedule: Learning rate over time.
+        averaging: What a score is a mean of.
+        rule: What else decides on a score, for experiments without a trained head.
+    """
+
+    name: str
+    source: str
+    data: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    features: str | None = None
+    pooling: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    train_views: str | None = None
+    train_scale: tuple[float, float] | None = None
+    inference: str | None = None
+    label_resolution: str | None = None
+    classes: str | None = None
+    neighbours: int | None = None
+    temperature: float | None = None
+    head: str | None = None
+    loss: str | None = None
+    optimizer: str | None = None
+    lrs: tuple[float, ...] | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    warmup: int | None = None
+    schedule: str | None = None
+    averaging: str | None = None
+    rule: str | None = None
+
+    def card(self) -> dict[str, Any]:
+        """Returns the fields that are in use, with values that JSON knows."""
+        fields = dataclasses.asdict(self).items()
+        return json.loads(json.dumps({k: v for k, v in fields if v is not None}))
+
+    def replace(self, **fields: Any) -> Protocol:
+        """Returns the protocol with other values."""
+        return dataclasses.replace(self, **fields)
+
+
+def card_digest(card: dict[str, Any]) -> str:
+    """Short name of a card: the same for equal cards, and only for those."""
+    text = json.dumps(card, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+KNN = Protocol(
+    name="knn",
+    source="STELLAR table 1; k, temperature and similarity are our choice",
+    split="bank: training set; queries: test set",
+    features="auto",
+    pooling="mean over tokens",
+    resize=256,
+    crop=224,
+    neighbours=20,
+    temperature=0.07,
+    rule="cosine similarity, neighbours vote with exp(similarity / temperature)",
+    averaging="over test images",
+)
+LINEAR = Protocol(
+    name="linear",
+    source="STELLAR appendix A.2, on cached features of centre crops",
+    split="90 % of the training set trains, 10 % chooses lr and batch size, test set",
+    features="auto",
+    pooling="mean over tokens",
+    resize=256,
+    crop=224,
+    train_views="resize 256, centre crop 224",
+    head="LayerNorm, linear",
+    loss="cross-entropy",
+    optimizer="AdamW",
+    lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    batch_sizes=(64, 128, 256, 512, 1024, 2048, 4096, 8192),
+    weight_decay=1e-4,
+    clip=5.0,
+    epochs=30,
+    schedule="constant",
+    averaging="over test images",
+)
+LINEAR_PAPER = LINEAR.replace(
+    name="linear-paper",
+    source="STELLAR appendix A.2",
+    train_views="random resized crop 224, flip, anew in every epoch",
+    train_scale=(0.5, 1.0),  # ImageNet: IMAGENET_TRAIN_SCALE
+)
+IMAGENET_TRAIN_SCALE = (0.2, 1.0)
+FINETUNE = LINEAR_PAPER.replace(
+    name="finetune",
+    source="STELLAR appendix B.4",
+    lrs=(1e-4,),
+    batch_sizes=(1024,),
+    epochs=75,
+    schedule="cosine to 0 after 5 epochs of linear warm-up",
+)
