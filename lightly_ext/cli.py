@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "convert": ("stellar_plugin.convert_cli", "convert weights between layouts"),
     "pretrain": ("lightly_ext.pretrain_cli", "pretrain on a folder of images"),
+    "evaluate": ("lightly_ext.evaluate.cli", "every table and figure of the paper"),
     "demo": ("lightly_ext.demo.cli", "pretrain, evaluate and look, in minutes on CPU"),
 }
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("lightly_ext", "stellar_plugin"):
             raise
-        extra = "demo" if command == "demo" else "pretrain"
+        extra = {"demo": "demo", "evaluate": "eval"}.get(command, "pretrain")
         sys.exit(
             f"`stellar {command}` needs the package '{error.name}': "
             f"pip install 'stellar-plugin[{extra}]'"

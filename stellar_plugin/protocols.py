@@ -1,7 +1,7 @@
 """Protocols: how images are cut, labels read, heads trained and scores averaged.
 
-Every rule of evaluation has its one place here. Commands, mmseg configs, the cards stored
-with scores and the documentation take their values from this module.
+Every rule of evaluation has its one place here. Commands, mmseg configs, the cards
+stored with scores and the documentation take their values from this module.
 """
 
 from __future__ import annotations

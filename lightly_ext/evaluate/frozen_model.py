@@ -248,18 +248,18 @@ def pool(result: Factorization, feature: str) -> Tensor:
 
 def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
     checkpoint = read_checkpoint(source)
-    encoder = (
-        untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
-    )
+    encoder = untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
     stellar = checkpoint.layout in (STELLAR, OFFICIAL)
     method = "STELLAR" if stellar else checkpoint.layout
     digest = _sha256(checkpoint.path, encoder)
-    numbers = {
-        name: tuple(checkpoint.config[name])
-        for name in ("mean", "std")
-        if name in checkpoint.config
-    }
-    return FrozenModel(encoder, Origin(source, method, digest, **numbers))
+    origin = Origin(
+        source,
+        method,
+        digest,
+        mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
+    )
+    return FrozenModel(encoder, origin)
 
 
 def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
@@ -310,8 +310,8 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
             model.load_state_dict(state)
             return
     raise ValueError(
-        f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix "
-        f"are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
+        f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix"
+        f" are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
     )
 
 

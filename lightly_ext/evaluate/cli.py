@@ -1,0 +1,66 @@
+"""`stellar evaluate TASK`: one command for every table and figure."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from lightly_ext.evaluate.session import Session
+
+# Module, function and purpose of each task; imported only when the task runs.
+TASKS = {
+    "knn": ("knn", "run_knn", "k nearest neighbours of frozen features"),
+    "linear": ("linear", "run_linear", "linear probe on cached features"),
+    "linear-paper": ("linear", "run_linear_paper", "linear probe on augmented views"),
+    "finetune": ("finetune", "run_finetune", "the whole network, fine-tuned"),
+    "reconstruction": (
+        "reconstruction",
+        "run_reconstruction",
+        "FID, LPIPS, PSNR and SSIM of decoded images",
+    ),
+    "equivariance": ("equivariance", "run_equivariance", "S and L under shifts"),
+    "stability": ("stability", "run_stability", "features under random crops"),
+    "rank": ("rank", "run_rank", "number of tokens against FID and accuracy"),
+    "where": ("where", "run_where", "localization against ground-truth masks"),
+    "efficiency": ("efficiency", "run_efficiency", "time of each part"),
+    "align-text": ("align_text", "run_align_text", "a probe towards a text tower"),
+    "visualize": ("visualize", "run_visualize", "localization, PCA, reconstruction"),
+    "concepts": ("concepts", "run_concepts", "nearest tokens of a folder, as a page"),
+    "report": ("report", "run_report", "stored results as the paper's tables"),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs `stellar evaluate`.
+
+    Args:
+        argv:
+            Arguments behind the command: the task, then its options.
+    """
+    if not argv or argv[0] not in TASKS:
+        text = "\n".join(f"  {name:15} {what}" for name, (_, _, what) in TASKS.items())
+        print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
+        print("\n`stellar evaluate TASK --help` lists the options of a task.")
+        sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    task, options = argv[0], list(argv[1:])
+    module_name, function_name, what = TASKS[task]
+    module = importlib.import_module(f"lightly_ext.evaluate.{module_name}")
+    function = getattr(module, function_name)
+    needs_session = "session" in inspect.signature(function).parameters
+    parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
+    if needs_session:
+        parser.add_class_arguments(Session, fail_untyped=True)
+    parser.add_function_arguments(function, skip={"session"})
+    values = vars(parser.parse_args(options))
+    try:
+        if needs_session:
+            names = inspect.signature(Session).parameters
+            session = Session(**{k: values.pop(k) for k in names})
+            values["session"] = session
+        function(**values)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.exit(f"stellar evaluate {task}: {error}")

@@ -1,0 +1,167 @@
+"""Images to evaluate on: files with labels, read once, never replaced by others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from lightly_ext.image_folder import list_images, read_image
+from stellar_plugin.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, with a class for each or without.
+
+    Attributes:
+        root:
+            Folder of the images.
+        names:
+            Paths relative to the folder.
+        labels:
+            Class of each image, None without labels.
+        classes:
+            Names of the classes, empty without labels.
+    """
+
+    root: Path
+    names: Sequence[str]
+    labels: Sequence[int] | None = None
+    classes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, chosen: Sequence[int]) -> ImageFiles:
+        """Some of the images, by their numbers."""
+        labels = self.labels
+        return replace(
+            self,
+            names=[self.names[i] for i in chosen],
+            labels=None if labels is None else [labels[i] for i in chosen],
+        )
+
+    def limited(self, limit: int | None) -> ImageFiles:
+        """At most `limit` images, spread evenly over the list and so over classes."""
+        if limit is None or limit >= len(self):
+            return self
+        return self[[i * len(self) // limit for i in range(limit)]]
+
+    @property
+    def label_tensor(self) -> Tensor:
+        """Labels, int64 with shape (len(self),).
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self.labels is None:
+            raise ValueError(f"The images in '{self.root}' have no labels.")
+        return torch.tensor(self.labels, dtype=torch.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of folder, names and labels, not of what is in the files."""
+        digest = hashlib.sha256(str(self.root.resolve()).encode())
+        for name in self.names:
+            digest.update(f"\n{name}".encode(errors="surrogateescape"))
+        digest.update(str(self.labels).encode())
+        return digest.hexdigest()
+
+
+class Sample(NamedTuple):
+    """One image, or what stands for an unreadable one.
+
+    Attributes:
+        image: uint8 tensor with shape (3, crop, crop), black if unreadable.
+        number: Number of the image in the list.
+        readable: Whether the file could be read.
+    """
+
+    image: Tensor
+    number: int
+    readable: bool
+
+
+class EvaluationImages(Dataset[Sample]):
+    """Image files, cut by a transform. An unreadable one is marked, not replaced.
+
+    Attributes:
+        files: The files.
+        transform: Maps a uint8 RGB tensor (3, H, W) to one of a fixed size.
+    """
+
+    def __init__(
+        self, files: ImageFiles, transform: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Returns the number of files, unreadable ones included."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads an image."""
+        try:
+            image = read_image(self.files.root / self.files.names[index])
+        except Exception:  # decoders raise anything on broken files
+            blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
+            return Sample(self.transform(blank), index, False)
+        return Sample(self.transform(image), index, True)
+
+
+def folder_images(folder: Path | str) -> ImageFiles:
+    """All images below a folder, without labels.
+
+    Raises:
+        ValueError: If there is no such folder, or no image in it.
+    """
+    return ImageFiles(Path(folder), list_images(Path(folder)))
+
+
+def centre_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
+    """Resizes the shorter side and cuts out the centre, as a protocol says.
+
+    Args:
+        protocol:
+            Says `resize` and `crop`.
+        interpolation:
+            "bicubic" or "bilinear", of the model.
+    """
+    assert protocol.resize is not None and protocol.crop is not None
+    mode = InterpolationMode(interpolation)
+    return v2.Compose(
+        [
+            v2.Resize(protocol.resize, mode, antialias=True),
+            v2.CenterCrop(protocol.crop),
+        ]
+    )
+
+
+def train_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
+    """Cuts randomly and flips half of the images, as a protocol says.
+
+    Args:
+        protocol:
+            Says `crop` and `train_scale`.
+        interpolation:
+            "bicubic" or "bilinear", of the model.
+    """
+    assert protocol.crop is not None and protocol.train_scale is not None
+    mode = InterpolationMode(interpolation)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                protocol.crop, protocol.train_scale, interpolation=mode, antialias=True
+            ),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
