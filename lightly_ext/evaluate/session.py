@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import platform
 import re
@@ -132,6 +133,14 @@ class Session:
         """
         model = load_frozen_model(self.source, self.weights, self.untrained, self.seed)
         return model.to(self.fabric.device)
+
+    def with_model(self, model: str) -> Session:
+        """The same session with another model, for comparisons."""
+        other = copy.copy(self)
+        other.__dict__.pop("model", None)  # of cached_property
+        other.source, other.weights = model, None
+        other.name = _short_name(model, None, self.untrained)
+        return other
 
     def load_stellar(self) -> Stellar:
         """The whole model with decoder, on the device, without gradients.
@@ -274,6 +283,7 @@ class Session:
             "mean": origin.mean,
             "std": origin.std,
             "interpolation": origin.interpolation,
+            "num_queries": self.model.num_queries,
             "seed": self.seed,
             "precision": self.precision,
             "batch_size": self.batch_size,

@@ -1,0 +1,70 @@
+"""A tiny model and tiny image folders for tests of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import stellar_plugin
+
+IMAGE_SIZE = 32
+NUM_QUERIES = 4
+EMBED_DIM = 48
+MODEL_NAME = "stellar_vit_tiny_patch16_224"
+VIT = {"img_size": IMAGE_SIZE, "embed_dim": EMBED_DIM, "depth": 1, "num_heads": 3}
+DECODER = {"decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+
+
+def write_model(folder: Path, **kwargs: Any) -> str:
+    """Saves a tiny STELLAR model with random weights; patches of 16 of 32 px."""
+    torch.manual_seed(0)
+    arguments = {"num_queries": NUM_QUERIES, **VIT, **DECODER, **kwargs}
+    stellar_plugin.create_model(MODEL_NAME, **arguments).save_pretrained(folder)
+    return str(folder)
+
+
+def write_images(
+    folder: Path, num: int, size: tuple[int, int] = (40, 36), seed: int = 0
+) -> Path:
+    """Writes images of random coarse colours, height x width."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(num):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+        image.save(folder / f"{i:04d}.png")
+    return folder
+
+
+def write_classes(
+    root: Path,
+    parts: Sequence[str] = ("train", "val"),
+    classes: Sequence[str] = ("cat", "dog", "eel"),
+    num: int = 8,
+    size: tuple[int, int] = (40, 36),
+) -> Path:
+    """Writes an image folder whose classes differ in colour: root/part/class/*.png."""
+    for p, part in enumerate(parts):
+        for c, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng((p, c))
+            for i in range(num):
+                image = rng.integers(0, 100, (*size, 3), dtype=np.uint8)
+                image[..., c % 3] += 120
+                Image.fromarray(image).save(folder / f"{i:04d}.png")
+    return root
+
+
+def run_options(tmp_path: Path) -> list[str]:
+    """Options of a command on tiny images."""
+    return [
+        *("--output", str(tmp_path / "out"), "--accelerator", "cpu"),
+        *("--batch_size", "8", "--num_workers", "0"),
+        *("--resize", str(IMAGE_SIZE), "--crop", str(IMAGE_SIZE)),
+    ]
