@@ -7,12 +7,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Module of each command, imported only when the command runs.
+EVALUATE = "lightly_ext.evaluate.cli"
+# Module and extra of each command; imported only when the command runs.
 COMMANDS = {
-    "convert": ("stellar_plugin.convert_cli", "convert weights between layouts"),
-    "pretrain": ("lightly_ext.pretrain_cli", "pretrain on a folder of images"),
-    "evaluate": ("lightly_ext.evaluate.cli", "every table and figure of the paper"),
-    "demo": ("lightly_ext.demo.cli", "pretrain, evaluate and look, in minutes on CPU"),
+    "convert": ("stellar_plugin.convert_cli", "export", "convert weights"),
+    "pretrain": ("lightly_ext.pretrain_cli", "pretrain", "pretrain on images"),
+    "evaluate": (EVALUATE, "eval", "every table and figure of the paper"),
+    "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
+    "concepts": (EVALUATE, "eval", "nearest tokens of a folder, as a page"),
+    "report": (EVALUATE, "eval", "stored results as the paper's tables"),
+    "demo": (
+        "lightly_ext.demo.cli",
+        "demo",
+        "pretrain, evaluate, look: minutes on CPU",
+    ),
 }
 
 
@@ -29,21 +37,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="`stellar COMMAND --help` lists the options of a command.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, (_, text) in COMMANDS.items():
+    for name, (_, _, text) in COMMANDS.items():
         subparsers.add_parser(name, help=text, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parser.parse_args(arguments[:1]).command
+    name, extra, _ = COMMANDS[command]
     try:
-        module = importlib.import_module(COMMANDS[command][0])
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("lightly_ext", "stellar_plugin"):
             raise
-        extra = {"demo": "demo", "evaluate": "eval"}.get(command, "pretrain")
         sys.exit(
             f"`stellar {command}` needs the package '{error.name}': "
             f"pip install 'stellar-plugin[{extra}]'"
         )
-    module.main(arguments[1:])
+    # Some tasks of `stellar evaluate` are commands of their own too.
+    task = name == EVALUATE and command != "evaluate"
+    module.main(arguments if task else arguments[1:])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
@@ -48,8 +49,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     task, options = argv[0], list(argv[1:])
     module_name, function_name, what = TASKS[task]
-    module = importlib.import_module(f"lightly_ext.evaluate.{module_name}")
-    function = getattr(module, function_name)
+    function = getattr(_import(task, module_name), function_name)
     needs_session = "session" in inspect.signature(function).parameters
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
     if needs_session:
@@ -64,3 +64,16 @@ def main(argv: Sequence[str]) -> None:
         function(**values)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"stellar evaluate {task}: {error}")
+
+
+def _import(task: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"lightly_ext.evaluate.{module_name}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("lightly_ext", "stellar_plugin"):
+            raise
+        extra = "text" if task == "align-text" else "eval"
+        sys.exit(
+            f"`stellar evaluate {task}` needs the package '{error.name}': "
+            f"pip install 'stellar-plugin[{extra}]'"
+        )
