@@ -24,6 +24,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel, load_frozen_model
 from lightly_ext.evaluate.images import EvaluationImages, Sample
 from lightly_ext.evaluate.result import Result, shown_value
 from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import model_config, read_checkpoint
 from stellar_plugin.protocols import Protocol
 
 T = TypeVar("T")
@@ -145,6 +146,8 @@ class Session:
     def load_stellar(self) -> Stellar:
         """The whole model with decoder, on the device, without gradients.
 
+        Its encoder has the weights of `self.model`.
+
         Raises:
             ValueError: If the model is not STELLAR.
         """
@@ -153,7 +156,12 @@ class Session:
                 f"This needs a STELLAR model with its decoder, '{self.source}' is "
                 f"{self.model.origin.method}."
             )
-        model = Stellar.from_pretrained(self.source)
+        if self.untrained:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)  # as in load_frozen_model
+                model = Stellar(**model_config(read_checkpoint(self.source))).eval()
+        else:
+            model = Stellar.from_pretrained(self.source)
         return model.requires_grad_(False).to(self.fabric.device)
 
     @property
@@ -293,7 +301,7 @@ class Session:
                 **{name: version(name) for name in PACKAGES},
             },
             "date": datetime.date.today().isoformat(),
-            "command": " ".join(sys.argv),
+            "command": " ".join(["stellar", *sys.argv[1:]]),
         }
 
 
