@@ -58,7 +58,7 @@ class Protocol:
         loss: Its loss.
         optimizer: Its optimiser.
         lrs: Learning rates to choose from.
-        batch_sizes: Batch sizes to choose from.
+        batch_sizes: Batch sizes to choose from, or to time.
         weight_decay: Weight decay.
         clip: Largest norm of a gradient.
         epochs: Passes over the training images.
@@ -162,4 +162,23 @@ FINETUNE = LINEAR_PAPER.replace(
     batch_sizes=(1024,),
     epochs=75,
     schedule="cosine to 0 after 5 epochs of linear warm-up",
+)
+EFFICIENCY = Protocol(
+    name="efficiency",
+    source="STELLAR appendix B.5, table 10",
+    crop=224,
+    batch_sizes=(4, 8, 16, 32, 64),
+    inference="without gradients, 32-true, contiguous",
+    averaging="median of repeated runs",
+    rule="random images; encoder: image to S, U and Z = L S; decoder: Z to its "
+    "output, without the tokenizer; masked views: 8 views at 80 % masking; clustering: "
+    "Sinkhorn of the sparse tokens over 16384 prototypes; matching: 8 views with the "
+    "target, from distances to indices on the device",
+)
+RANK = Protocol(
+    name="rank",
+    source="STELLAR figure 2 (c)",
+    features="sparse",
+    rule="one model per number of tokens; accuracy of the linear probe, FID of the "
+    "pretrained decoder",
 )

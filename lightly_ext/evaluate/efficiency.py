@@ -1,0 +1,244 @@
+"""How long does each part take? The paper's Table 10, on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch.utils.benchmark import Timer
+
+from lightly_ext.evaluate.efficiency_parts import Part, model_parts
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin import Stellar, create_model
+from stellar_plugin.protocols import EFFICIENCY, Protocol
+
+TIMM = "timm:"
+MEMORY_FORMATS = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+
+
+class Time(NamedTuple):
+    """Time of one part at one batch size.
+
+    Attributes:
+        median: Milliseconds.
+        iqr: Interquartile range in milliseconds, None where it ran only once.
+    """
+
+    median: float
+    iqr: float | None
+
+
+Times = dict[str, dict[int, Time]]
+
+
+def run_efficiency(
+    session: Session,
+    batch_sizes: tuple[int, ...] = (4, 8, 16, 32, 64),
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous",
+    max_seconds: float = 10.0,
+) -> Result:
+    """Times the parts of STELLAR on random images, without gradients.
+
+    Args:
+        session:
+            Model, device, precision and folder of the run.
+        batch_sizes:
+            Numbers of images.
+        memory_format:
+            How images and convolution weights lie in memory.
+        max_seconds:
+            Longest time to measure a part at a batch size. A part stops, and says so,
+            where one run alone is expected to take longer.
+
+    Raises:
+        ValueError: If an option is impossible, or the model is not STELLAR with its
+            decoder.
+    """
+    _check(session, batch_sizes, max_seconds)
+    model = _stellar(session)
+    form = MEMORY_FORMATS[memory_format]
+    model = model.to(memory_format=form)
+    protocol = _protocol(session, batch_sizes, memory_format)
+    session.announce(protocol)
+    side = protocol.crop
+    assert side is not None
+    times: Times = {}
+    for batch_size in sorted(set(batch_sizes)):
+        images = torch.randn(batch_size, 3, side, side, device=session.fabric.device)
+        images = images.contiguous(memory_format=form)
+        for name, part in model_parts(session, model, images, form).items():
+            time_part(session, times, name, part, batch_size, max_seconds)
+    result = session.result(
+        "efficiency",
+        str(protocol.data),
+        protocol,
+        _scores(times),
+        num_tokens=model.encoder.num_queries,
+    )
+    _write(session, result, times)
+    return result
+
+
+def time_part(
+    session: Session,
+    times: Times,
+    name: str,
+    part: Part,
+    batch_size: int,
+    max_seconds: float,
+) -> None:
+    """Times a part and adds it to `times`, or says why not.
+
+    Args:
+        session:
+            Prints.
+        times:
+            What smaller batches took: tells what to expect.
+        name:
+            Name of the part.
+        part:
+            The part at this batch size.
+        batch_size:
+            Number of images.
+        max_seconds:
+            See `run_efficiency`.
+    """
+    known = times.setdefault(name, {})
+    if known:
+        last = max(known)
+        expected = known[last].median / 1000 * batch_size / last
+        if expected > max_seconds:
+            session.say(
+                f"{name} at batch {batch_size} is left out: it would take about "
+                f"{expected:.3g} s, more than max_seconds {max_seconds:g}."
+            )
+            return
+    # Finding the number of runs also warms up; the timer waits for the GPU.
+    timer = Timer("part()", globals={"part": part}, num_threads=torch.get_num_threads())
+    measured = timer.adaptive_autorange(max_run_time=max_seconds)
+    iqr = 1000 * measured.iqr if len(measured.times) > 1 else None
+    known[batch_size] = Time(1000 * measured.median, iqr)
+
+
+def _check(session: Session, batch_sizes: Sequence[int], max_seconds: float) -> None:
+    if session.world_size > 1:
+        raise ValueError("Times are those of one device: leave --devices at 1.")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be 1 or more, got {list(batch_sizes)}.")
+    if max_seconds <= 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds:g}.")
+
+
+def _stellar(session: Session) -> Stellar:
+    """The model of the session; times need no weights, so a timm name will do."""
+    if session.untrained and session.source.startswith(TIMM):
+        model = create_model(session.source.removeprefix(TIMM)).requires_grad_(False)
+        return model.eval().to(session.fabric.device)
+    model = session.load_stellar()
+    if model.decoder is None:
+        raise ValueError(f"'{session.source}' has no decoder that could be timed.")
+    return model
+
+
+def _protocol(
+    session: Session, batch_sizes: Sequence[int], memory_format: str
+) -> Protocol:
+    """The card with the machine on it, so that two machines never share a column."""
+    device = session.fabric.device
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        machine = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return EFFICIENCY.replace(
+        data=machine,
+        crop=session.protocol(EFFICIENCY).crop,
+        batch_sizes=tuple(sorted(set(batch_sizes))),
+        inference=f"without gradients, {session.precision}, {memory_format}",
+    )
+
+
+def _cpu_name() -> str:
+    """Name of the processor, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
+    return names[0].strip() if names else "CPU"
+
+
+def _scores(times: Times) -> dict[str, Any]:
+    """Times by part and batch size, and as multiples of the encoder's."""
+    scores: dict[str, Any] = {}
+    for name, known in times.items():
+        scores[f"{name}_ms"] = {str(b): t.median for b, t in known.items()}
+        scores[f"{name}_iqr_ms"] = {str(b): t.iqr for b, t in known.items()}
+        ratios = _relative(times, name)
+        scores[f"{name}_x_encoder"] = {str(b): r for b, r in ratios.items()}
+    return scores
+
+
+def _relative(times: Times, name: str) -> dict[int, float]:
+    """A part as multiples of the encoder, because machines differ."""
+    encoder = times["encoder"]
+    return {
+        b: t.median / encoder[b].median for b, t in times[name].items() if b in encoder
+    }
+
+
+def table_rows(times: Times) -> list[list[str]]:
+    """Table 10 as text, the head first: median and IQR, then multiples of the encoder.
+
+    Args:
+        times:
+            Times by part and batch size.
+    """
+    sizes = sorted({b for known in times.values() for b in known})
+    rows = [["batch size", *map(str, sizes)]]
+    for name, known in times.items():
+        rows.append([f"{name}, ms", *(_shown(known.get(b)) for b in sizes)])
+    for name in times:
+        ratios = _relative(times, name)
+        cells = [f"{ratios[b]:.3g}" if b in ratios else "-" for b in sizes]
+        rows.append([f"{name}, x encoder", *cells])
+    return rows
+
+
+def _shown(time: Time | None) -> str:
+    if time is None:
+        return "-"
+    spread = "once" if time.iqr is None else f"{time.iqr:.2g}"
+    return f"{time.median:.4g} ({spread})"
+
+
+def _write(session: Session, result: Result, times: Times) -> None:
+    """Prints the table and writes it beside the result, with a plot."""
+    folder = session.save(result)
+    head, *rows = table_rows(times)
+    table = Table(*head, title=f"Median (IQR), {result.data}")
+    for row in rows:
+        table.add_row(*row)
+    session.console.print(table)
+    lines = [head, ["---"] * len(head), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (folder / "efficiency.md").write_text(f"Median (IQR), {result.data}\n\n{text}\n")
+    _plot(times, result.data).savefig(folder / "efficiency.png", dpi=150)
+
+
+def _plot(times: Times, title: str) -> Figure:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, known in times.items():
+        axes.plot(list(known), [t.median for t in known.values()], "o-", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="ms", title=title)
+    sizes = sorted({b for known in times.values() for b in known})
+    axes.set_xticks(sizes, [str(b) for b in sizes])
+    axes.minorticks_off()
+    axes.legend(fontsize="small")
+    return figure
