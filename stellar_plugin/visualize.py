@@ -1,4 +1,4 @@
-"""Pictures of what STELLAR sees: tokens in colour over the image, reconstructions.
+"""Pictures of what STELLAR sees: tokens in colour, patch features, reconstructions.
 
 Pure functions from tensors to uint8 RGB arrays with shape (..., height, width, 3), fit
 for `PIL.Image.fromarray` or matplotlib's `imshow`.
@@ -23,6 +23,10 @@ Uint8Array = NDArray[np.uint8]
 
 # Successive hues a golden ratio apart never come close to one another.
 _HUE_STEP = 0.618034
+
+# Percentiles of a principal component that become 0 and 1: a few odd patches must not
+# take all the contrast.
+_PCA_RANGE = (1.0, 99.0)
 
 
 def token_palette(num_tokens: int) -> Uint8Array:
@@ -210,8 +214,56 @@ def overlay_localization(
     return overlay(pictures, colour_tokens(maps, token_palette(maps.shape[1])))
 
 
+def threshold_maps(maps: Tensor, threshold: float) -> Tensor:
+    """Says where maps are strong, each by its own measure.
+
+    Relative to the maximum, since the strength of a localization map depends on how
+    many tokens share the patches.
+
+    Args:
+        maps:
+            Maps with shape (..., height, width), in [0, 1].
+        threshold:
+            Fraction of a map's maximum, in [0, 1].
+
+    Returns:
+        Tensor with the same shape and dtype: 1 where a map is positive and at least
+        `threshold` times its maximum, else 0.
+
+    Raises:
+        ValueError: If the threshold is not in [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    peak = maps.amax(dim=(-2, -1), keepdim=True)
+    return ((maps > 0) & (maps >= threshold * peak)).to(maps.dtype)
+
+
+def highlight(pictures: Uint8Array, weights: Tensor, colour: Uint8Array) -> Uint8Array:
+    """Lays one colour over dimmed pictures, as strong as weights say.
+
+    Args:
+        pictures:
+            Pictures with shape (batch_size, height, width, 3).
+        weights:
+            Weights in [0, 1] with shape (batch_size, height, width).
+        colour:
+            RGB colour with shape (3,).
+
+    Returns:
+        Pictures with the same shape.
+    """
+    # Half a picture, so that the colour shows on bright ones, and half a colour, so
+    # that the picture shows under it.
+    mixed = 0.5 * pictures + 0.5 * weights.cpu().numpy()[..., None] * colour
+    return mixed.round().astype(np.uint8)
+
+
 def overlay_token(
-    pictures: Uint8Array, factorization: Factorization, token: int
+    pictures: Uint8Array,
+    factorization: Factorization,
+    token: int,
+    threshold: float | None = None,
 ) -> Uint8Array:
     """Shows where one token is: its colour over dimmed pictures.
 
@@ -222,12 +274,16 @@ def overlay_token(
             What the encoder made of them.
         token:
             Number of the token, counted from 0.
+        threshold:
+            Fraction of the token's maximum in a picture from which on a patch is
+            coloured, and then fully, see `threshold_maps`. None colours every patch as
+            strongly as the token has it.
 
     Returns:
         Pictures with the same shape.
 
     Raises:
-        ValueError: If there is no such token.
+        ValueError: If there is no such token, or the threshold is not in [0, 1].
     """
     num_tokens = factorization.localization.shape[-1]
     if not 0 <= token < num_tokens:
@@ -235,12 +291,75 @@ def overlay_token(
     height, width = pictures.shape[1:3]
     maps = token_maps(
         factorization.localization, factorization.grid_size, (height, width)
-    )
-    weight = maps[:, token, :, :, None].cpu().numpy()
-    colour = token_palette(num_tokens)[token]
-    # Half a picture, so that the colour shows on bright ones, and half a colour, so
-    # that the picture shows under it.
-    return (0.5 * pictures + 0.5 * weight * colour).round().astype(np.uint8)
+    )[:, token]
+    if threshold is not None:
+        maps = threshold_maps(maps, threshold)
+    return highlight(pictures, maps, token_palette(num_tokens)[token])
+
+
+def principal_components(features: Tensor, num_components: int = 3) -> Tensor:
+    """Directions in which features vary most, always with the same sign.
+
+    Args:
+        features:
+            Features with shape (num_features, dim).
+        num_components:
+            Number of directions, at most dim.
+
+    Returns:
+        Orthonormal directions, float64 on the CPU with shape (num_components, dim), the
+        one of the largest variance first. The largest entry of each by magnitude is
+        positive.
+
+    Raises:
+        ValueError: If features have fewer dimensions than there are components.
+    """
+    if features.shape[1] < num_components:
+        raise ValueError(
+            f"{num_components} principal components need features with as many "
+            f"dimensions, these have {features.shape[1]}."
+        )
+    centred = features.detach().cpu().double()
+    centred = centred - centred.mean(dim=0)
+    directions = torch.linalg.eigh(centred.mT @ centred).eigenvectors.mT.flip(0)
+    directions = directions[:num_components]
+    largest = directions.abs().argmax(dim=1, keepdim=True)
+    return directions * directions.gather(1, largest).sign()
+
+
+def pca_pictures(
+    dense: Tensor, grid_size: tuple[int, int], image_size: tuple[int, int]
+) -> Uint8Array:
+    """Shows patch features as colours: their first three principal components.
+
+    The components are those of all patches of all images together, so that equal
+    colours mean similar patches across the pictures. Each is scaled by its 1st and 99th
+    percentile over all patches; what lies outside is clipped.
+
+    Args:
+        dense:
+            Patch features with shape (batch_size, num_patches, dim).
+        grid_size:
+            Height and width of the patch grid.
+        image_size:
+            Height and width of the pictures in pixels.
+
+    Returns:
+        Pictures with shape (batch_size, height, width, 3). The first component is red,
+        the second green, the third blue; a component that does not vary is grey.
+
+    Raises:
+        ValueError: If the grid does not have as many patches, or dim is less than 3.
+    """
+    features = dense.detach().flatten(0, 1).cpu().double()
+    centred = features - features.mean(dim=0)
+    scores = (centred @ principal_components(features).mT).numpy()
+    low, high = np.percentile(scores, _PCA_RANGE, axis=0)
+    span = high - low
+    varies = span > 1e-6 * float(features.abs().max())  # below is rounding
+    unit = np.where(varies, (scores - low) / np.where(varies, span, 1.0), 0.5)
+    colours = torch.from_numpy(unit.clip(0, 1)).unflatten(0, dense.shape[:2])
+    return to_pictures(token_maps(colours, grid_size, image_size))
 
 
 @torch.no_grad()

@@ -9,11 +9,15 @@ from stellar_plugin.model import Stellar
 from stellar_plugin.visualize import (
     colour_tokens,
     denormalize,
+    highlight,
     overlay,
     overlay_localization,
     overlay_token,
+    pca_pictures,
+    principal_components,
     reconstruction_rows,
     strongest_token,
+    threshold_maps,
     tile_pictures,
     to_pictures,
     token_maps,
@@ -158,6 +162,79 @@ class TestOverlay:
         np.testing.assert_allclose(sum(parts), 0.5 * soft, atol=2)
         with pytest.raises(ValueError, match="token must be in 0 to 2, got 3"):
             overlay_token(black, result, 3)
+
+    def test_overlay_token__threshold(self, model: Stellar) -> None:
+        images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            result = model(images)
+        grey = np.full((2, 16, 24, 3), 100, dtype=np.uint8)
+        shown = overlay_token(grey, result, 1, threshold=0.9)
+        maps = token_maps(result.localization, result.grid_size, (16, 24))[:, 1]
+        inside = (maps >= 0.9 * maps.amax(dim=(1, 2), keepdim=True)).numpy()
+        assert inside.any(axis=(1, 2)).all()
+        assert not inside.all()
+        tinted = (50 + 0.5 * token_palette(3)[1]).round().astype(np.uint8)
+        expected = np.where(inside[..., None], tinted, np.uint8(50))
+        np.testing.assert_array_equal(shown, expected)
+
+
+class TestThresholdMaps:
+    def test_threshold_maps__relative_to_each_maximum(self) -> None:
+        maps = torch.tensor(
+            [[[0.8, 0.4, 0.3]], [[0.08, 0.04, 0.03]], [[0.0, 0.0, 0.0]]]
+        )
+        result = threshold_maps(maps, 0.5)
+        assert result.tolist() == [[[1, 1, 0]], [[1, 1, 0]], [[0, 0, 0]]]
+        assert threshold_maps(maps, 1.0).sum(dim=-1).tolist() == [[1], [1], [0]]
+        assert threshold_maps(maps, 0.0).sum(dim=-1).tolist() == [[3], [3], [0]]
+
+    @pytest.mark.parametrize("threshold", [-0.1, 1.5])
+    def test_threshold_maps__outside(self, threshold: float) -> None:
+        with pytest.raises(ValueError, match=rf"in \[0, 1\], got {threshold}"):
+            threshold_maps(torch.ones(1, 2, 2), threshold)
+
+    def test_highlight__half_picture_half_colour(self) -> None:
+        pictures = np.full((1, 1, 3, 3), 200, dtype=np.uint8)
+        weights = torch.tensor([[[0.0, 0.5, 1.0]]])
+        colour = np.array([255, 0, 100], dtype=np.uint8)
+        shown = highlight(pictures, weights, colour)[0, 0]
+        assert shown.tolist() == [[100, 100, 100], [164, 100, 125], [228, 100, 150]]
+
+
+class TestPCAPictures:
+    def test_principal_components__agree_with_svd(self) -> None:
+        rng = np.random.default_rng(0)
+        features = rng.normal(size=(50, 7)) * np.arange(1, 8) + 5
+        found = principal_components(torch.from_numpy(features)).numpy()
+        _, _, expected = np.linalg.svd(features - features.mean(axis=0))
+        for mine, theirs in zip(found, expected[:3], strict=True):
+            assert mine[np.abs(mine).argmax()] > 0
+            sign = np.sign(mine @ theirs)
+            np.testing.assert_allclose(mine, sign * theirs, atol=1e-10)
+        # The sign is that of the direction, whatever the order of the features is.
+        again = principal_components(torch.from_numpy(features[::-1].copy()))
+        np.testing.assert_allclose(found, again, atol=1e-10)
+
+    def test_pca_pictures__line_through_two_images(self) -> None:
+        # One direction alone: red is the place on the line over both images together,
+        # 1 % of the range is clipped at each end; green and blue are grey.
+        place = torch.arange(200.0).view(2, 100)
+        direction = torch.tensor([0.0, 0.6, 0.8, 0.0])
+        pictures = pca_pictures(place[..., None] * direction + 3, (10, 10), (20, 20))
+        assert pictures.shape == (2, 20, 20, 3)
+        low, high = np.percentile(place, [1, 99])
+        expected = ((place.numpy() - low) / (high - low)).clip(0, 1) * 255
+        red = pictures[:, ::2, ::2, 0].reshape(2, 100)
+        np.testing.assert_allclose(red, expected, atol=0.51)
+        assert (pictures[..., 1:] == 128).all()
+
+    def test_pca_pictures__constant_is_grey(self) -> None:
+        features = torch.full((2, 4, 5), 0.3)
+        assert (pca_pictures(features, (2, 2), (4, 4)) == 128).all()
+
+    def test_pca_pictures__too_few_dimensions(self) -> None:
+        with pytest.raises(ValueError, match=r"3 principal components.*these have 2"):
+            pca_pictures(torch.rand(1, 4, 2), (2, 2), (4, 4))
 
 
 class TestReconstructionRows:
