@@ -47,14 +47,19 @@ class Protocol:
         pooling: How the features of an image become one vector.
         resize: Length of the shorter side after resizing, px.
         crop: Side of the crop at test time, px.
+        longest: Largest length of the longer side after resizing, px.
+        stride: Step of the sliding window, px.
         train_views: How training images are cut.
         train_scale: Range of the area of random crops, as fractions of the image.
+        train_ratio: Range of the factor on the resized size in training.
         inference: How a prediction for a whole image is made.
         label_resolution: Resolution at which labels are compared.
         classes: The classes, or how label values become classes.
+        num_classes: Number of classes.
         neighbours: Number of voting neighbours.
         temperature: Temperature of the votes.
         head: The trained part.
+        backbone: "frozen" or "trained", where that is a choice.
         loss: Its loss.
         optimizer: Its optimiser.
         lrs: Learning rates to choose from.
@@ -66,6 +71,7 @@ class Protocol:
         warmup: Steps of linear warm-up.
         schedule: Learning rate over time.
         averaging: What a score is a mean of.
+        evaluation_batch: Images of a batch, where a score depends on it.
         rule: What else decides on a score, for experiments without a trained head.
     """
 
@@ -78,14 +84,19 @@ class Protocol:
     pooling: str | None = None
     resize: int | None = None
     crop: int | None = None
+    longest: int | None = None
+    stride: int | None = None
     train_views: str | None = None
     train_scale: tuple[float, float] | None = None
+    train_ratio: tuple[float, float] | None = None
     inference: str | None = None
     label_resolution: str | None = None
     classes: str | None = None
+    num_classes: int | None = None
     neighbours: int | None = None
     temperature: float | None = None
     head: str | None = None
+    backbone: str | None = None
     loss: str | None = None
     optimizer: str | None = None
     lrs: tuple[float, ...] | None = None
@@ -97,6 +108,7 @@ class Protocol:
     warmup: int | None = None
     schedule: str | None = None
     averaging: str | None = None
+    evaluation_batch: int | None = None
     rule: str | None = None
 
     def card(self) -> dict[str, Any]:
@@ -182,3 +194,95 @@ RANK = Protocol(
     rule="one model per number of tokens; accuracy of the linear probe, FID of the "
     "pretrained decoder",
 )
+SEGMENTATION = Protocol(
+    name="segmentation",
+    source="DINOv2 section 7.4, as mmsegmentation reads the sets",
+    features="dense",
+    resize=512,
+    longest=2048,
+    crop=512,
+    stride=341,
+    train_views="resize by train_ratio, random crop (one class fills 75 % of it at "
+    "most), flip, photometric distortion",
+    train_ratio=(0.5, 2.0),
+    inference="sliding window",
+    label_resolution="of the original image",
+    head="BatchNorm, 1 x 1 convolution",
+    backbone="frozen",
+    loss="cross-entropy",
+    optimizer="AdamW",
+    lrs=(1e-3,),
+    batch_sizes=(16,),
+    weight_decay=1e-4,
+    iterations=40_000,
+    warmup=1_500,
+    schedule="linear to 0, after linear warm-up",
+    averaging="IoU of each class over all pixels of the set, mean over classes",
+)
+SEGMENTATION_ADE20K = SEGMENTATION.replace(
+    data="ADE20K",
+    split="training / validation",
+    classes="150, label 0 is ignored",
+    num_classes=150,
+)
+SEGMENTATION_CITYSCAPES = SEGMENTATION.replace(
+    data="Cityscapes",
+    split="train / val, fine annotations",
+    resize=1024,
+    classes="19 train ids, all other labels are ignored",
+    num_classes=19,
+)
+SEGMENTATION_VOC = SEGMENTATION.replace(
+    data="Pascal VOC 2012",
+    split="train (1464 images) / val",
+    classes="20 and background",
+    num_classes=21,
+)
+SEGMENTATION_PAPER = Protocol(
+    name="segmentation-paper",
+    source="STELLAR appendix A.2 and its public recipe; not exactly reproducible: the "
+    "score depends on the evaluation batch and the order of images; weight decay, "
+    "training batch and training on the whole training set are our choice",
+    features="dense",
+    resize=256,
+    crop=224,
+    train_views="random resized crop, flip",
+    train_scale=(0.5, 1.0),
+    inference="centre crop",
+    label_resolution="patch grid, nearest",
+    classes="label 0 is ignored, the others are shifted down by one",
+    head="BatchNorm, 1 x 1 convolution",
+    backbone="frozen",
+    loss="cross-entropy + Dice, weights 1 and 1",
+    optimizer="AdamW",
+    lrs=(1e-4,),
+    batch_sizes=(2048,),
+    weight_decay=1e-4,
+    epochs=80,
+    schedule="constant",
+    averaging="Jaccard of each batch, mean over the classes in its labels or "
+    "predictions; mean over images",
+    evaluation_batch=2048,
+)
+SEGMENTATION_PAPER_ADE20K = SEGMENTATION_PAPER.replace(
+    data="ADE20K",
+    split=SEGMENTATION_ADE20K.split,
+    train_scale=(0.25, 1.0),
+    num_classes=150,
+)
+SEGMENTATION_PAPER_CITYSCAPES = SEGMENTATION_PAPER.replace(
+    data="Cityscapes",
+    split=SEGMENTATION_CITYSCAPES.split,
+    classes="raw label ids, 0 is ignored, 1 to 33 are shifted down by one",
+    num_classes=33,
+)
+SEGMENTATION_PAPER_VOC = SEGMENTATION_PAPER.replace(
+    data="Pascal VOC 2012",
+    split=SEGMENTATION_VOC.split,
+    classes="20; background and void are ignored, the others shifted down by one",
+    num_classes=20,
+)
+_TRAINED = {"name": "segmentation-finetune", "backbone": "trained", "epochs": 75}
+SEGMENTATION_FINETUNE_ADE20K = SEGMENTATION_PAPER_ADE20K.replace(**_TRAINED)
+SEGMENTATION_FINETUNE_CITYSCAPES = SEGMENTATION_PAPER_CITYSCAPES.replace(**_TRAINED)
+SEGMENTATION_FINETUNE_VOC = SEGMENTATION_PAPER_VOC.replace(**_TRAINED)
