@@ -286,3 +286,18 @@ _TRAINED = {"name": "segmentation-finetune", "backbone": "trained", "epochs": 75
 SEGMENTATION_FINETUNE_ADE20K = SEGMENTATION_PAPER_ADE20K.replace(**_TRAINED)
 SEGMENTATION_FINETUNE_CITYSCAPES = SEGMENTATION_PAPER_CITYSCAPES.replace(**_TRAINED)
 SEGMENTATION_FINETUNE_VOC = SEGMENTATION_PAPER_VOC.replace(**_TRAINED)
+VISUALIZE = Protocol(
+    name="visualize",
+    source="STELLAR figure 1; sizes and scaling are our choice",
+    split="images spread evenly over the sorted names",
+    resize=256,
+    crop=224,
+    rule="PCA over the patches of all shown images, 1st to 99th percentile",
+)
+CONCEPTS = Protocol(
+    name="concepts",
+    source="STELLAR figure 3; threshold and choice of tokens are our choice",
+    features="sparse",
+    resize=256,
+    crop=224,
+)
