@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ class Protocol:
         neighbours: Number of voting neighbours.
         temperature: Temperature of the votes.
         head: The trained part.
+        target: What a decoder predicts.
         backbone: "frozen" or "trained", where that is a choice.
         loss: Its loss.
         optimizer: Its optimiser.
@@ -73,6 +75,7 @@ class Protocol:
         averaging: What a score is a mean of.
         evaluation_batch: Images of a batch, where a score depends on it.
         rule: What else decides on a score, for experiments without a trained head.
+        networks: The networks that metrics look through, by hash.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Protocol:
     neighbours: int | None = None
     temperature: float | None = None
     head: str | None = None
+    target: str | None = None
     backbone: str | None = None
     loss: str | None = None
     optimizer: str | None = None
@@ -110,6 +114,7 @@ class Protocol:
     averaging: str | None = None
     evaluation_batch: int | None = None
     rule: str | None = None
+    networks: tuple[str, ...] | None = None
 
     def card(self) -> dict[str, Any]:
         """Returns the fields that are in use, with values that JSON knows."""
@@ -300,4 +305,45 @@ CONCEPTS = Protocol(
     features="sparse",
     resize=256,
     crop=224,
+)
+
+# An image in 8 bits is itself off by this much: the error of rounding, 1/12 grey level
+# squared. Without the bound one perfect image makes the mean infinite.
+MOST_PSNR_DB = 10 * math.log10(12 * 255**2)
+# Below, the covariance of the 2048 features of FID is singular.
+FID_IMAGES = 2048
+RECONSTRUCTION = Protocol(
+    name="reconstruction-pretrained",
+    source="STELLAR tables 3 and 4; crops, metrics and rounding are our choice: the "
+    "public code scores random crops and flips, so its numbers are no match",
+    split="all images are scored",
+    resize=256,
+    crop=224,
+    head="decoder as pretrained",
+    inference="bicubic resize and centre crop in, decoded image of another size "
+    "resized to the crop (bicubic, antialias), clamped to [0, 1], rounded to 8 bits",
+    rule="FID: 2048 features of torch-fidelity's InceptionV3, resized as in TensorFlow "
+    "1, float64; LPIPS 0.1: AlexNet; PSNR: RGB, at most 58.9 dB; SSIM: RGB, Gaussian "
+    "window 11 px, sigma 1.5",
+    averaging="LPIPS, PSNR in dB and SSIM of each image, mean over images",
+)
+RECONSTRUCTION_SCRATCH = RECONSTRUCTION.replace(
+    name="reconstruction-scratch",
+    source="STELLAR table 1 (baselines) and its public recipe; weight decay and views "
+    f"of training, {RECONSTRUCTION.source.split('; ')[1]}",
+    head="decoder from scratch on the frozen latent",
+    train_views="random resized crop, flip, anew in every epoch",
+    train_scale=(0.36, 1.0),  # of the view that pretraining reconstructs
+    optimizer="AdamW",
+    lrs=(1e-4,),
+    batch_sizes=(128,),
+    weight_decay=1e-4,
+    clip=5.0,
+    epochs=20,
+    schedule="constant",
+)
+RECONSTRUCTION_FINETUNED = RECONSTRUCTION_SCRATCH.replace(
+    name="reconstruction-finetuned",
+    source=RECONSTRUCTION_SCRATCH.source.replace("(baselines)", "(STELLAR)"),
+    head="decoder as pretrained, fine-tuned on the frozen latent",
 )
