@@ -332,9 +332,9 @@ RECONSTRUCTION = Protocol(
 )
 RECONSTRUCTION_SCRATCH = RECONSTRUCTION.replace(
     name="reconstruction-scratch",
-    source="STELLAR table 1 and its public recipe; crops, training views, weight decay, "
-    "metrics and rounding are our choice: the public code scores random crops and "
-    "flips, so its numbers are no match",
+    source="STELLAR table 1 and its public recipe; crops, training views, weight "
+    "decay, metrics and rounding are our choice: the public code scores random crops "
+    "and flips, so its numbers are no match",
     head="decoder from scratch (6 blocks, 512 wide) on the frozen latent",
     train_views="random resized crop, flip, anew in every epoch",
     train_scale=(0.36, 1.0),  # of the view that pretraining reconstructs
@@ -357,9 +357,8 @@ EQUIVARIANCE = Protocol(
     "and the relative change are our choice",
     resize=256,
     crop=224,
-    inference="window of crop + 30 px in the centre of the resized image; the reference "
-    "is its upper left corner, the shifted crop lies 0, 5, ..., 30 px further right or "
-    "further down",
+    inference="window of crop + 30 px in the centre of the resized image; reference: "
+    "its upper left corner; shifted crop: 0, 5, ..., 30 px further right or down",
     rule="tokens matched by optimal transport (eq. 8); ||S'[match] - S||_F / ||S||_F, "
     "||L'[:, match] - L||_F / ||L||_F; other image: half the list away; moved back: "
     "shift by one patch, the patches that both crops have",
@@ -369,15 +368,16 @@ STABILITY_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STABILITY = Protocol(
     name="stability",
     source="STELLAR section 5.1, experiment 2; scales and aspect ratios are our choice",
-    features="auto: sparse tokens of a model with latent queries, else dense ones",
+    features="auto",
     pooling="mean over tokens",
     resize=256,
     crop=224,
     inference="untransformed image: its centre square, crop / resize of the shorter "
     "side, resized to crop; transformed: one random crop of that square per scale, "
     "aspect ratio 3/4 to 4/3 as far as it fits, resized to crop",
-    rule="cosine distance of the features; scale: area of the random crop as a fraction "
-    "of the square, 1 is the square itself; crops drawn by seed and file name",
+    rule="cosine distance of the features; scale: area of the random crop, 1 is the "
+    "whole square; crops drawn by seed and file name; auto, and every model compared "
+    "against: sparse where a model has latent queries, else dense",
     averaging="over images",
 )
 WHERE = Protocol(
