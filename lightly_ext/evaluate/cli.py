@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -54,8 +55,11 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
     if needs_session:
         parser.add_class_arguments(Session, fail_untyped=True)
-    parser.add_function_arguments(function, skip={"session"})
-    values = vars(parser.parse_args(options))
+    # `report` takes folders of results where the others take a model.
+    parser.add_function_arguments(
+        function, as_positional=not needs_session, skip={"session"}
+    )
+    values = vars(parser.parse_args(_repeatable(options, function)))
     try:
         if needs_session:
             names = inspect.signature(Session).parameters
@@ -64,6 +68,21 @@ def main(argv: Sequence[str]) -> None:
         function(**values)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"stellar evaluate {task}: {error}")
+
+
+def _repeatable(options: list[str], function: Callable[..., Any]) -> list[str]:
+    """Lets options that are lists be given several times: `--query A --query B`."""
+    lists = [
+        f"--{name}"
+        for name, parameter in inspect.signature(function).parameters.items()
+        if str(parameter.annotation).startswith("list")
+    ]
+    # "+" is how jsonargparse appends.
+    return [
+        f"{name}+{equals}{value}" if name in lists and not value.startswith("[") else o
+        for o in options
+        for name, equals, value in [o.partition("=")]
+    ]
 
 
 def _import(task: str, module_name: str) -> ModuleType:

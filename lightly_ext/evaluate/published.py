@@ -1,0 +1,299 @@
+"""Published numbers: data only, each with its source and its protocol.
+
+A number stands under a card of `stellar_plugin.protocols` where that is the protocol of
+its source. Where the source does not tell what decides on the score, or scored other
+images, it has a card of its own, and so a column of its own. TiTok is out of scope. The
+times of table 10 are not here: its text form lost their exponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lightly_ext.evaluate.result import Result
+from stellar_plugin.protocols import (
+    FINETUNE,
+    IMAGENET_TRAIN_SCALE,
+    LINEAR_PAPER,
+    SEGMENTATION_ADE20K,
+    SEGMENTATION_CITYSCAPES,
+    SEGMENTATION_FINETUNE_ADE20K,
+    SEGMENTATION_PAPER_ADE20K,
+    SEGMENTATION_PAPER_CITYSCAPES,
+    SEGMENTATION_PAPER_VOC,
+    SEGMENTATION_VOC,
+    Protocol,
+)
+
+IMAGENET = "ImageNet-1K"
+PLACES = "Places365"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Scores that others measured.
+
+    Attributes:
+        model: Name of the model.
+        task: Task that measures the same here.
+        protocol: How it was measured, with the data set.
+        scores: Numbers by name, fractions in 0 to 1.
+        source: Paper and table.
+    """
+
+    model: str
+    task: str
+    protocol: Protocol
+    scores: Mapping[str, float]
+    source: str
+
+    @property
+    def result(self) -> Result:
+        """The same as a result."""
+        card = self.protocol.card()
+        data = str(self.protocol.data)
+        return Result(self.task, self.model, data, self.scores, card, {})
+
+
+def _linear(data: str, features: str = "auto") -> Protocol:
+    protocol = LINEAR_PAPER.replace(data=data, features=features)
+    if data == IMAGENET:
+        protocol = protocol.replace(train_scale=IMAGENET_TRAIN_SCALE)
+    return protocol
+
+
+KNN_PUBLISHED = Protocol(
+    name="knn",
+    source="STELLAR table 1, which tells neither k nor temperature nor resolution",
+    data=IMAGENET,
+    features="auto",
+    pooling="mean over tokens",
+)
+KNN_PUBLISHED_DENSE = KNN_PUBLISHED.replace(features="dense")
+RECONSTRUCTION_PUBLISHED = Protocol(
+    name="reconstruction",
+    source="STELLAR tables 1, 3 and 4; its public code scores random crops and flips "
+    "of the validation images, so these numbers and ours are not comparable",
+    data=IMAGENET,
+    crop=224,
+)
+PRETRAINED_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
+    name="reconstruction-pretrained", head="the decoder as pretrained"
+)
+FINETUNED_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
+    name="reconstruction-finetuned", head="the decoder, fine-tuned on the frozen latent"
+)
+SCRATCH_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
+    name="reconstruction-scratch", head="a decoder from scratch on the frozen latent"
+)
+DENSE_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
+    name="reconstruction-scratch",
+    features="dense",
+    head="a decoder on the frozen latent; from scratch or fine-tuned, not stated",
+)
+ALIGN_TEXT_PUBLISHED = Protocol(
+    name="align-text",
+    source="STELLAR appendix B.3, table 9",
+    head="one attention-pooling probe, towards the text tower of CLIP",
+)
+# Columns of table 2: task, score and protocol.
+TABLE_2_COLUMNS = (
+    ("segmentation", "mIoU", SEGMENTATION_PAPER_ADE20K),
+    ("segmentation", "mIoU", SEGMENTATION_PAPER_CITYSCAPES),
+    ("segmentation", "mIoU", SEGMENTATION_PAPER_VOC),
+    ("linear-paper", "accuracy", _linear(IMAGENET)),
+    ("linear-paper", "accuracy", _linear("Oxford-IIIT Pet")),
+    ("linear-paper", "accuracy", _linear("Food-101")),
+    ("linear-paper", "accuracy", _linear("GlaS")),
+)
+TABLE_2 = {
+    "BYOL RN-50": (18.43, 18.66, 63.89, 70.39, 82.77, 64.57, 95.00),
+    "MoCo v3 ViT-B": (29.45, 25.13, 74.08, 74.31, 91.14, 77.47, 97.50),
+    "DINO ViT-B": (26.87, 26.82, 79.29, 76.46, 93.84, 79.28, 95.00),
+    "MSN ViT-B": (26.66, 25.39, 68.59, 73.65, 75.91, 68.93, 92.50),
+    "DenseCL RN-50": (23.08, 18.63, 70.95, 61.10, 72.99, 59.16, 85.00),
+    "Data2Vec ViT-B": (22.03, 23.49, 61.33, 54.90, 26.47, 34.40, 73.75),
+    "SiameseIM ViT-B": (29.24, 26.52, 81.38, 74.97, 91.61, 71.01, 91.25),
+    "I-JEPA ViT-H": (21.57, 18.59, 74.13, 71.72, 84.68, 70.34, 87.50),
+    "iBOT ViT-B": (31.78, 25.69, 77.06, 76.40, 92.40, 78.08, 96.25),
+    "iBOT ViT-L": (33.26, 26.37, 77.57, 78.53, 92.12, 81.07, 96.25),
+    "BEiT ViT-B": (11.58, 18.90, 27.44, 32.94, 36.20, 54.49, 90.00),
+    "BEiT ViT-L": (12.64, 20.37, 25.48, 36.77, 36.71, 56.03, 90.00),
+    "SimMIM Swin-B": (12.46, 17.23, 35.14, 24.77, 27.39, 40.94, 77.50),
+    "MAE ViT-B": (30.91, 29.44, 76.43, 66.32, 81.58, 70.40, 93.75),
+    "MAE ViT-L": (34.36, 32.53, 77.79, 73.09, 84.30, 76.22, 95.00),
+    "MAE ViT-H": (36.16, 35.21, 78.07, 75.22, 84.96, 78.36, 95.00),
+    "SemMAE ViT-B": (3.52, 25.48, 48.33, 43.84, 56.99, 58.90, 92.50),
+    "STELLAR ViT-B": (31.33, 27.74, 81.83, 73.26, 89.70, 74.09, 95.00),
+    "STELLAR ViT-L": (34.02, 31.32, 85.90, 76.94, 92.53, 74.78, 97.50),
+    "STELLAR ViT-H": (36.66, 33.30, 85.66, 79.10, 92.53, 77.43, 92.50),
+    "AIM 600M": (29.00, 27.04, 64.55, 63.78, 64.68, 75.19, 98.75),
+    "AIM 1B": (29.59, 27.05, 63.90, 66.86, 64.21, 77.96, 96.25),
+    "DINOv2 ViT-B": (40.10, 34.66, 89.52, 82.82, 95.59, 91.08, 98.75),
+    "DINOv2 ViT-L": (40.45, 32.07, 89.19, 84.23, 96.08, 92.94, 98.75),
+}
+# Table 1: protocol, FID and LPIPS; for kNN: protocol and accuracy.
+TABLE_1_RECONSTRUCTION = {
+    "DINO ViT-B": (SCRATCH_PUBLISHED.replace(features="dense"), 3.27, 0.2121),
+    "MAE ViT-B": (SCRATCH_PUBLISHED.replace(features="dense"), 3.02, 0.2071),
+    "STELLAR ViT-B": (FINETUNED_PUBLISHED, 3.06, 0.2077),
+    "STELLAR ViT-B, dense": (DENSE_PUBLISHED, 2.85, 0.2085),
+    "STELLAR ViT-H": (PRETRAINED_PUBLISHED, 2.60, 0.1729),
+}
+TABLE_1_KNN = (
+    ("DINO ViT-B", KNN_PUBLISHED, 74.69),
+    ("DINO ViT-B", KNN_PUBLISHED_DENSE, 54.41),
+    ("MAE ViT-B", KNN_PUBLISHED, 25.82),
+    ("STELLAR ViT-B", KNN_PUBLISHED, 67.25),
+    ("STELLAR ViT-B", KNN_PUBLISHED_DENSE, 64.71),
+    ("STELLAR ViT-H", KNN_PUBLISHED, 77.31),
+)
+# Tables 3 and 4: FID of the decoder as pretrained, ImageNet-1K, ADE20K.
+TABLE_3 = {
+    "STELLAR ViT-B": (3.14, None, None),  # the rest is in table 2
+    "STELLAR ViT-B (a) no reconstruction": (None, 72.44, 29.94),
+    "STELLAR ViT-B (b) no clustering, no alignment": (3.21, 52.07, 20.46),
+    "STELLAR ViT-B (c) no alignment": (8.95, 2.73, 1.93),
+    "STELLAR ViT-B (d) no clustering": (3.62, 42.14, 18.90),
+    "STELLAR ViT-B (e) no CLS alignment": (3.26, 70.79, 30.20),
+    "STELLAR ViT-B (f) no KoLeo": (3.25, 72.05, 30.10),
+}
+TABLE_4 = {
+    "STELLAR ViT-B, DINO prior": (3.31, 73.31, 28.17),
+    "STELLAR ViT-B, random prior": (3.21, 65.28, 28.10),
+}
+# Tables 5 and 8: linear probes on one kind of token, where it is not the model's own.
+TABLE_5 = (
+    ("DINO ViT-B", "dense", 70.31),
+    ("MAE ViT-B", "cls", 65.61),
+    ("iBOT ViT-B", "dense", 71.44),
+    ("iBOT ViT-B", "cls+dense", 71.58),
+    ("STELLAR ViT-B", "dense", 72.21),
+)
+TABLE_8 = (("STELLAR ViT-B", "cls", 72.23),)
+# Table 7: linear probes of what was pretrained on ImageNet-1K and on Places365.
+TABLE_7 = (
+    ("STELLAR ViT-L", PLACES, 49.25),
+    ("STELLAR ViT-L, pretrained on Places365", IMAGENET, 66.08),
+    ("STELLAR ViT-L, pretrained on Places365", PLACES, 51.98),
+)
+TABLE_9_COLUMNS = (
+    (IMAGENET, "zero_shot_top1"),
+    (IMAGENET, "zero_shot_top5"),
+    ("MS COCO", "t2i_recall_1"),
+    ("MS COCO", "i2t_recall_1"),
+    ("Winoground", "winoground_text"),
+    ("Winoground", "winoground_image"),
+    ("MMVP", "mmvp"),
+)
+TABLE_9 = {
+    "MAE": (23.18, 50.43, 11.28, 13.46, 20.75, 9.00, 19.26),
+    "iBOT": (50.01, 80.43, 20.79, 29.38, 24.75, 12.00, 18.52),
+    "STELLAR": (51.53, 80.04, 17.94, 22.34, 26.25, 8.25, 19.26),
+}
+# Table 11, fine-tuned: ImageNet-1K, ADE20K.
+TABLE_11 = {
+    "DINO ViT-B": (79.58, 39.22),
+    "MAE ViT-B": (77.75, 40.33),
+    "iBOT ViT-B": (80.72, 42.76),
+    "STELLAR ViT-B": (80.05, 41.98),
+}
+DINOV2 = "DINOv2 section 7.4"
+# There: ADE20K, Cityscapes, Pascal VOC.
+COMMUNITY_COLUMNS = (SEGMENTATION_ADE20K, SEGMENTATION_CITYSCAPES, SEGMENTATION_VOC)
+COMMUNITY = {
+    "DINOv2 ViT-B/14": (47.3, 69.4, 82.5),
+    "DINO ViT-B/8": (31.8, 56.9, 66.4),
+    "MAE ViT-H/14": (33.3, 58.4, 67.6),
+    "iBOT ViT-L/16": (44.6, 64.8, 82.3),
+}
+
+
+def all_published() -> list[Published]:
+    """Every published number, fractions where we have fractions."""
+    return [
+        *_table_2(),
+        *_classification(),
+        *_segmentation(),
+        *_reconstruction(),
+        *_text(),
+    ]
+
+
+def _percent(
+    model: str, task: str, protocol: Protocol, score: str, value: float, source: str
+) -> Published:
+    return Published(model, task, protocol, {score: value / 100}, source)
+
+
+def _table_2() -> Iterator[Published]:
+    for model, values in TABLE_2.items():
+        for (task, score, protocol), value in zip(TABLE_2_COLUMNS, values, strict=True):
+            yield _percent(model, task, protocol, score, value, "STELLAR table 2")
+
+
+def _classification() -> Iterator[Published]:
+    for model, knn_protocol, value in TABLE_1_KNN:
+        yield _percent(model, "knn", knn_protocol, "accuracy", value, "STELLAR table 1")
+    for number, table in ((3, TABLE_3), (4, TABLE_4)):
+        for model, (_, imagenet, _) in table.items():
+            if imagenet is not None:
+                yield _probe(model, _linear(IMAGENET), imagenet, number)
+    for number, features_table in ((5, TABLE_5), (8, TABLE_8)):
+        for model, features, value in features_table:
+            yield _probe(model, _linear(IMAGENET, features), value, number)
+    for model, data, value in TABLE_7:
+        yield _probe(model, _linear(data), value, 7)
+    imagenet_finetune = FINETUNE.replace(
+        data=IMAGENET, train_scale=IMAGENET_TRAIN_SCALE
+    )
+    for model, (value, _) in TABLE_11.items():
+        yield _percent(
+            model, "finetune", imagenet_finetune, "accuracy", value, "STELLAR table 11"
+        )
+
+
+def _probe(model: str, protocol: Protocol, value: float, number: int) -> Published:
+    source = f"STELLAR table {number}"
+    return _percent(model, "linear-paper", protocol, "accuracy", value, source)
+
+
+def _segmentation() -> Iterator[Published]:
+    ade20k = (
+        *((m, SEGMENTATION_PAPER_ADE20K, v[2], 3) for m, v in TABLE_3.items()),
+        *((m, SEGMENTATION_PAPER_ADE20K, v[2], 4) for m, v in TABLE_4.items()),
+        *((m, SEGMENTATION_FINETUNE_ADE20K, v[1], 11) for m, v in TABLE_11.items()),
+    )
+    for model, protocol, miou, number in ade20k:
+        if miou is not None:
+            source = f"STELLAR table {number}"
+            yield _percent(model, "segmentation", protocol, "mIoU", miou, source)
+    for model, community in COMMUNITY.items():
+        for protocol, miou in zip(COMMUNITY_COLUMNS, community, strict=True):
+            yield _percent(model, "segmentation", protocol, "mIoU", miou, DINOV2)
+
+
+def _reconstruction() -> Iterator[Published]:
+    for model, (protocol, fid, lpips) in TABLE_1_RECONSTRUCTION.items():
+        scores = {"fid": fid, "lpips": lpips}
+        yield Published(model, "reconstruction", protocol, scores, "STELLAR table 1")
+    for number, table in ((3, TABLE_3), (4, TABLE_4)):
+        for model, (value, _, _) in table.items():
+            if value is not None:
+                yield Published(
+                    model,
+                    "reconstruction",
+                    PRETRAINED_PUBLISHED,
+                    {"fid": value},
+                    f"STELLAR table {number}",
+                )
+
+
+def _text() -> Iterator[Published]:
+    for model, values in TABLE_9.items():
+        for (data, score), value in zip(TABLE_9_COLUMNS, values, strict=True):
+            protocol = ALIGN_TEXT_PUBLISHED.replace(data=data)
+            yield _percent(
+                model, "align-text", protocol, score, value, "STELLAR table 9"
+            )
