@@ -1,0 +1,108 @@
+"""Means over images that several processes measured, and what they could not read."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightly_ext.evaluate.features import MOST_UNREADABLE
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.session import Session
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Mean(NamedTuple):
+    """Mean of a number over images.
+
+    Attributes:
+        value: The mean.
+        standard_error: Standard deviation over images / sqrt(num_images), 0 for one.
+        num_images: Number of images.
+    """
+
+    value: float
+    standard_error: float
+    num_images: int
+
+
+class ImageMeans(Generic[Name]):
+    """Collects named numbers of images, in float64.
+
+    Args:
+        names:
+            Names of the numbers, the same in all processes.
+    """
+
+    def __init__(self, names: Iterable[Name]) -> None:
+        # Sum, sum of squares and number of images
+        self._sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
+
+    def add(self, name: Name, values: Tensor) -> None:
+        """Adds a number of some images, a tensor with shape (num_images,)."""
+        values = values.detach().double()
+        sums = (values.sum(), values.square().sum(), torch.ones_like(values).sum())
+        self._sums[name] += torch.stack(sums).cpu()
+
+    def reduce(self, session: Session) -> dict[Name, Mean]:
+        """Means over the images of all processes, the same in each process.
+
+        Raises:
+            RuntimeError: If no image has one of the numbers.
+        """
+        total = reduce_sum(session, torch.stack(list(self._sums.values())))
+        return {
+            name: _mean(name, *numbers)
+            for name, numbers in zip(self._sums, total.tolist(), strict=True)
+        }
+
+
+def reduce_sum(session: Session, values: Tensor) -> Tensor:
+    """Sum over processes, on the CPU."""
+    values = values.to(session.fabric.device)
+    total = session.fabric.all_reduce(values, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total.cpu()
+
+
+def count_unreadable(
+    session: Session, files: ImageFiles, numbers: Iterable[int]
+) -> int:
+    """Counts the images that could not be read, and says which.
+
+    Args:
+        session:
+            The run.
+        files:
+            All images.
+        numbers:
+            Numbers of the unreadable ones that this process found.
+
+    Returns:
+        Number of unreadable images, of all processes.
+
+    Raises:
+        RuntimeError: If they are more than 5 %.
+    """
+    found = torch.zeros(len(files))
+    found[list(numbers)] = 1
+    unreadable = reduce_sum(session, found).nonzero().flatten().tolist()
+    if unreadable:
+        first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
+        text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
+        text += ", ...)" if len(unreadable) > 3 else ")"
+        if len(unreadable) > MOST_UNREADABLE * len(files):
+            raise RuntimeError(f"{text}, too many for a score. Repair or remove them.")
+        session.say(f"Skipped: {text}.")
+    return len(unreadable)
+
+
+def _mean(name: object, total: float, squares: float, count: float) -> Mean:
+    if not count:
+        raise RuntimeError(f"No image gave a value of {name}.")
+    mean = total / count
+    variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
+    return Mean(mean, (variance / count) ** 0.5, int(count))
