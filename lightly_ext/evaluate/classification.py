@@ -1,0 +1,109 @@
+"""Which images of a classification set train, choose and test; how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import HELD_OUT, HELD_OUT_SEED
+
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """A classification set with a part of its training set held out.
+
+    Attributes:
+        data:
+            The set.
+        kept:
+            Numbers of the training images to train on, int64, ascending.
+        held_out:
+            Numbers of the other training images, int64, ascending.
+    """
+
+    data: ClassificationSet
+    kept: Tensor
+    held_out: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.train.classes)
+
+    @property
+    def lost_classes(self) -> list[str]:
+        """Classes without an image to train on."""
+        labels = set(self.data.train.label_tensor[self.kept].tolist())
+        return [c for i, c in enumerate(self.data.train.classes) if i not in labels]
+
+
+def split_set(session: Session, data: str) -> Split:
+    """Finds a set, holds out a tenth of its training images, and says what is what.
+
+    The tenth is drawn by a seed of its own, so it is the same in every run.
+
+    Args:
+        session:
+            Says how many images to use.
+        data:
+            What `find_classification_set` finds.
+
+    Raises:
+        ValueError: If there are less than two classes, or fewer images than classes.
+    """
+    found = find_classification_set(data)
+    found = replace(
+        found,
+        train=found.train.limited(session.limit),
+        test=found.test.limited(session.limit),
+    )
+    num_images, num_classes = len(found.train), len(found.train.classes)
+    if num_classes < 2:
+        raise ValueError(
+            f"'{data}' has {num_classes} class(es) in its training set; a classifier "
+            "needs two or more."
+        )
+    if num_images < num_classes:
+        raise ValueError(
+            f"'{data}' has {num_images} training images for {num_classes} classes; use "
+            "at least one per class (a larger --limit)."
+        )
+    order = torch.randperm(
+        num_images, generator=torch.Generator().manual_seed(HELD_OUT_SEED)
+    )
+    num_held_out = max(1, round(HELD_OUT * num_images))
+    held_out, kept = order[:num_held_out].sort()[0], order[num_held_out:].sort()[0]
+    split = Split(found, kept, held_out)
+    session.say(
+        f"{found.name}: {len(kept)} images to train on, {len(held_out)} held out, "
+        f"{len(found.test)} to test, {num_classes} classes."
+    )
+    if split.lost_classes:
+        session.say(
+            f"No image to train on is left of {len(split.lost_classes)} class(es): "
+            f"{', '.join(split.lost_classes[:5])}."
+        )
+    return split
+
+
+def accuracies(num_classes: int) -> MetricCollection:
+    """Accuracy and, with more than five classes, accuracy of the five best guesses.
+
+    Counts images, so every process may contribute as many as it has.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro")
+    }
+    if num_classes > TOP_K:
+        metrics[f"top{TOP_K}"] = MulticlassAccuracy(
+            num_classes, top_k=TOP_K, average="micro"
+        )
+    return MetricCollection(metrics)
