@@ -86,8 +86,17 @@ model = dict(
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [
-    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, end=300, by_epoch=False),
-    dict(type="LinearLR", start_factor=1e-6, begin=0, end=30, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, by_epoch=False),
+    dict(type="WarmUpLR", fraction=0.1, begin=0, by_epoch=False),
 ]
 train_cfg = dict(max_iters=300, val_interval=300)
 default_hooks = dict(checkpoint=dict(interval=300))
+evaluation = dict(
+    model="STELLAR of the demo",
+    data="digit boards",
+    changes=dict(
+        source="the demo",
+        train_views="whole boards",
+        classes="digits and background, label 0 is ignored",
+    ),
+)

@@ -1,13 +1,15 @@
 # The community's linear probe, as DINOv2 defined it (https://arxiv.org/abs/2304.07193):
 # the last block's patch features, frozen -> BatchNorm -> 1 x 1 convolution, 40k
-# iterations of batch 16.
-# A config adds a dataset, its number of classes and train_dataloader.batch_size, and
-# lists this base first: see below.
+# iterations of batch 16. A shorter run: --cfg-options train_cfg.max_iters=400; warm-up
+# and decay follow, and the last iteration is validated and saved.
+# A config adds a dataset, its number of classes, train_dataloader.batch_size and the
+# names of its result (evaluation), and lists this base first: see below.
 
 # The bases that follow are named "mmseg::...", which the maintained fork of mmengine
 # resolves only after this import. (A statement would make mmengine take the file for
-# one of its pure Python configs.)
+# one of its pure Python configs; names with two underscores do not become options.)
 __import__("stellar_plugin.mmseg")
+__protocol = __import__("stellar_plugin.protocols", fromlist=["_"]).SEGMENTATION
 custom_imports = dict(imports=["stellar_plugin.mmseg"], allow_failed_imports=False)
 
 model = dict(
@@ -20,13 +22,13 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512),
+        size=(__protocol.crop, __protocol.crop),
     ),
     backbone=dict(
         type="StellarViT",
         model_name="stellar_vit_base_patch16_224",
         num_queries=16,
-        feature="dense",
+        feature=__protocol.features,
         frozen=True,
         # Another one: --cfg-options model.backbone.init_cfg.checkpoint=PATH
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/stellar-b16"),
@@ -39,20 +41,37 @@ model = dict(
         loss_decode=dict(type="CrossEntropyLoss"),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
+    test_cfg=dict(
+        mode="slide",
+        crop_size=(__protocol.crop, __protocol.crop),
+        stride=(__protocol.stride, __protocol.stride),
+    ),
 )
 # Synchronises BatchNorm when, and only when, the run is distributed.
 sync_bn = "torch"
 
 optim_wrapper = dict(
-    type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=1e-4)
+    type="OptimWrapper",
+    optimizer=dict(
+        type=__protocol.optimizer,
+        lr=__protocol.lrs[0],
+        weight_decay=__protocol.weight_decay,
+    ),
 )
 # The two multiply: linear decay from the first iteration, scaled up in the first 1500.
+# Neither says where it ends: mmengine takes train_cfg.max_iters.
 param_scheduler = [
-    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, end=40000, by_epoch=False),
-    dict(type="LinearLR", start_factor=1e-6, begin=0, end=1500, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, by_epoch=False),
+    dict(
+        type="WarmUpLR",
+        fraction=__protocol.warmup / __protocol.iterations,
+        begin=0,
+        by_epoch=False,
+    ),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=40000, val_interval=4000)
+train_cfg = dict(
+    type="IterBasedTrainLoop", max_iters=__protocol.iterations, val_interval=4000
+)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
@@ -66,3 +85,6 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )
+# Writes result.json. protocol is a constant of stellar_plugin.protocols.
+custom_hooks = [dict(type="SegmentationResultHook")]
+evaluation = dict(model="STELLAR-B", protocol="SEGMENTATION")

@@ -22,5 +22,20 @@ compat.apply()
 
 from stellar_plugin.mmseg.backbone import StellarViT  # noqa: E402
 from stellar_plugin.mmseg.head import LinearProbeHead  # noqa: E402
+from stellar_plugin.mmseg.loss import LabelledDiceLoss  # noqa: E402
+from stellar_plugin.mmseg.metric import BatchJaccard  # noqa: E402
+from stellar_plugin.mmseg.result import SegmentationResultHook  # noqa: E402
+from stellar_plugin.mmseg.schedule import WarmUpLR  # noqa: E402
+from stellar_plugin.mmseg.segmentor import PatchGridSegmentor  # noqa: E402
+from stellar_plugin.mmseg.views import TorchvisionTransform  # noqa: E402
 
-__all__ = ["LinearProbeHead", "StellarViT"]
+__all__ = [
+    "BatchJaccard",
+    "LabelledDiceLoss",
+    "LinearProbeHead",
+    "PatchGridSegmentor",
+    "SegmentationResultHook",
+    "StellarViT",
+    "TorchvisionTransform",
+    "WarmUpLR",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ class StellarViT(BaseModule):
         self.feature = feature
         self.out_indices = _blocks(out_indices, len(self.encoder.vit.blocks))
         self.frozen = frozen
+        self.weights_path: Path | None = None  # what init_weights() read
         self._stop_gradients()
 
     def init_weights(self) -> None:
@@ -159,6 +161,7 @@ class StellarViT(BaseModule):
                 f"{error} Name yours by --cfg-options "
                 "model.backbone.init_cfg.checkpoint=PATH."
             ) from error
+        self.weights_path = checkpoint.path
         print_log(f"StellarViT weights from '{checkpoint.path}'.", logger="current")
         imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         for name, usual in imagenet.items():

@@ -1,25 +1,48 @@
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
-from mmseg.registry import MODELS
+from mmengine.registry import DefaultScope
+from mmseg.datasets import ADE20KDataset, CityscapesDataset, PascalVOCDataset
+from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
 import stellar_plugin.mmseg  # noqa: F401
+from stellar_plugin import protocols
+from stellar_plugin.mmseg.card import run_protocol
 
 CONFIGS = Path(__file__).parents[2] / "mm_configs"
+# Classes of the community's and of the paper's family.
+SETS = {
+    "ade20k": (150, 150),
+    "cityscapes": (19, 33),
+    "voc": (21, 20),
+}
+# Name in tables, and checkpoint as published.
+METHODS = {
+    "stellar": ("STELLAR-B", "stellar-b16"),
+    "mae": ("MAE-B", "mae_pretrain_vit_base.pth"),
+    "dino": ("DINO-B", "dino_vitbase16_pretrain.pth"),
+    "ibot": ("iBOT-B", "checkpoint_teacher.pth"),
+    "mocov3": ("MoCo v3-B", "vit-b-300ep.pth.tar"),
+    "dinov2": ("DINOv2-B", "dinov2_vitb14_pretrain.pth"),
+}
+BASELINES = [method for method in METHODS if method != "stellar"]
+COMMUNITY = [f"{method}_{data}" for method in METHODS for data in SETS]
+PAPER = [f"{method}_{data}_paper" for method in METHODS for data in SETS]
+FINETUNE = [f"stellar_{data}_finetune" for data in SETS]
 NUM_CLASSES = {
-    "stellar_ade20k": 150,
-    "stellar_cityscapes": 19,
-    "stellar_voc": 21,
     "stellar_digit_boards": 11,
+    **{name: SETS[name.split("_")[1]][0] for name in COMMUNITY},
+    **{name: SETS[name.split("_")[1]][1] for name in (*PAPER, *FINETUNE)},
 }
 PROTOCOL = ["stellar_ade20k", "stellar_cityscapes", "stellar_voc"]
 
 
+@lru_cache
 def load(name: str) -> Config:
     return Config.fromfile(CONFIGS / f"{name}.py")
 
@@ -29,17 +52,20 @@ def transform(cfg: Config, name: str) -> dict[str, object]:
     return next(step for step in pipeline if step["type"] == name)
 
 
-def learning_rates(cfg: Config) -> list[float]:
-    """The learning rate of every iteration, by mmengine's own schedulers."""
+def learning_rates(cfg: Config, max_iters: int) -> list[float]:
+    """The learning rate of every iteration, by mmengine's own schedulers.
+
+    As `Runner.build_param_scheduler` does, `end` is the length of the run.
+    """
     optimizer = torch.optim.SGD(
         [torch.zeros(1, requires_grad=True)], lr=cfg.optim_wrapper.optimizer.lr
     )
     schedulers = [
-        PARAM_SCHEDULERS.build({**s, "optimizer": optimizer})
+        PARAM_SCHEDULERS.build({"end": max_iters, **s, "optimizer": optimizer})
         for s in cfg.param_scheduler
     ]
     rates = []
-    for _ in range(cfg.train_cfg.max_iters):
+    for _ in range(max_iters):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         for scheduler in schedulers:
@@ -65,6 +91,9 @@ class TestEveryConfig:
         assert model.decode_head.in_channels == model.backbone.encoder.embed_dim
         assert type(model.decode_head.norm) is torch.nn.BatchNorm2d
         trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        if name in FINETUNE:
+            assert "backbone.encoder.vit.patch_embed.proj.weight" in trainable
+            trainable = [n for n in trainable if not n.startswith("backbone.")]
         assert sorted(trainable) == [
             "decode_head.conv_seg.bias",
             "decode_head.conv_seg.weight",
@@ -84,21 +113,42 @@ class TestEveryConfig:
         expected = (torch.tensor([0.2, 0.0, 1.0]) - mean) / std
         torch.testing.assert_close(normalised[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
 
+    def test_card__is_the_protocols(self, name: str) -> None:
+        cfg = load(name)
+        named = getattr(protocols, cfg.evaluation.protocol)
+        if name != "stellar_digit_boards":
+            assert run_protocol(cfg).card() == named.card()
+            assert cfg.evaluation.data == named.data
+
+    def test_result_is_stored(self, name: str) -> None:
+        assert load(name).custom_hooks == [{"type": "SegmentationResultHook"}]
+
+
+DUMPED = ["stellar_ade20k", "stellar_digit_boards", "dinov2_voc_paper"]
+
+
+@pytest.mark.parametrize("name", DUMPED)
+def test_saved_by_the_runner__stands_alone(name: str, tmp_path: Path) -> None:
+    cfg = load(name)
+    cfg.dump(tmp_path / "dumped.py")
+    again = Config.fromfile(tmp_path / "dumped.py")
+    assert again.model == cfg.model
+    assert again.train_dataloader == cfg.train_dataloader
+    assert list(again.custom_imports.imports) == ["stellar_plugin.mmseg"]
+
 
 @pytest.mark.parametrize("name", ["stellar_ade20k", "stellar_digit_boards"])
 class TestOwnAndInheritedSchedule:
-    def test_saved_by_the_runner__stands_alone(self, name: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("max_iters", [None, 400])
+    def test_learning_rate__warm_up_then_to_zero(
+        self, name: str, max_iters: int | None
+    ) -> None:
         cfg = load(name)
-        cfg.dump(tmp_path / "dumped.py")
-        again = Config.fromfile(tmp_path / "dumped.py")
-        assert again.model == cfg.model
-        assert list(again.custom_imports.imports) == ["stellar_plugin.mmseg"]
-
-    def test_learning_rate__warm_up_then_to_zero(self, name: str) -> None:
-        cfg = load(name)
-        warmup = 30 if name == "stellar_digit_boards" else 1500
-        peak, last = cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_iters - 1
-        rates = learning_rates(cfg)
+        max_iters = max_iters or cfg.train_cfg.max_iters
+        fraction = 30 / 300 if name == "stellar_digit_boards" else 1500 / 40000
+        warmup = round(fraction * max_iters)
+        peak, last = cfg.optim_wrapper.optimizer.lr, max_iters - 1
+        rates = learning_rates(cfg, max_iters)
         for t in (0, 1, warmup // 2, warmup - 1, warmup, last // 2, last):
             factor = 1e-6 + (1 - 1e-6) * min(1, t / (warmup - 1))
             assert rates[t] == pytest.approx(peak * (1 - t / last) * factor, abs=1e-15)
@@ -114,6 +164,8 @@ class TestCommunityProtocol:
         assert cfg.train_cfg.max_iters == 40000
         assert cfg.param_scheduler == load("stellar_ade20k").param_scheduler
         assert cfg.train_dataloader.batch_size == 16
+        assert cfg.val_evaluator.type == cfg.test_evaluator.type == "IoUMetric"
+        assert cfg.val_evaluator.iou_metrics == ["mIoU"]
         assert cfg.sync_bn == "torch"
         assert cfg.model.decode_head.loss_decode.type == "CrossEntropyLoss"
 
@@ -132,3 +184,90 @@ class TestVoc:
         dataset = load("stellar_voc").train_dataloader.dataset
         assert dataset.type == "PascalVOCDataset"
         assert dataset.ann_file == "ImageSets/Segmentation/train.txt"
+
+
+@pytest.mark.parametrize("name", [*PAPER, *FINETUNE])
+class TestPaperProtocol:
+    def test_numbers(self, name: str) -> None:
+        cfg = load(name)
+        scale = (0.25, 1.0) if "ade20k" in name else (0.5, 1.0)
+        crop = next(
+            step
+            for step in cfg.train_dataloader.dataset.pipeline
+            if step.get("name") == "RandomResizedCrop"
+        )
+        assert (crop["size"], tuple(crop["scale"])) == (224, scale)
+        sizes = [step.get("size") for step in cfg.test_dataloader.dataset.pipeline]
+        assert sizes == [None, None, 256, 224, None]
+        assert transform(cfg, "RandomFlip")["prob"] == 0.5
+        optimizer = cfg.optim_wrapper.optimizer
+        assert (optimizer.type, optimizer.lr) == ("AdamW", 1e-4)
+        assert cfg.train_cfg.max_epochs == (75 if name in FINETUNE else 80)
+        assert cfg.param_scheduler == []
+        losses = [
+            (x["type"], x["loss_weight"]) for x in cfg.model.decode_head.loss_decode
+        ]
+        assert losses == [("CrossEntropyLoss", 1.0), ("LabelledDiceLoss", 1.0)]
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            assert evaluator == {"type": "BatchJaccard", "batch_size": 2048}
+
+    def test_labels__zero_is_ignored_on_every_set(self, name: str) -> None:
+        cfg = load(name)
+        for part in ("train", "val", "test"):
+            dataset = cfg[f"{part}_dataloader"].dataset
+            assert dataset.reduce_zero_label
+            classes = dataset.get("metainfo", {}).get(
+                "classes", ADE20KDataset.METAINFO["classes"]
+            )
+            assert len(classes) == NUM_CLASSES[name]
+
+
+class TestPaperCityscapes:
+    def test_classes__are_the_raw_ids_1_to_33(self) -> None:
+        dataset = load("stellar_cityscapes_paper").val_dataloader.dataset
+        assert dataset.seg_map_suffix == "_gtFine_labelIds.png"
+        names = dataset.metainfo.classes
+        # Class = id - 1; ids as in the Cityscapes scripts.
+        ids = {"ego vehicle": 1, "road": 7, "building": 11, "car": 26, "bicycle": 33}
+        assert {name: names.index(name) + 1 for name in ids} == ids
+        train_ids = CityscapesDataset.METAINFO["classes"]
+        assert [name for name in names if name in train_ids] == list(train_ids)
+
+
+class TestPaperVoc:
+    def test_classes__without_background(self) -> None:
+        classes = load("stellar_voc_paper").val_dataloader.dataset.metainfo.classes
+        assert list(classes) == list(PascalVOCDataset.METAINFO["classes"][1:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestMethods:
+    @pytest.mark.parametrize("data", SETS)
+    @pytest.mark.parametrize("suffix", ["", "_paper"])
+    def test_only_the_backbone_differs(
+        self, method: str, data: str, suffix: str
+    ) -> None:
+        cfg, stellar = load(f"{method}_{data}{suffix}"), load(f"stellar_{data}{suffix}")
+        name, file = METHODS[method]
+        assert cfg.evaluation == {**stellar.evaluation, "model": name}
+        assert cfg.model.backbone.init_cfg.checkpoint == f"checkpoints/{file}"
+        assert (cfg.model.backbone.num_queries == 0) == (method != "stellar")
+        assert {**cfg.model, "backbone": 0} == {**stellar.model, "backbone": 0}
+        own = {"model", "evaluation", "baseline", "filename"}
+        assert {k: v for k, v in cfg.items() if k not in own} == {
+            k: v for k, v in stellar.items() if k not in own
+        }
+
+
+class TestBaselines:
+    @pytest.mark.parametrize("method", BASELINES)
+    def test_vit(self, method: str) -> None:
+        cfg = load(f"{method}_ade20k")
+        with torch.device("meta"):
+            encoder = MODELS.build(cfg.model.backbone).encoder
+        assert encoder.num_queries == encoder.vit.num_reg_tokens == 0
+        assert encoder.patch_size == (14 if method == "dinov2" else 16)
+        assert encoder.vit.norm.eps == 1e-6
+        assert hasattr(encoder.vit.blocks[0].ls1, "gamma") == (method == "dinov2")
+        side = 37 if method == "dinov2" else 14
+        assert encoder.vit.patch_embed.grid_size == (side, side)

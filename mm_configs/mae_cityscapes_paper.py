@@ -1,0 +1,5 @@
+# stellar_cityscapes_paper.py with the ViT-B of MAE.
+_base_ = ["./stellar_cityscapes_paper.py", "./_base_/backbones/mae.py"]
+
+model = dict(backbone=_base_.baseline.backbone)
+evaluation = dict(model=_base_.baseline.name)

@@ -1,0 +1,41 @@
+# The paper's linear probe of STELLAR-B on ADE20K, 150 classes.
+_base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
+__protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
+__protocol = __protocols.SEGMENTATION_PAPER_ADE20K
+
+# Crops of 0.25 to 1 of the area here, of 0.5 to 1 on the other sets.
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(
+        type="TorchvisionTransform",
+        name="RandomResizedCrop",
+        size=__protocol.crop,
+        scale=__protocol.train_scale,
+        interpolation="bicubic",
+    ),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PackSegInputs"),
+]
+dataset = dict(type="ADE20KDataset", data_root="data/ade/ADEChallengeData2016")
+train_dataloader = dict(
+    dataset=dict(
+        **dataset,
+        data_prefix=dict(
+            img_path="images/training", seg_map_path="annotations/training"
+        ),
+        pipeline=train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        **dataset,
+        data_prefix=dict(
+            img_path="images/validation", seg_map_path="annotations/validation"
+        ),
+    )
+)
+test_dataloader = val_dataloader
+model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+log_processor = dict(by_epoch=True)
+evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_PAPER_ADE20K")

@@ -1,0 +1,136 @@
+"""The protocol card of a run: what the config says, in the words of the protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stellar_plugin import protocols
+from stellar_plugin.protocols import Protocol
+
+# Fields that training decides on; a test takes them from the checkpoint.
+TRAINING_FIELDS = (
+    "train_views",
+    "train_scale",
+    "train_ratio",
+    "limit",
+    "head",
+    "backbone",
+    "loss",
+    "optimizer",
+    "lrs",
+    "batch_sizes",
+    "weight_decay",
+    "epochs",
+    "iterations",
+    "warmup",
+    "schedule",
+)
+
+
+def run_protocol(
+    cfg: Mapping[str, Any], part: str = "val", world_size: int = 1
+) -> Protocol:
+    """The protocol that a config follows, with the numbers that it really has.
+
+    Args:
+        cfg:
+            Config with `evaluation = dict(model=..., data=..., protocol=NAME)`, NAME
+            being a constant of `stellar_plugin.protocols`, and possibly
+            `changes=dict(...)`, fields of the protocol that the config cannot tell.
+        part:
+            "val" or "test", what is evaluated.
+        world_size:
+            Number of processes.
+
+    Raises:
+        ValueError: If there is no such protocol, or model or data have no name.
+    """
+    evaluation = cfg["evaluation"]
+    if not evaluation.get("data") or not evaluation.get("model"):
+        raise ValueError(
+            "Name model and data of the result: evaluation = dict(model='STELLAR-B', "
+            "data='My set') in the config."
+        )
+    named = getattr(protocols, evaluation["protocol"], None)
+    if not isinstance(named, Protocol):
+        raise ValueError(
+            f"evaluation.protocol is '{evaluation['protocol']}', which is no protocol "
+            "of stellar_plugin.protocols."
+        )
+    return named.replace(
+        data=evaluation["data"],
+        **_model(cfg["model"]),
+        **_training(cfg, world_size),
+        **_views(
+            cfg["train_dataloader"]["dataset"].get("pipeline", ()),
+            cfg[f"{part}_dataloader"]["dataset"].get("pipeline", ()),
+        ),
+        evaluation_batch=_evaluation_batch(cfg[f"{part}_evaluator"]),
+    ).replace(**evaluation.get("changes", {}))
+
+
+def _model(model: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {
+        "features": model["backbone"].get("feature", "dense"),
+        "backbone": "frozen" if model["backbone"].get("frozen", True) else "trained",
+        "num_classes": model["decode_head"]["num_classes"],
+    }
+    test = model["test_cfg"]
+    if test["mode"] == "slide":
+        return {**fields, "inference": "sliding window", "stride": test["stride"][0]}
+    if model["type"] == "PatchGridSegmentor":
+        return fields
+    return {**fields, "inference": "whole image", "stride": None}
+
+
+def _training(cfg: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    wrapper, loader, loop = (
+        cfg[name] for name in ("optim_wrapper", "train_dataloader", "train_cfg")
+    )
+    batch = loader["batch_size"] * world_size * wrapper.get("accumulative_counts", 1)
+    parts = (loader, cfg["val_dataloader"])
+    limits = [d["dataset"]["indices"] for d in parts if d["dataset"].get("indices")]
+    fractions = [
+        s["fraction"] for s in cfg.get("param_scheduler", []) if "fraction" in s
+    ]
+    iterations = loop.get("max_iters")
+    return {
+        "optimizer": wrapper["optimizer"]["type"],
+        "lrs": (wrapper["optimizer"]["lr"],),
+        "weight_decay": wrapper["optimizer"].get("weight_decay"),
+        "batch_sizes": (batch,),
+        "limit": min(map(_number, limits)) if limits else None,
+        "iterations": iterations,
+        "epochs": loop.get("max_epochs"),
+        "warmup": round(fractions[0] * iterations) if fractions else None,
+    }
+
+
+def _number(indices: int | Sequence[int]) -> int:
+    return indices if isinstance(indices, int) else len(indices)
+
+
+def _views(train: Sequence[Mapping], test: Sequence[Mapping]) -> dict[str, Any]:
+    """Sizes of both pipelines, by the transforms that have them."""
+    crops, cuts = _steps(train), _steps(test)
+    resize = cuts.get("Resize", {})
+    scale = resize.get("scale", ())
+    crop_size = crops.get("RandomCrop", {}).get("crop_size", (None,))
+    return {
+        "resize": min(scale, default=resize.get("size")),
+        "longest": max(scale, default=None),
+        "crop": cuts.get("CenterCrop", {}).get("size", crop_size[0]),
+        "train_scale": crops.get("RandomResizedCrop", {}).get("scale"),
+        "train_ratio": crops.get("RandomResize", {}).get("ratio_range"),
+    }
+
+
+def _steps(pipeline: Sequence[Mapping]) -> dict[str, Mapping[str, Any]]:
+    """Transforms by name; of `TorchvisionTransform` by the name of what it applies."""
+    return {step.get("name", step["type"]): step for step in pipeline}
+
+
+def _evaluation_batch(evaluator: Mapping | Sequence[Mapping]) -> int | None:
+    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
+    return next((m["batch_size"] for m in metrics if "batch_size" in m), None)

@@ -1,0 +1,204 @@
+"""The stored result of a segmentation run, with its protocol and its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import mmseg
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from mmseg.registry import HOOKS
+
+from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol
+from stellar_plugin.mmseg.labels import check_dataset, check_labels
+
+RESULT_NAME = "result.json"
+META_KEY = "stellar"
+
+
+@HOOKS.register_module()
+class SegmentationResultHook(Hook):
+    """Checks the classes, shows the protocol, stores the result.
+
+    Before training or test the classes of model and data are compared and the protocol
+    card goes to the log. After the last validation, and after a test, `result.json` in
+    the work directory holds the scores (fractions), the card and where the numbers come
+    from; the report command makes tables of such files. Checkpoints carry card and
+    provenance of their training, so that a test by `mim test` knows them.
+
+    A config says by `evaluation = dict(model=..., data=..., protocol=...)` what the
+    result is called; see `stellar_plugin.mmseg.card.run_protocol`.
+    """
+
+    def __init__(self) -> None:
+        self._card: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
+        self._metrics: Mapping[str, float] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the data sets and prints the protocol card."""
+        num_classes = _model(runner).decode_head.num_classes
+        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+            if isinstance(loop, BaseLoop):
+                check_dataset(loop.dataloader.dataset, num_classes)
+        testing = isinstance(runner._test_loop, BaseLoop)
+        part = "test" if testing else "val"
+        self._card = run_protocol(runner.cfg, part, get_world_size()).card()
+        if not testing:
+            _show(runner, self._card)
+
+    def before_train(self, runner: Runner) -> None:
+        """Remembers which weights are probed."""
+        self._origin = _origin(runner, runner.cfg["model"]["backbone"])
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Checks the label values of a batch."""
+        _check_batch(runner, data_batch)
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Checks the label values of a batch."""
+        _check_batch(runner, data_batch)
+
+    def before_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Checks the label values of a batch."""
+        _check_batch(runner, data_batch)
+
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes card and provenance beside the weights."""
+        meta = checkpoint["meta"]
+        meta[META_KEY] = {
+            "card": _reached(self._card, meta["iter"], meta["epoch"]),
+            "provenance": {**self._origin, "iterations": meta["iter"]},
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Takes the training's part of card and provenance from a checkpoint."""
+        if isinstance(runner._train_loop, BaseLoop):
+            return  # resumed: the config of this run says what is trained
+        trained = checkpoint.get("meta", {}).get(META_KEY)
+        if trained is None:
+            path = Path(runner._load_from)
+            self._origin = {"checkpoint": str(path), "sha256": sha256(path)}
+        else:
+            self._origin = trained["provenance"]
+            kept = {k: v for k, v in self._card.items() if k not in TRAINING_FIELDS}
+            card = trained["card"]
+            self._card = kept | {k: card[k] for k in TRAINING_FIELDS if k in card}
+        self._origin["tested"] = str(runner._load_from)
+        _show(runner, self._card)
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Keeps the scores of the latest validation."""
+        self._metrics = metrics
+
+    def after_train(self, runner: Runner) -> None:
+        """Stores the scores of the last validation."""
+        if self._metrics is not None:
+            self._origin["iterations"] = runner.iter
+            self._store(runner, self._metrics, runner.val_loop)
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Stores the scores of a test."""
+        if metrics:
+            self._store(runner, metrics, runner.test_loop)
+
+    def _store(
+        self, runner: Runner, metrics: Mapping[str, float], loop: BaseLoop
+    ) -> None:
+        if not is_main_process():
+            return
+        # "paper/mIoU" is called mIoU too: the protocol tells them apart.
+        scores = {
+            k.rpartition("/")[2]: round(float(v) / 100, 6) for k, v in metrics.items()
+        }
+        result = {
+            "task": "segmentation",
+            "model": runner.cfg["evaluation"]["model"],
+            "data": runner.cfg["evaluation"]["data"],
+            "scores": scores,
+            "protocol": self._card,
+            "provenance": {
+                **self._origin,
+                "seed": runner.seed,
+                "num_images": len(loop.dataloader.dataset),
+                "precision": runner.cfg["optim_wrapper"]["type"],
+                "versions": _versions(),
+            },
+        }
+        path = Path(runner.work_dir) / RESULT_NAME
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        runner.logger.info(f"Result stored in '{path}'.")
+
+
+def sha256(path: Path) -> str | None:
+    """Hash of a file, None where there is none."""
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _model(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _origin(runner: Runner, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    named = (backbone.get("init_cfg") or {}).get("checkpoint", "random weights")
+    path = getattr(_model(runner).backbone, "weights_path", None)
+    return {"checkpoint": str(named), "sha256": sha256(path) if path else None}
+
+
+def _reached(card: Mapping[str, Any], iterations: int, epochs: int) -> dict[str, Any]:
+    """The card of training that may be cut short."""
+    reached = {"iterations": iterations, "epochs": epochs}
+    card = dict(card)
+    for name in reached.keys() & card.keys():
+        if reached[name] < card[name]:
+            card["schedule"] += f", stopped after {reached[name]} of {card[name]}"
+            card[name] = reached[name]
+    return card
+
+
+def _check_batch(runner: Runner, batch: Any) -> None:
+    num_classes = _model(runner).decode_head.num_classes
+    for sample in batch["data_samples"]:
+        if "gt_sem_seg" in sample:
+            labels = sample.gt_sem_seg.data
+            where = f"'{sample.metainfo.get('img_path')}'"
+            check_labels(labels, num_classes, 255, where)
+
+
+def _show(runner: Runner, card: Mapping[str, Any]) -> None:
+    lines = [f"  {name}: {value}" for name, value in card.items()]
+    runner.logger.info("\n".join(["Protocol:", *lines]))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "mmseg": mmseg.__version__,
+        "mmengine": mmengine.__version__,
+    }

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmseg.evaluation import IoUMetric
+from torch import Tensor
+
+from stellar_plugin.mmseg import BatchJaccard
+from stellar_plugin.mmseg.metric import batch_jaccard, count
+from tests import distributed
+
+NUM_CLASSES = 5
+META = {"classes": [str(number) for number in range(NUM_CLASSES)]}
+
+
+def draw(num_images: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Predictions and labels, some ignored; class 4 is rare, so often absent."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.tensor([0.4, 0.3, 0.2, 0.09, 0.01])
+
+    def maps() -> Tensor:
+        shape = (num_images, 3, 4)
+        drawn = torch.multinomial(chances, num_images * 12, True, generator=generator)
+        return drawn.view(shape)
+
+    predictions, labels = maps(), maps()
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    return predictions, labels
+
+
+def samples(predictions: Tensor, labels: Tensor) -> list[dict]:
+    return [
+        {"pred_sem_seg": {"data": p[None]}, "gt_sem_seg": {"data": y[None]}}
+        for p, y in zip(predictions, labels, strict=True)
+    ]
+
+
+def brute_force(predictions: Tensor, labels: Tensor, batch_size: int) -> float:
+    """Loops over batches, classes and cells; percent."""
+    total = 0.0
+    for start in range(0, len(labels), batch_size):
+        cells = list(
+            zip(
+                predictions[start : start + batch_size].flatten().tolist(),
+                labels[start : start + batch_size].flatten().tolist(),
+                strict=True,
+            )
+        )
+        cells = [(p, y) for p, y in cells if y != 255]
+        scores = []
+        for c in range(NUM_CLASSES):
+            union = sum(p == c or y == c for p, y in cells)
+            if union:
+                scores.append(sum(p == c and y == c for p, y in cells) / union)
+        images = min(batch_size, len(labels) - start)
+        total += images * sum(scores) / len(scores)
+    return 100 * total / len(labels)
+
+
+def evaluate(metric: object, predictions: Tensor, labels: Tensor, loader: int) -> float:
+    metric.dataset_meta = META
+    everything = samples(predictions, labels)
+    for start in range(0, len(everything), loader):
+        metric.process({}, everything[start : start + loader])
+    metrics = metric.evaluate(len(everything))
+    return next(v for k, v in metrics.items() if k.endswith("mIoU"))
+
+
+def evaluate_part(folder: Path, rank: int, world_size: int) -> float:
+    """As mmengine shares images out: every second one, the first again at the end."""
+    predictions, labels = draw(7)
+    mine = [*range(7), 0][rank::world_size]
+    metric = BatchJaccard(3, collect_dir=str(folder))
+    metric.dataset_meta = META
+    metric.process({}, samples(predictions[mine], labels[mine]))
+    return metric.evaluate(7)["paper/mIoU"]
+
+
+class TestBatchJaccard:
+    @pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 2048])
+    def test_evaluate__brute_force(self, batch_size: int) -> None:
+        predictions, labels = draw(10)
+        score = evaluate(BatchJaccard(batch_size), predictions, labels, loader=3)
+        expected = brute_force(predictions, labels, batch_size)
+        assert score == pytest.approx(expected, rel=1e-12)
+
+    def test_evaluate__one_batch_is_mmsegs_miou_and_smaller_ones_are_not(self) -> None:
+        MMLogger.get_instance("test_metric")
+        predictions, labels = draw(12, seed=1)
+        theirs = evaluate(IoUMetric(), predictions, labels, loader=5)
+        assert evaluate(BatchJaccard(12), predictions, labels, 5) == pytest.approx(
+            theirs, abs=0.005
+        )
+        assert abs(evaluate(BatchJaccard(3), predictions, labels, 5) - theirs) > 0.1
+
+    def test_evaluate__loader_does_not_matter(self) -> None:
+        predictions, labels = draw(9)
+        scores = {
+            evaluate(BatchJaccard(4), predictions, labels, loader)
+            for loader in (1, 2, 4, 9)
+        }
+        assert len(scores) == 1
+
+    def test_evaluate__batch_without_labels_is_left_out(self) -> None:
+        predictions, labels = draw(4)
+        alone = evaluate(BatchJaccard(2), predictions[:2], labels[:2], 2)
+        labels[2:] = 255
+        assert evaluate(BatchJaccard(2), predictions, labels, 2) == alone
+
+    def test_evaluate__named_as_the_papers(self) -> None:
+        metric = BatchJaccard(2)
+        metric.dataset_meta = META
+        metric.process({}, samples(*draw(2)))
+        assert list(metric.evaluate(2)) == ["paper/mIoU"]
+
+    @pytest.mark.slow
+    def test_two_processes__as_one(self, tmp_path: Path) -> None:
+        predictions, labels = draw(7)
+        expected = evaluate(BatchJaccard(3), predictions, labels, 2)
+        part = partial(evaluate_part, tmp_path / "parts")
+        assert distributed.run(part, tmp_path) == [expected, expected]
+
+    def test_bad_batch_size(self) -> None:
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            BatchJaccard(0)
+
+
+class TestCount:
+    def test_count__by_hand(self) -> None:
+        counts = count(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 1]), 4)
+        assert counts.tolist() == [[1, 1, 0, 0], [2, 3, 1, 0]]
+        # Class 3 is in neither, class 2 in the predictions only.
+        assert batch_jaccard(counts).item() == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
+
+    def test_batch_jaccard__nothing_is_nan(self) -> None:
+        assert math.isnan(batch_jaccard(torch.zeros(2, 3).long()).item())
