@@ -48,12 +48,16 @@ def write_cityscapes(root: Path) -> Path:
     for split in ("train", "val"):
         for i in range(len(SIZES)):
             stem = f"{split}/town/town_{i:06d}"
-            _write_pair(
-                root / f"leftImg8bit/{stem}_leftImg8bit.png",
-                root / f"gtFine/{stem}_gtFine_labelTrainIds.png",
-                i,
-                labels=[*range(19), 255],
-            )
+            for kind, labels in (
+                ("labelTrainIds", [*range(19), 255]),
+                ("labelIds", range(34)),
+            ):
+                _write_pair(
+                    root / f"leftImg8bit/{stem}_leftImg8bit.png",
+                    root / f"gtFine/{stem}_gtFine_{kind}.png",
+                    i,
+                    labels=labels,
+                )
     return root
 
 
@@ -92,23 +96,40 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def tiny_options(checkpoint: Path, data_root: Path) -> list[str]:
-    """What --cfg-options makes of a config: a tiny model, two iterations, this data."""
-    sizes = {"model_name": MODEL_NAME, "num_queries": NUM_QUERIES, **VIT}
+def tiny(checkpoint: Path, data_root: Path, **sizes: object) -> dict[str, object]:
+    """Overrides of a config: a tiny model and this data.
+
+    Args:
+        checkpoint:
+            Weights of the backbone.
+        data_root:
+            Data set that one of the writers made.
+        sizes:
+            More arguments of the backbone.
+    """
+    backbone = {"model_name": MODEL_NAME, "num_queries": NUM_QUERIES, **VIT, **sizes}
     splits = ("train", "val", "test")
-    return [
-        f"model.backbone.init_cfg.checkpoint={checkpoint}",
-        *(f"model.backbone.{name}={value}" for name, value in sizes.items()),
-        f"model.decode_head.in_channels={VIT['embed_dim']}",
-        *(f"{s}_dataloader.dataset.data_root={data_root}" for s in splits),
-        *(f"{s}_dataloader.num_workers=0" for s in splits),
-        *(f"{s}_dataloader.persistent_workers=False" for s in splits),
-        "train_dataloader.batch_size=2",
-        "train_cfg.max_iters=2",
-        "train_cfg.val_interval=2",
-        "default_hooks.checkpoint.interval=2",
-        "default_hooks.logger.interval=1",
-    ]
+    return {
+        "model.backbone.init_cfg.checkpoint": checkpoint,
+        **{f"model.backbone.{name}": value for name, value in backbone.items()},
+        "model.decode_head.in_channels": VIT["embed_dim"],
+        **{f"{s}_dataloader.dataset.data_root": data_root for s in splits},
+        **{f"{s}_dataloader.num_workers": 0 for s in splits},
+        **{f"{s}_dataloader.persistent_workers": False for s in splits},
+        "train_dataloader.batch_size": 2,
+        "default_hooks.logger.interval": 1,
+    }
+
+
+def tiny_options(checkpoint: Path, data_root: Path) -> list[str]:
+    """The same for --cfg-options of a config of the community, two iterations."""
+    options = {
+        **tiny(checkpoint, data_root),
+        "train_cfg.max_iters": 2,
+        "train_cfg.val_interval": 2,
+        "default_hooks.checkpoint.interval": 2,
+    }
+    return [f"{name}={value}" for name, value in options.items()]
 
 
 def run(command: Sequence[str | Path], folder: Path) -> str:

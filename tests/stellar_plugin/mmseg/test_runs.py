@@ -1,0 +1,161 @@
+"""Whole runs of configs on tiny sets, in this process: train, store, test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from timm import create_model
+from torch import Tensor
+
+from stellar_plugin.mmseg.result import sha256
+from stellar_plugin.protocols import (
+    SEGMENTATION_FINETUNE_ADE20K,
+    SEGMENTATION_PAPER_CITYSCAPES,
+    SEGMENTATION_VOC,
+)
+from tests.stellar_plugin.mmseg.mmseg_sets import (
+    REPOSITORY,
+    VIT,
+    WRITERS,
+    tiny,
+    write_checkpoint,
+)
+
+pytestmark = pytest.mark.slow
+
+Build = Callable[..., Runner]
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Makes the runner of a config, as the tools of mmsegmentation do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def build(name: str, options: dict[str, Any], folder: str = "work") -> Runner:
+        cfg = Config.fromfile(REPOSITORY / f"mm_configs/{name}.py")
+        cfg.merge_from_dict({k: _plain(v) for k, v in options.items()})
+        cfg.work_dir = str(tmp_path / folder)
+        cfg.experiment_name = f"{tmp_path.name}_{folder}"
+        cfg.randomness = {"seed": 0}
+        return Runner.from_cfg(cfg)
+
+    return build
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def result(tmp_path: Path, folder: str = "work") -> dict[str, Any]:
+    return json.loads((tmp_path / folder / "result.json").read_text())
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+
+
+def test_paper__train_then_test(build: Build, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "stellar")
+    options = tiny(checkpoint, WRITERS["cityscapes"](tmp_path / "data"))
+    options["train_cfg.max_epochs"] = 2
+    build("stellar_cityscapes_paper", options).train()
+    trained = result(tmp_path)
+
+    expected = SEGMENTATION_PAPER_CITYSCAPES.replace(epochs=2, batch_sizes=(2,)).card()
+    assert trained["protocol"] == expected
+    names = [trained[name] for name in ("task", "model", "data")]
+    assert names == ["segmentation", "STELLAR-B", "Cityscapes"]
+    assert list(trained["scores"]) == ["mIoU"]
+    assert 0 <= trained["scores"]["mIoU"] <= 1
+    provenance = trained["provenance"]
+    assert provenance["sha256"] == sha256(checkpoint / "model.safetensors")
+    assert provenance["checkpoint"] == str(checkpoint)
+    assert provenance["iterations"] == 4  # two epochs of three images in twos
+    assert (provenance["seed"], provenance["num_images"]) == (0, 3)
+    assert set(provenance["versions"]) == {"torch", "mmseg", "mmengine"}
+
+    # Neither the file trained from nor the length of the run are told again.
+    options["model.backbone.init_cfg.checkpoint"] = "nowhere"
+    del options["train_cfg.max_epochs"]
+    saved = tmp_path / "work/epoch_2.pth"
+    build("stellar_cityscapes_paper", {**options, "load_from": saved}, "test").test()
+    tested = result(tmp_path, "test")
+    assert tested["scores"] == trained["scores"]
+    assert tested["protocol"] == trained["protocol"]
+    assert tested["provenance"].pop("tested") == str(saved)
+    assert tested["provenance"] == trained["provenance"]
+
+
+def test_baseline__part_of_the_run(build: Build, tmp_path: Path) -> None:
+    vit = {**VIT, "img_size": 70, "patch_size": 14, "init_values": 1.0}
+    torch.manual_seed(0)
+    encoder = create_model("vit_tiny_patch16_224", num_classes=0, **vit)
+    torch.save(encoder.state_dict(), tmp_path / "dinov2.pth")
+    options = {
+        **tiny(tmp_path / "dinov2.pth", WRITERS["voc"](tmp_path / "data")),
+        **{f"model.backbone.{name}": value for name, value in vit.items()},
+        "model.backbone.model_name": "vit_tiny_patch16_224",
+        "model.backbone.num_queries": 0,
+        "train_cfg.max_iters": 3,
+        "default_hooks.checkpoint.interval": 1,
+        "default_hooks.checkpoint.max_keep_ckpts": -1,
+    }
+    runner = build("dinov2_voc", options)
+    runner.train()
+    # Validated once, at the end; the decay ends with the run.
+    assert [s.end for s in runner.param_schedulers] == [3, 2]
+    card = SEGMENTATION_VOC.replace(iterations=3, warmup=0, batch_sizes=(2,)).card()
+    assert result(tmp_path)["protocol"] == card
+    assert result(tmp_path)["model"] == "DINOv2-B"
+
+    saved = tmp_path / "work/iter_1.pth"
+    build("dinov2_voc", {**options, "load_from": saved}, "test").test()
+    schedule = f"{SEGMENTATION_VOC.schedule}, stopped after 1 of 3"
+    tested = result(tmp_path, "test")
+    assert tested["protocol"] == {**card, "iterations": 1, "schedule": schedule}
+    assert tested["provenance"]["iterations"] == 1
+
+
+def test_finetune__trains_the_backbone(build: Build, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "stellar")
+    options = {
+        **tiny(checkpoint, WRITERS["ade20k"](tmp_path / "data")),
+        "train_cfg.max_epochs": 1,
+    }
+    runner = build("stellar_ade20k_finetune", options)
+    runner.train()
+    card = SEGMENTATION_FINETUNE_ADE20K.replace(epochs=1, batch_sizes=(2,)).card()
+    assert result(tmp_path)["protocol"] == card
+    fresh = build("stellar_ade20k_finetune", options, "fresh").model
+    fresh.init_weights()
+    before, after = fresh.state_dict(), weights(tmp_path / "work/epoch_1.pth")
+    name = "backbone.encoder.vit.blocks.0.attn.qkv.weight"
+    change = (before[name] - after[name]).abs().max().item()
+    assert 0 < change < 1e-3  # two steps of 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "message"),
+    [
+        ("stellar_voc", 20, "has 21 classes, model.decode_head.num_classes is 20"),
+        # Raw ids where train ids are meant.
+        ("stellar_cityscapes", 19, r"has the label values .*19 classes \(0 to 18\)"),
+    ],
+)
+def test_wrong_classes__said_before_training(
+    name: str, num_classes: int, message: str, build: Build, tmp_path: Path
+) -> None:
+    data = WRITERS[name.removeprefix("stellar_")](tmp_path / "data")
+    options = tiny(tmp_path / "nowhere", data)
+    options["model.decode_head.num_classes"] = num_classes
+    if name == "stellar_cityscapes":
+        options["train_dataloader.dataset.seg_map_suffix"] = "_gtFine_labelIds.png"
+    with pytest.raises(ValueError, match=message):
+        build(name, options).train()
