@@ -15,7 +15,8 @@ from lightly_ext.evaluate.linear import run_linear
 from lightly_ext.evaluate.metric_networks import load_networks
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
 from lightly_ext.evaluate.reconstruction import run_reconstruction
-from lightly_ext.evaluate.report_tables import card_differences, shown_score
+from lightly_ext.evaluate.report_scores import shown_score
+from lightly_ext.evaluate.report_tables import card_differences
 from lightly_ext.evaluate.result import RESULT_NAME, Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest

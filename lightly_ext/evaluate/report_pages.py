@@ -10,14 +10,13 @@ from typing import Any
 
 import jinja2
 
+from lightly_ext.evaluate.report_scores import score_title, shown_score
 from lightly_ext.evaluate.report_tables import (
     Column,
     Row,
     Table,
     card_differences,
     learning_gains,
-    score_title,
-    shown_score,
 )
 from lightly_ext.evaluate.result import shown_value
 

@@ -9,42 +9,10 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from lightly_ext.evaluate.published import Published
+from lightly_ext.evaluate.report_scores import SCORES, shown_score
 from lightly_ext.evaluate.result import Result
 from stellar_plugin.protocols import card_digest
 
-
-class Score(NamedTuple):
-    """How a score is shown.
-
-    Attributes:
-        title: Name with unit.
-        scale: What the stored number is multiplied by.
-        digits: Digits behind the point.
-        higher_is_better: What a gain is.
-    """
-
-    title: str
-    scale: float
-    digits: int
-    higher_is_better: bool
-
-
-SCORES = {
-    "accuracy": Score("accuracy, %", 100, 2, True),
-    "mIoU": Score("mIoU, %", 100, 2, True),
-    "fid": Score("FID", 1, 2, False),
-    "lpips": Score("LPIPS", 1, 4, False),
-    "psnr_db": Score("PSNR, dB", 1, 2, True),
-    "ssim": Score("SSIM", 1, 4, True),
-    "foreground_iou": Score("foreground IoU, %", 100, 2, True),
-    "zero_shot_top1": Score("zero-shot top 1, %", 100, 2, True),
-    "zero_shot_top5": Score("zero-shot top 5, %", 100, 2, True),
-    "t2i_recall_1": Score("text to image R@1, %", 100, 2, True),
-    "i2t_recall_1": Score("image to text R@1, %", 100, 2, True),
-    "winoground_text": Score("Winoground text, %", 100, 2, True),
-    "winoground_image": Score("Winoground image, %", 100, 2, True),
-    "mmvp": Score("MMVP, %", 100, 2, True),
-}
 # What the paper's tables show first; every other task comes after, by its name.
 FIRST_TASKS = ("linear-paper", "linear", "knn", "segmentation", "reconstruction")
 Kind = Literal["trained", "untrained", "published"]
@@ -246,22 +214,11 @@ def card_differences(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[A
 
 
 def is_untrained(result: Result) -> bool:
-    """Whether the weights are random."""
-    digest = str(result.provenance.get("sha256", ""))
-    return result.model.endswith("(untrained)") or digest.startswith("random weights")
-
-
-def shown_score(score: str, value: float) -> str:
-    """A score as text, in the unit of its title."""
-    known = SCORES.get(score)
-    if known is None:
-        return f"{value:.4g}"
-    return f"{known.scale * value:.{known.digits}f}"
-
-
-def score_title(score: str) -> str:
-    """Name of a score with its unit."""
-    return SCORES[score].title if score in SCORES else score.replace("_", " ")
+    """Whether the weights are random; mmseg's results name the checkpoint."""
+    of = result.provenance
+    notes = [str(of.get(name, "")) for name in ("sha256", "checkpoint")]
+    random = any(note.startswith("random weights") for note in notes)
+    return random or result.model.endswith("(untrained)")
 
 
 def _rows(results: Sequence[Result]) -> list[Row]:

@@ -12,8 +12,8 @@ from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.published import TABLE_2, Published, all_published
 from lightly_ext.evaluate.report import collect_results, related, run_report
 from lightly_ext.evaluate.report_pages import Report, to_html, to_json, to_markdown
+from lightly_ext.evaluate.report_scores import SCORES
 from lightly_ext.evaluate.report_tables import (
-    SCORES,
     Table,
     build_tables,
     card_differences,
@@ -132,6 +132,18 @@ class TestBuildTables:
         ]
         (table,) = build_tables(results)
         assert [row.title for row in table.rows] == ["a", "a (untrained)"]
+
+    def test_build_tables__random_weights_of_mmseg_are_untrained(self) -> None:
+        card = SEGMENTATION_ADE20K.card()
+        results = [
+            Result("segmentation", "STELLAR", "ADE20K", {"mIoU": 0.1}, card, of)
+            for of in (
+                {"checkpoint": "random weights", "sha256": None, "seed": 0},
+                {"checkpoint": "stellar-b16", "sha256": "12345678", "seed": 0},
+            )
+        ]
+        (table,) = build_tables(results)
+        assert [row.title for row in table.rows] == ["STELLAR", "STELLAR (untrained)"]
 
     def test_build_tables__curves_have_their_points_as_columns(self) -> None:
         protocol = EFFICIENCY.replace(data="a machine")
