@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from lightly_ext.evaluate.images import ImageFiles, folder_images
-from lightly_ext.image_folder import ImageFolderDataset
-from stellar_plugin.protocols import LINEAR_PAPER
+from lightly_ext.evaluate.presets import (
+    PRESETS,
+    TRAIN_SCALE,
+    Preset,
+    image_folders,
+    some_of,
+)
+
+SETS_FOLDER = Path("data")
+IMAGENET = PRESETS["imagenet"]
 
 
 @dataclass(frozen=True)
@@ -34,36 +45,117 @@ class ClassificationSet:
 def find_classification_set(data: str) -> ClassificationSet:
     """Finds a data set for classification.
 
+    Images are in the order of their classes.
+
     Args:
         data:
-            Folder with the parts `train` and `val` or `test`, each with a subfolder of
-            images per class.
+            FOLDER with the parts `train` and `val` (or `test`, if there is no `val`),
+            each with a subfolder of images per class, or in the layout of a data set
+            that is known by name. NAME of such a set in the folder `data/NAME`, or
+            NAME:FOLDER for one elsewhere. Names are those of `presets.PRESETS`.
 
     Raises:
-        ValueError: If the parts are not there or have different classes.
+        FileNotFoundError: If there is no such folder, or something in it is missing.
+        ValueError: If a list cannot be read, a class has no image, the parts have
+            different classes, or they are not as many as the named set has.
     """
-    root = Path(data)
-    parts = []
-    for name in ("train", "val"):
-        found = ImageFolderDataset(root / name, labelled=True)
-        names = [str(found.file(i).relative_to(root / name)) for i in range(len(found))]
-        labels = [] if found.labels is None else found.labels.tolist()
-        parts.append(ImageFiles(root / name, names, labels, found.classes))
-    assert LINEAR_PAPER.train_scale is not None
-    return ClassificationSet(root.name, parts[0], parts[1], LINEAR_PAPER.train_scale)
+    preset, folder = _parse(data)
+    preset = preset or next((p for p in PRESETS.values() if p.is_in(folder)), None)
+    train, test = _read(preset, folder)
+    name, scale = folder.resolve().name, TRAIN_SCALE
+    if preset is None and _is_imagenet(train.classes):
+        preset = IMAGENET
+    _check_classes(f"'{folder}'", train.classes, test.classes)
+    if preset is not None:
+        name, scale = preset.name, preset.train_scale
+        if len(train.classes) != preset.num_classes:
+            raise ValueError(
+                f"{name} has {preset.num_classes} classes, '{folder}' has "
+                f"{len(train.classes)}: give a part of it as a folder, without name."
+            )
+    return ClassificationSet(name, train, test, scale)
 
 
-def find_images(data: str) -> tuple[str, ImageFiles]:
+def find_images(
+    data: str, part: Literal["train", "test"] = "test"
+) -> tuple[str, ImageFiles]:
     """Finds images without labels.
 
     Args:
         data:
-            Folder of images, nested to any depth.
+            FOLDER of images, nested to any depth. Or NAME or NAME:FOLDER of a data set
+            that is known by name, see `find_classification_set`.
+        part:
+            Part of the named data set.
 
     Returns:
         Name of the set in tables, and its images.
 
     Raises:
-        ValueError: If there is no such folder, or no image in it.
+        FileNotFoundError: If there is no such folder, or something in it is missing.
+        ValueError: If there is no image in it, or the named set is not as it should be.
     """
-    return Path(data).name, folder_images(data)
+    preset, folder = _parse(data)
+    if preset is None:
+        return folder.resolve().name, folder_images(folder)
+    found = find_classification_set(data)
+    files = found.train if part == "train" else found.test
+    return found.name, replace(files, labels=None, classes=())
+
+
+def _parse(data: str) -> tuple[Preset | None, Path]:
+    """The named set or None, and its folder."""
+    name, _, folder = data.partition(":")
+    preset = PRESETS.get(name)
+    path = Path(data)
+    if preset is not None:
+        path = Path(folder) if folder else SETS_FOLDER / name
+    if not path.is_dir():
+        where = "" if preset is None else f" for {preset.name}, which is:\n"
+        raise FileNotFoundError(
+            f"There is no folder '{path}'{where}"
+            + (_indented(preset.tree) if preset else ".")
+            + f"\nGive a folder, or NAME for the folder data/NAME, or NAME:FOLDER. "
+            f"Names: {', '.join(PRESETS)}."
+        )
+    if preset is not None and (path / preset.unpacked).is_dir():
+        path = path / preset.unpacked
+    return preset, path
+
+
+def _read(preset: Preset | None, folder: Path) -> tuple[ImageFiles, ImageFiles]:
+    try:
+        return image_folders(folder) if preset is None else preset.read(folder)
+    except FileNotFoundError as error:
+        if preset is None:
+            raise FileNotFoundError(
+                f"{error} Training and test images lie in train/CLASS/*.jpg and "
+                "val/CLASS/*.jpg (or test/CLASS/*.jpg); of other layouts these are "
+                f"known: {', '.join(PRESETS)}."
+            ) from error
+        raise FileNotFoundError(
+            f"{error} {preset.name} is expected as\n{_indented(preset.tree)}"
+        ) from error
+
+
+def _check_classes(where: str, train: Sequence[str], test: Sequence[str]) -> None:
+    only = [sorted(set(a) - set(b)) for a, b in ((train, test), (test, train))]
+    if any(only):
+        texts = [
+            f"{len(names)} only in {part} ({some_of(names)})"
+            for part, names in zip(("training", "test"), only, strict=True)
+            if names
+        ]
+        raise ValueError(
+            f"The parts of {where} have different classes: {', '.join(texts)}."
+        )
+
+
+def _is_imagenet(classes: Sequence[str]) -> bool:
+    return len(classes) == IMAGENET.num_classes and all(
+        re.fullmatch(r"n\d{8}", name) for name in classes
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
