@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.token_index import (
+    Neighbours,
     TokenIndex,
     most_distinct,
+    nearest_tokens,
     prototype_usage,
     unit_length,
 )
@@ -69,6 +71,21 @@ class Search:
     embed: Callable[[Tensor], Tensor]
     width: int
     measure: str
+
+    def run(
+        self, index: TokenIndex, num_neighbours: int, one_per_image: bool
+    ) -> Neighbours:
+        """Searches all tokens; the image of a query is no neighbour of it."""
+        own = torch.tensor([query.image for query in self.queries])
+        return nearest_tokens(
+            index,
+            self.vectors,
+            self.embed,
+            num_neighbours,
+            own,
+            one_per_image,
+            self.width,
+        )
 
 
 def plan_search(

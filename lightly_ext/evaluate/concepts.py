@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightly_ext.evaluate.concept_queries import (
     NO_IMAGE,
     Choice,
@@ -31,7 +29,6 @@ from lightly_ext.evaluate.token_index import (
     Neighbours,
     TokenIndex,
     index_tokens,
-    nearest_tokens,
 )
 from stellar_plugin.protocols import CONCEPTS, Protocol
 from stellar_plugin.visualize import Uint8Array, threshold_maps, token_palette
@@ -104,13 +101,14 @@ def run_concepts(
     _check_model(session)
     plan = plan_search(session, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
+    count = "the nearest token" if one_per_image else "each token"
     protocol = session.protocol(
         CONCEPTS,
         data=name,
         split=f"queries: {wanted}; neighbours: all other images",
         neighbours=num_neighbours,
-        rule=f"{'the nearest token' if one_per_image else 'each token'} of an image; "
-        f"in colour: localization at least {threshold:g} of its maximum in the image",
+        rule=f"{count} of an image; in colour: localization at least {threshold:g} of "
+        "its maximum in the image",
     )
     session.announce(protocol)
     index, num_unreadable = index_tokens(session, files, protocol)
@@ -127,15 +125,7 @@ def run_concepts(
     )
     folder = session.save(result)
     if session.rank == 0:
-        neighbours = nearest_tokens(
-            index,
-            search.vectors,
-            search.embed,
-            num_neighbours,
-            exclude=torch.tensor([query.image for query in search.queries]),
-            one_per_image=one_per_image,
-            width=search.width,
-        )
+        neighbours = search.run(index, num_neighbours, one_per_image)
         found = Found(files, index, search, neighbours, threshold)
         _write(session, found, result, protocol, folder)
     session.fabric.barrier()

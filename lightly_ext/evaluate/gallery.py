@@ -180,7 +180,8 @@ def _figure(tile: Tile, colour: Uint8Array, side: int, kind: str = "") -> str:
         f'<figure class="{kind}" title="{_text(tile.name)}"><div>'
         f'<img src="{_photo(tile.picture, side)}" alt="{_text(tile.alt)}">'
         f'<img class="map" src="{_layer(tile.area, colour)}" alt=""></div>'
-        f"<figcaption>{_text(name)}<br><b>{_text(tile.note)}</b></figcaption></figure>"
+        f"<figcaption><span>{_text(name)}</span><b>{_text(tile.note)}</b></figcaption>"
+        "</figure>"
     )
 
 
@@ -218,11 +219,11 @@ def _text(text: str) -> str:
 def _write(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int
 ) -> None:
-    """Writes a line, cut at its end where it is too long."""
+    """Writes a line. Where it is too long its end stays: there, file names differ."""
     font = ImageFont.load_default(FONT_SIZE)
     text = shown_name(text)
     if draw.textlength(text, font) > width:
-        while text and draw.textlength(f"{text}...", font) > width:
-            text = text[:-1]
-        text = f"{text}..."
+        while text and draw.textlength(f"...{text}", font) > width:
+            text = text[1:]
+        text = f"...{text}"
     draw.text((corner[0], corner[1] + 2), text, INK, font)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,26 @@ class TestCommand:
         assert card["provenance"]["num_unreadable"] == 1
         picture = Image.open(path.parent / "concepts.png")
         assert picture.width > picture.height
+
+    @pytest.mark.slow
+    def test_main__two_processes(
+        self, tmp_path: Path, source: str, images: Path
+    ) -> None:
+        found = []
+        for devices in (1, 2):
+            output = tmp_path / str(devices)
+            for task in ("concepts", "visualize"):
+                run = [task, "--model", source, "--data", str(images)]
+                run += ["--devices", str(devices), *run_options(output)]
+                if devices == 1:
+                    cli.main(run)
+                else:  # Lightning starts the command anew for the second process
+                    command = [sys.executable, "-m", "lightly_ext.cli", *run]
+                    subprocess.run(command, check=True, timeout=120)
+            (neighbours,) = output.glob("out/concepts-*/neighbours.json")
+            (sheet, _) = sorted(output.glob("out/visualize-*/sheet_*.png"))
+            found.append((json.loads(neighbours.read_text()), sheet.read_bytes()))
+        assert found[0] == found[1]
 
     def test_main__impossible(self, tmp_path: Path, source: str, images: Path) -> None:
         options = ["--data", str(images), *run_options(tmp_path)]
