@@ -327,7 +327,7 @@ RECONSTRUCTION = Protocol(
     "resized to the crop (bicubic, antialias), clamped to [0, 1], rounded to 8 bits",
     rule="FID: 2048 features of torch-fidelity's InceptionV3, resized as in TensorFlow "
     "1, float64; LPIPS 0.1: AlexNet; PSNR: RGB, at most 58.9 dB; SSIM: RGB, Gaussian "
-    "window 11 px, sigma 1.5",
+    "windows of 11 px inside the image, sigma 1.5",
     averaging="LPIPS, PSNR in dB and SSIM of each image, mean over images",
 )
 RECONSTRUCTION_SCRATCH = RECONSTRUCTION.replace(

@@ -1,0 +1,271 @@
+"""A frozen encoder and the decoder that makes images of its latent."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.checkpoints import read_checkpoint
+from stellar_plugin.decoder import PixelDecoder, TokenDecoder
+from stellar_plugin.encoder import Factorization
+from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
+
+Decoder = PixelDecoder | TokenDecoder
+Latent = Literal["lowrank", "dense"]
+Target = Literal["pixels", "tokens"]
+
+
+class FrozenAutoencoder(nn.Module):
+    """An encoder that stays as it is, one of its latents, and a decoder.
+
+    Attributes:
+        model:
+            The encoder.
+        latent:
+            "lowrank" or "dense".
+        decoder:
+            Reads the latent.
+        tokenizer:
+            Makes the codes that a `TokenDecoder` predicts, and images of them.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        latent: Latent,
+        decoder: Decoder,
+        tokenizer: MaskGITVQGAN | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.latent = latent
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+
+    @property
+    def target(self) -> Target:
+        """What the decoder predicts."""
+        return "pixels" if isinstance(self.decoder, PixelDecoder) else "tokens"
+
+    def encode(self, images: Tensor) -> tuple[Factorization, Tensor]:
+        """Factorizes uint8 images; the second is the latent (batch_size, n, dim)."""
+        result = self.model(images)
+        return result, select_tokens(result, self.latent)
+
+    def losses(self, images: Tensor) -> Tensor:
+        """Loss of each image: mean squared error, or cross-entropy in nats.
+
+        Args:
+            images:
+                uint8 images with shape (batch_size, 3, height, width).
+
+        Returns:
+            Tensor with shape (batch_size,), with gradient for the decoder alone.
+        """
+        result, latent = self.encode(images)
+        prediction = self.decoder(latent, result.grid_size).float()
+        if self.tokenizer is None:
+            return (prediction - images / 255).square().flatten(1).mean(dim=1)
+        codes = self.codes(images, result.grid_size).flatten(1)
+        loss = F.cross_entropy(prediction.mT, codes, reduction="none")
+        return loss.mean(dim=1)
+
+    def codes(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """The tokenizer's codes of images that are resized to give just this grid.
+
+        Args:
+            images:
+                uint8 images with shape (batch_size, 3, height, width).
+            grid_size:
+                Height and width of the grid of the latent.
+
+        Returns:
+            Codes, int64 with shape (batch_size, *grid_size).
+        """
+        assert self.tokenizer is not None
+        size = [side * self.tokenizer.downsample_factor for side in grid_size]
+        values = images / 255
+        if size != list(images.shape[-2:]):
+            # Upwards as in `Stellar.target_codes`, which never has to go downwards.
+            smaller = size[0] < images.shape[-2]
+            values = F.interpolate(values, size, mode="bicubic", antialias=smaller)
+        return self.tokenizer.encode(values)
+
+    def grid_size(self, crop: int) -> tuple[int, int]:
+        """Grid of the latent of images of a size; raises where something does not fit.
+
+        Args:
+            crop:
+                Side of the images in px.
+
+        Raises:
+            ValueError: If encoder, decoder or tokenizer do not take such images.
+        """
+        device = self.model.mean.device
+        black = torch.zeros(1, 3, crop, crop, dtype=torch.uint8, device=device)
+        with torch.no_grad():
+            self.losses(black)
+        return self.model(black).grid_size
+
+    def to_images(self, prediction: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Makes images, unclamped, of what the decoder returned."""
+        if self.tokenizer is None:
+            return prediction.float()
+        codes = prediction.argmax(dim=-1).unflatten(1, grid_size)
+        return self.tokenizer.decode_unclamped(codes)
+
+
+def build_autoencoder(
+    session: Session,
+    pretrained: bool,
+    latent: Latent,
+    target: Target | None,
+    tokenizer: str | None,
+    crop: int,
+) -> FrozenAutoencoder:
+    """Builds encoder and decoder on the device.
+
+    Args:
+        session:
+            Gives model, seed and device.
+        pretrained:
+            Whether the decoder is the model's own, otherwise it is a new one.
+        latent:
+            What the decoder reads.
+        target:
+            What it predicts. None: what the model's own predicts, "tokens" for a new
+            one.
+        tokenizer:
+            File of the tokenizer; None takes the one inside the model.
+        crop:
+            Side of the images in px.
+
+    Raises:
+        FileNotFoundError: If there is no tokenizer file.
+        ValueError: If the model has no such latent or decoder, or does not fit.
+    """
+    if pretrained:
+        build = _own_decoder(session, latent, target, tokenizer)
+    else:
+        build = _new_decoder(session, latent, target or "tokens", tokenizer, crop)
+    autoencoder = FrozenAutoencoder(session.model, latent, *build)
+    autoencoder.to(session.fabric.device)
+    autoencoder.grid_size(crop)  # finds out early whether everything fits
+    return autoencoder
+
+
+def resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images of another size, bicubic with antialiasing, as `Stellar.reconstruct`."""
+    if list(images.shape[-2:]) == list(size):
+        return images
+    return F.interpolate(images, list(size), mode="bicubic", antialias=True)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of the names and values of a module's tensors, wherever they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _own_decoder(
+    session: Session, latent: Latent, target: Target | None, tokenizer: str | None
+) -> tuple[Decoder, MaskGITVQGAN | None]:
+    stellar = session.load_stellar()
+    if stellar.decoder is None or not _has_decoder(session):
+        raise ValueError(
+            f"'{session.source}' holds no decoder: use --form scratch --train FOLDER."
+        )
+    if latent != "lowrank":
+        raise ValueError(
+            "The pretrained decoder reads the latent 'lowrank': use --form scratch to "
+            f"decode '{latent}'."
+        )
+    if target not in (None, stellar.target):
+        raise ValueError(
+            f"The decoder of '{session.source}' was pretrained with target "
+            f"'{stellar.target}', not '{target}': use --form scratch."
+        )
+    if tokenizer is not None:
+        stellar.load_tokenizer(tokenizer)  # checks the target too
+    if stellar.target == "tokens" and stellar.tokenizer is None:
+        raise ValueError(_no_tokenizer(f"The decoder of '{session.source}'"))
+    # A copy: training changes it.
+    return copy.deepcopy(stellar.decoder), stellar.tokenizer
+
+
+def _has_decoder(session: Session) -> bool:
+    state = read_checkpoint(session.source).state
+    return session.untrained or any(name.startswith("decoder.") for name in state)
+
+
+def _new_decoder(
+    session: Session, latent: Latent, target: Target, tokenizer: str | None, crop: int
+) -> tuple[Decoder, MaskGITVQGAN | None]:
+    model = session.model
+    if latent == "lowrank" and not model.num_queries:
+        raise ValueError(
+            f"'{session.source}' has no latent queries, so no low-rank latent: use "
+            "--latent dense."
+        )
+    if target == "tokens" and tokenizer is None:
+        raise ValueError(f"{_no_tokenizer('A decoder')} Or use --target pixels.")
+    if target == "pixels" and tokenizer is not None:
+        raise ValueError("--tokenizer is for --target tokens, not for pixels.")
+    black = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
+    result = model(black.to(session.fabric.device))
+    dim = select_tokens(result, latent).shape[-1]
+    with torch.random.fork_rng():
+        torch.manual_seed(session.seed)
+        if tokenizer is None:
+            return PixelDecoder(dim, _patch_size(crop, result.grid_size)), None
+        codes = MaskGITVQGAN.from_pretrained(Path(tokenizer))
+        return TokenDecoder(dim, codes.num_codes), codes
+
+
+def _patch_size(crop: int, grid_size: tuple[int, int]) -> int:
+    patch = crop // grid_size[0]
+    if any(side * patch != crop for side in grid_size):
+        raise ValueError(
+            f"A grid of {grid_size[0]} x {grid_size[1]} does not cut {crop} px into "
+            "whole square patches: choose another --crop, or --target tokens."
+        )
+    return patch
+
+
+def _no_tokenizer(what: str) -> str:
+    return (
+        f"{what} predicts codes and needs the tokenizer: add --tokenizer "
+        f"{TOKENIZER_FILE}. {WHERE_TO_GET_IT}."
+    )
+
+
+def decoder_arguments(decoder: Decoder) -> dict[str, Any]:
+    """Arguments that build a decoder of the same sizes."""
+    width = decoder.proj.out_features
+    block: Any = decoder.blocks[0]
+    head: Any = decoder.head
+    own = (
+        {"patch_size": head.kernel_size[0]}
+        if isinstance(decoder, PixelDecoder)
+        else {"num_codes": head.out_features}
+    )
+    return {
+        "embed_dim": decoder.proj.in_features,
+        **own,
+        "decoder_dim": width,
+        "depth": len(decoder.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / width,
+    }

@@ -1,0 +1,12 @@
+"""`stellar evaluate reconstruction` with tiny metric networks, as a process of its own."""
+
+from __future__ import annotations
+
+import sys
+
+from lightly_ext.evaluate import cli, reconstruction
+from tests.lightly_ext.evaluate.metric_weights import tiny_networks
+
+if __name__ == "__main__":
+    reconstruction.load_networks = tiny_networks
+    cli.main(["reconstruction", *sys.argv[1:]])
