@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
+from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar, create_model
@@ -202,12 +202,16 @@ def table_rows(times: Times) -> list[list[str]]:
     sizes = sorted({b for known in times.values() for b in known})
     rows = [["batch size", *map(str, sizes)]]
     for name, known in times.items():
-        rows.append([f"{name}, ms", *(_shown(known.get(b)) for b in sizes)])
+        rows.append([f"{_words(name)}, ms", *(_shown(known.get(b)) for b in sizes)])
     for name in times:
         ratios = _relative(times, name)
         cells = [f"{ratios[b]:.3g}" if b in ratios else "-" for b in sizes]
-        rows.append([f"{name}, x encoder", *cells])
+        rows.append([f"{_words(name)}, x encoder", *cells])
     return rows
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _shown(time: Time | None) -> str:
@@ -221,24 +225,24 @@ def _write(session: Session, result: Result, times: Times) -> None:
     """Prints the table and writes it beside the result, with a plot."""
     folder = session.save(result)
     head, *rows = table_rows(times)
-    table = Table(*head, title=f"Median (IQR), {result.data}")
+    table = Table(title=f"Median (IQR), {result.data}")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
     session.console.print(table)
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     (folder / "efficiency.md").write_text(f"Median (IQR), {result.data}\n\n{text}\n")
-    _plot(times, result.data).savefig(folder / "efficiency.png", dpi=150)
-
-
-def _plot(times: Times, title: str) -> Figure:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, known in times.items():
-        axes.plot(list(known), [t.median for t in known.values()], "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="ms", title=title)
-    sizes = sorted({b for known in times.values() for b in known})
-    axes.set_xticks(sizes, [str(b) for b in sizes])
-    axes.minorticks_off()
-    axes.legend(fontsize="small")
-    return figure
+    medians = {
+        _words(name): {float(b): time.median for b, time in known.items()}
+        for name, known in times.items()
+    }
+    save_line_plot(
+        folder / "efficiency.png",
+        medians,
+        "batch size",
+        "median time, ms",
+        title=result.data,
+        log=True,
+    )

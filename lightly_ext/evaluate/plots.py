@@ -27,6 +27,7 @@ def save_line_plot(
     errors: Mapping[str, Mapping[float, float]] | None = None,
     references: Mapping[str, float] | None = None,
     title: str = "",
+    log: bool = False,
 ) -> None:
     """Draws named series of numbers as lines and saves them as a PNG.
 
@@ -46,6 +47,8 @@ def save_line_plot(
             Values without x, drawn as dashed horizontal lines.
         title:
             Text above the plot.
+        log:
+            Both axes are logarithmic, with a tick at each x.
 
     Raises:
         ValueError: If there is no series, or one without points.
@@ -66,6 +69,11 @@ def save_line_plot(
     for (name, value), style in zip(values, cycle(("--", ":", "-.")), strict=False):
         axes.axhline(value, color=GREY, linestyle=style, lw=1.2, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
+    if log:
+        ticks = sorted({x for points in series.values() for x in points})
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.xaxis.minorticks_off()
     if title:
         axes.set_title(title, fontsize=10)
     _tidy(axes)

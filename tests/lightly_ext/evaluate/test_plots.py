@@ -51,6 +51,19 @@ class TestSaveLinePlot:
         assert inks[1] > inks[0] + 1000
         assert inks[2] > inks[0] + 500
 
+    def test_save_line_plot__powers_are_straight_on_log_axes(
+        self, tmp_path: Path
+    ) -> None:
+        straightness = []
+        for log in (False, True):
+            points = {float(x): float(x**2) for x in range(1, 65)}
+            path = tmp_path / "plot.png"
+            save_line_plot(path, {"S": points}, "x", "y", log=log)
+            image = np.asarray(Image.open(path).convert("RGB")).astype(int)[:450]
+            blue = np.abs(image - [0, 0x72, 0xB2]).max(axis=-1) < 12
+            straightness.append(-np.corrcoef(np.nonzero(blue))[0, 1])
+        assert straightness[0] < 0.99 < 0.998 < straightness[1]
+
     def test_save_line_plot__order_of_points_is_irrelevant(
         self, tmp_path: Path
     ) -> None:
