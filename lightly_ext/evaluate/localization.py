@@ -160,7 +160,7 @@ def best_parts_iou(hits: Tensor, misses: Tensor) -> float:
     share = hits.double() / (hits + misses).clamp_min(1)
     order = share.argsort(descending=True)
     union = hits.sum() + misses[order].cumsum(dim=0)
-    return float((hits[order].cumsum(dim=0) / union.clamp_min(1)).max())
+    return float((hits[order].cumsum(dim=0).double() / union.clamp_min(1)).max())
 
 
 def uniform_parts(num_parts: int, size: tuple[int, int]) -> Tensor:
