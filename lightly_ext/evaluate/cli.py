@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_function_arguments(
         function, as_positional=not needs_session, skip={"session"}
     )
-    values = vars(parser.parse_args(_repeatable(options, function)))
+    options = _flags(_repeatable(options, function), (function, Session))
+    values = vars(parser.parse_args(options))
     try:
         if needs_session:
             names = inspect.signature(Session).parameters
@@ -82,6 +83,20 @@ def _repeatable(options: list[str], function: Callable[..., Any]) -> list[str]:
         f"{name}+{equals}{value}" if name in lists and not value.startswith("[") else o
         for o in options
         for name, equals, value in [o.partition("=")]
+    ]
+
+
+def _flags(options: list[str], functions: Sequence[Callable[..., Any]]) -> list[str]:
+    """Lets options that are switches stand alone: `--untrained` means true."""
+    switches = [
+        f"--{name}"
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation in (bool, "bool")
+    ]
+    return [
+        f"{o}=true" if o in switches and following.startswith("--") else o
+        for o, following in zip(options, [*options[1:], "--"], strict=True)
     ]
 
 
