@@ -8,12 +8,12 @@ from typing import Any
 from stellar_plugin import protocols
 from stellar_plugin.protocols import Protocol
 
+LOSS_NAMES = {"CrossEntropyLoss": "cross-entropy", "LabelledDiceLoss": "Dice"}
 # Fields that training decides on; a test takes them from the checkpoint.
 TRAINING_FIELDS = (
     "train_views",
     "train_scale",
     "train_ratio",
-    "limit",
     "head",
     "backbone",
     "loss",
@@ -21,6 +21,7 @@ TRAINING_FIELDS = (
     "lrs",
     "batch_sizes",
     "weight_decay",
+    "clip",
     "epochs",
     "iterations",
     "warmup",
@@ -58,30 +59,58 @@ def run_protocol(
             f"evaluation.protocol is '{evaluation['protocol']}', which is no protocol "
             "of stellar_plugin.protocols."
         )
-    return named.replace(
-        data=evaluation["data"],
+    train, test = cfg["train_dataloader"], cfg[f"{part}_dataloader"]
+    fields = {
+        "data": evaluation["data"],
+        "limit": smallest(_limit(train["dataset"]), _limit(test["dataset"])),
+        **_views(
+            train["dataset"].get("pipeline", ()), test["dataset"].get("pipeline", ())
+        ),
         **_model(cfg["model"]),
         **_training(cfg, world_size),
-        **_views(
-            cfg["train_dataloader"]["dataset"].get("pipeline", ()),
-            cfg[f"{part}_dataloader"]["dataset"].get("pipeline", ()),
-        ),
-        evaluation_batch=_evaluation_batch(cfg[f"{part}_evaluator"]),
-    ).replace(**evaluation.get("changes", {}))
+        "evaluation_batch": _evaluation_batch(cfg[f"{part}_evaluator"]),
+        **evaluation.get("changes", {}),
+    }
+    return named.replace(**fields)
+
+
+def smallest(*limits: int | None) -> int | None:
+    """The smallest number of images, None where none is limited."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(dataset: Mapping[str, Any]) -> int | None:
+    indices: int | Sequence[int] | None = dataset.get("indices")
+    return len(indices) if isinstance(indices, Sequence) else indices
 
 
 def _model(model: Mapping[str, Any]) -> dict[str, Any]:
+    backbone, head, test = (
+        model[name] for name in ("backbone", "decode_head", "test_cfg")
+    )
     fields = {
-        "features": model["backbone"].get("feature", "dense"),
-        "backbone": "frozen" if model["backbone"].get("frozen", True) else "trained",
-        "num_classes": model["decode_head"]["num_classes"],
+        "features": backbone.get("feature", "dense"),
+        "backbone": "frozen" if backbone.get("frozen", True) else "trained",
+        "num_classes": head["num_classes"],
+        "loss": _loss(head["loss_decode"]),
     }
-    test = model["test_cfg"]
+    if head["type"] != "LinearProbeHead":
+        fields["head"] = head["type"]
     if test["mode"] == "slide":
-        return {**fields, "inference": "sliding window", "stride": test["stride"][0]}
+        window = {"crop": test["crop_size"][0], "stride": test["stride"][0]}
+        return {**fields, **window, "inference": "sliding window"}
     if model["type"] == "PatchGridSegmentor":
         return fields
     return {**fields, "inference": "whole image", "stride": None}
+
+
+def _loss(losses: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    parts = [losses] if isinstance(losses, Mapping) else losses
+    text = " + ".join(LOSS_NAMES.get(part["type"], part["type"]) for part in parts)
+    if len(parts) == 1:
+        return text
+    weights = " and ".join(f"{part.get('loss_weight', 1.0):g}" for part in parts)
+    return f"{text}, weights {weights}"
 
 
 def _training(cfg: Mapping[str, Any], world_size: int) -> dict[str, Any]:
@@ -89,26 +118,19 @@ def _training(cfg: Mapping[str, Any], world_size: int) -> dict[str, Any]:
         cfg[name] for name in ("optim_wrapper", "train_dataloader", "train_cfg")
     )
     batch = loader["batch_size"] * world_size * wrapper.get("accumulative_counts", 1)
-    parts = (loader, cfg["val_dataloader"])
-    limits = [d["dataset"]["indices"] for d in parts if d["dataset"].get("indices")]
-    fractions = [
-        s["fraction"] for s in cfg.get("param_scheduler", []) if "fraction" in s
-    ]
+    schedulers = cfg.get("param_scheduler") or ()
+    fractions = [s["fraction"] for s in schedulers if "fraction" in s]
     iterations = loop.get("max_iters")
     return {
         "optimizer": wrapper["optimizer"]["type"],
         "lrs": (wrapper["optimizer"]["lr"],),
         "weight_decay": wrapper["optimizer"].get("weight_decay"),
+        "clip": wrapper.get("clip_grad", {}).get("max_norm"),
         "batch_sizes": (batch,),
-        "limit": min(map(_number, limits)) if limits else None,
         "iterations": iterations,
         "epochs": loop.get("max_epochs"),
         "warmup": round(fractions[0] * iterations) if fractions else None,
     }
-
-
-def _number(indices: int | Sequence[int]) -> int:
-    return indices if isinstance(indices, int) else len(indices)
 
 
 def _views(train: Sequence[Mapping], test: Sequence[Mapping]) -> dict[str, Any]:

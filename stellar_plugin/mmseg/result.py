@@ -17,7 +17,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 
-from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol
+from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
 from stellar_plugin.mmseg.labels import check_dataset, check_labels
 
 RESULT_NAME = "result.json"
@@ -97,9 +97,7 @@ class SegmentationResultHook(Hook):
             self._origin = {"checkpoint": str(path), "sha256": sha256(path)}
         else:
             self._origin = trained["provenance"]
-            kept = {k: v for k, v in self._card.items() if k not in TRAINING_FIELDS}
-            card = trained["card"]
-            self._card = kept | {k: card[k] for k in TRAINING_FIELDS if k in card}
+            self._card = _tested(self._card, trained["card"])
         self._origin["tested"] = str(runner._load_from)
         _show(runner, self._card)
 
@@ -182,13 +180,21 @@ def _reached(card: Mapping[str, Any], iterations: int, epochs: int) -> dict[str,
     return card
 
 
+def _tested(card: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of a test: training as it was, the rest as the config says now."""
+    fields = {k: v for k, v in card.items() if k not in TRAINING_FIELDS}
+    fields |= {k: trained[k] for k in TRAINING_FIELDS if k in trained}
+    limit = smallest(card.get("limit"), trained.get("limit"))
+    return fields if limit is None else {**fields, "limit": limit}
+
+
 def _check_batch(runner: Runner, batch: Any) -> None:
-    num_classes = _model(runner).decode_head.num_classes
+    head = _model(runner).decode_head
     for sample in batch["data_samples"]:
         if "gt_sem_seg" in sample:
             labels = sample.gt_sem_seg.data
             where = f"'{sample.metainfo.get('img_path')}'"
-            check_labels(labels, num_classes, 255, where)
+            check_labels(labels, head.num_classes, head.ignore_index, where)
 
 
 def _show(runner: Runner, card: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ from stellar_plugin.protocols import SEGMENTATION_VOC
 CONFIGS = Path(__file__).parents[3] / "mm_configs"
 
 
+@lru_cache
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / f"{name}.py")
+
+
 def changed(options: dict[str, Any], name: str = "stellar_voc") -> Config:
     """A config as --cfg-options changes it."""
-    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    cfg = copy.deepcopy(load(name))
     cfg.merge_from_dict(options)
     return cfg
 
@@ -34,6 +41,20 @@ class TestRunProtocol:
             ({"model.test_cfg.stride": (100, 100)}, {"stride": 100}),
             ({"train_dataloader.dataset.indices": 30}, {"limit": 30}),
             ({"val_dataloader.dataset.indices": [0, 7]}, {"limit": 2}),
+            (
+                {
+                    "train_dataloader.dataset.indices": 9,
+                    "val_dataloader.dataset.indices": 3,
+                },
+                {"limit": 3},
+            ),
+            ({"optim_wrapper.clip_grad": {"max_norm": 5.0}}, {"clip": 5.0}),
+            ({"model.test_cfg.crop_size": (640, 640)}, {"crop": 640}),
+            ({"model.decode_head.type": "FCNHead"}, {"head": "FCNHead"}),
+            (
+                {"model.decode_head.loss_decode.type": "FocalLoss"},
+                {"loss": "FocalLoss"},
+            ),
             ({"evaluation.data": "Mine"}, {"data": "Mine"}),
             ({"evaluation.changes": {"classes": "two"}}, {"classes": "two"}),
         ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightly_ext.evaluate.result import Result
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     REPOSITORY,
     WRITERS,
@@ -51,6 +52,11 @@ class TestMim:
         # Four boards of flat colours are no task: the probe has to learn them.
         assert miou(output) > 10
         assert (tmp_path / "probe/iter_300.pth").is_file()
+        stored = Result.load(tmp_path / "probe/result.json")
+        assert stored.scores["mIoU"] == pytest.approx(miou(output) / 100, abs=1e-6)
+        assert (stored.task, stored.data) == ("segmentation", "digit boards")
+        assert stored.protocol["features"] == "lowrank"
+        assert "  iterations: 300\n  warmup: 30\n" in output
 
     def test_train__no_checkpoint(self, tmp_path: Path) -> None:
         options = tiny_options(tmp_path / "nowhere", WRITERS["voc"](tmp_path / "data"))

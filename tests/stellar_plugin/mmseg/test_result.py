@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stellar_plugin.mmseg.result import _reached, sha256
+from stellar_plugin.mmseg.result import _reached, _tested, sha256
 
 
 class TestSha256:
@@ -40,3 +40,14 @@ class TestReached:
         self, card: dict[str, object], expected: dict[str, object]
     ) -> None:
         assert _reached(card, iterations=8, epochs=2) == expected
+
+
+class TestTested:
+    def test_training_as_it_was_the_rest_as_it_is(self) -> None:
+        trained = {"iterations": 4, "lrs": [1.0], "stride": 9, "limit": 5, "epochs": 1}
+        card = {"iterations": 40, "warmup": 3, "stride": 7, "name": "x"}
+        expected = {"iterations": 4, "lrs": [1.0], "stride": 7, "name": "x"}
+        assert _tested(card, trained) == {**expected, "limit": 5, "epochs": 1}
+        assert _tested({**card, "limit": 2}, trained)["limit"] == 2
+        del trained["limit"]
+        assert "limit" not in _tested(card, trained)
