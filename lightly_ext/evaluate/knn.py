@@ -2,15 +2,102 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from lightly.utils.benchmarking import knn_predict
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightly_ext.evaluate.datasets import find_classification_set
+from lightly_ext.evaluate.features import pooled_features
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import KNN
+
 NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
+# exp(1 / temperature) must fit into float32, and a sum of them too.
+MIN_TEMPERATURE = 0.0125
+QUERIES_AT_ONCE = 1024
 # 256 MiB in float32: all queries of ImageNet against its training set are 256 GB.
-SIMILARITIES_AT_ONCE = 2**26
+NUMBERS_AT_ONCE = 2**26
+
+
+def run_knn(
+    session: Session,
+    data: str,
+    features: str = "auto",
+    neighbours: int = NUM_NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Result:
+    """Accuracy of k nearest neighbours: nothing is trained.
+
+    Args:
+        session:
+            Gives the model.
+        data:
+            Folder with `train` and `val` or `test`, each with a folder of images per
+            class; or the NAME of a known set in data/NAME, or NAME:FOLDER: imagenet,
+            pets, food101, glas, places365, places365-large.
+        features:
+            "auto", where the objective of the method acts, or one of sparse, dense,
+            cls, cls+dense and lowrank.
+        neighbours:
+            Number of training images that vote.
+        temperature:
+            Temperature of the votes.
+
+    Returns:
+        The result, which is stored too.
+
+    Raises:
+        ValueError: If an option or the data set is impossible.
+        RuntimeError: If too many images are unreadable, or features are not finite.
+    """
+    found = find_classification_set(data)
+    train, test = (p.limited(session.limit) for p in (found.train, found.test))
+    _check_options(neighbours, temperature, len(train))
+    protocol = session.protocol(
+        KNN,
+        data=found.name,
+        features=features,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
+    feature = session.model.resolve_feature(features)
+    session.say(
+        f"{found.name}: {len(train)} training images, {len(test)} test images, "
+        f"{len(train.classes)} classes; {feature} features."
+    )
+    session.announce(protocol)
+    bank, bank_labels, lost_train = pooled_features(session, train, protocol, feature)
+    queries, labels, lost_test = pooled_features(session, test, protocol, feature)
+    if not (bank.isfinite().all() and queries.isfinite().all()):
+        raise RuntimeError(
+            f"Features of '{session.name}' are not finite at precision "
+            f"{session.precision}: use --precision 32-true."
+        )
+    device = session.fabric.device
+    voters = Voters(bank.to(device), bank_labels.to(device), neighbours, temperature)
+    # Every process cuts the same blocks: others would round differently.
+    share = voters.blocks(queries, labels)[session.rank :: session.world_size]
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for block in session.progress(share, "neighbours", len(share)):
+        correct += voters.num_correct(*block)
+    total: Any = session.fabric.all_reduce(correct, reduce_op="sum")
+    result = session.result(
+        "knn",
+        found.name,
+        protocol,
+        {"accuracy": int(total) / len(labels), "num_test": len(labels)},
+        feature=feature,
+        num_train=len(bank),
+        unreadable={"train": lost_train, "test": lost_test},
+    )
+    session.save(result)
+    return result
 
 
 def knn_accuracy(
@@ -24,7 +111,7 @@ def knn_accuracy(
     """Accuracy of cosine-weighted voting among the nearest training features.
 
     A neighbour with cosine similarity c votes for its class with weight
-    exp(c / temperature), as in [0].
+    exp(c / temperature), as in [0]. Computed in float32, whatever the features are.
 
     - [0]: Unsupervised Feature Learning via Non-Parametric Instance-level
       Discrimination, 2018, https://arxiv.org/abs/1805.01978
@@ -47,24 +134,68 @@ def knn_accuracy(
         Fraction of test samples that are classified correctly, in 0 to 1.
 
     Raises:
-        ValueError: If there are fewer training samples than neighbours.
+        ValueError: If there are fewer training samples than neighbours, or the
+            temperature is too low for float32.
     """
-    if not 1 <= num_neighbours <= len(train_features):
+    _check_options(num_neighbours, temperature, len(train_features))
+    voters = Voters(train_features, train_labels, num_neighbours, temperature)
+    blocks = voters.blocks(test_features, test_labels)
+    correct = sum(voters.num_correct(*block) for block in blocks)
+    return int(correct) / len(test_labels)
+
+
+class Voters:
+    """Training samples that vote on the class of others.
+
+    Args:
+        features:
+            Tensor with shape (num_train, dim).
+        labels:
+            Class indices with shape (num_train,), int64.
+        num_neighbours:
+            Number of voting neighbours, at most `num_train`.
+        temperature:
+            Temperature of the votes.
+    """
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, num_neighbours: int, temperature: float
+    ) -> None:
+        self.bank = F.normalize(features.float(), dim=1).T
+        self.labels = labels
+        self.num_classes = int(labels.max()) + 1
+        self.num_neighbours = num_neighbours
+        self.temperature = temperature
+
+    def blocks(self, features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cuts queries, so that similarities and votes of a block fit into memory."""
+        numbers = max(len(self.labels), self.num_neighbours * self.num_classes)
+        rows = max(1, min(QUERIES_AT_ONCE, NUMBERS_AT_ONCE // numbers))
+        return list(zip(features.split(rows), labels.split(rows), strict=True))
+
+    def num_correct(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Number of queries that get their own class, int64 without a shape."""
+        device = self.bank.device
+        with torch.autocast(device.type, enabled=False):
+            classes = knn_predict(
+                feature=F.normalize(features.to(device).float(), dim=1),
+                feature_bank=self.bank,
+                feature_labels=self.labels,
+                num_classes=self.num_classes,
+                knn_k=self.num_neighbours,
+                knn_t=self.temperature,
+            )[:, 0]
+        return (classes == labels.to(device)).sum()
+
+
+def _check_options(num_neighbours: int, temperature: float, num_train: int) -> None:
+    if not 1 <= num_neighbours <= num_train:
         raise ValueError(
-            f"num_neighbours must be in 1 to {len(train_features)}, the number of "
+            f"The number of neighbours must be in 1 to {num_train}, the number of "
             f"training samples, got {num_neighbours}."
         )
-    bank = F.normalize(train_features, dim=1).T
-    rows = max(1, SIMILARITIES_AT_ONCE // len(train_features))
-    ranking = [
-        knn_predict(
-            feature=F.normalize(queries, dim=1),
-            feature_bank=bank,
-            feature_labels=train_labels,
-            num_classes=int(train_labels.max()) + 1,
-            knn_k=num_neighbours,
-            knn_t=temperature,
-        )[:, 0]
-        for queries in test_features.split(rows)
-    ]
-    return float((torch.cat(ranking) == test_labels).float().mean())
+    if not MIN_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(
+            f"The temperature must be at least {MIN_TEMPERATURE}, got {temperature}: "
+            "votes are exp(similarity / temperature) in float32."
+        )

@@ -11,7 +11,7 @@ class TestKnnAccuracy:
     def test_knn_accuracy__against_brute_force(
         self, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lightly_ext.evaluate.knn.SIMILARITIES_AT_ONCE", at_once)
+        monkeypatch.setattr("lightly_ext.evaluate.knn.NUMBERS_AT_ONCE", at_once)
         generator = torch.Generator().manual_seed(0)
         train = torch.randn(60, 8, generator=generator)
         test = torch.randn(40, 8, generator=generator)
@@ -41,5 +41,5 @@ class TestKnnAccuracy:
 
     def test_knn_accuracy__too_few_samples(self) -> None:
         features, labels = torch.eye(5), torch.arange(5)
-        with pytest.raises(ValueError, match=r"num_neighbours must be in 1 to 5.*20"):
+        with pytest.raises(ValueError, match=r"must be in 1 to 5.*got 20"):
             knn_accuracy(features, labels, features, labels)
