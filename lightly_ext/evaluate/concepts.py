@@ -113,13 +113,15 @@ def run_concepts(
     session.announce(protocol)
     index, num_unreadable = index_tokens(session, files, protocol)
     _check_index(index, files)
-    search = plan(index)
     num_images = len(index.readable)
+    num_tokens = num_images * index.num_tokens
+    session.say(f"Searching {num_tokens} tokens.")
+    search = plan(index)
     result = session.result(
         "concepts",
         name,
         protocol,
-        {"num_images": num_images, "num_tokens": num_images * index.num_tokens},
+        {"num_images": num_images, "num_tokens": num_tokens},
         similarity=search.measure,
         num_unreadable=num_unreadable,
     )
