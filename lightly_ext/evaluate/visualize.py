@@ -124,7 +124,7 @@ def _check(num_images: int, tokens: bool, threshold: float | None) -> None:
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
     if threshold is not None and not tokens:
-        raise ValueError("threshold is about single tokens: add --tokens true.")
+        raise ValueError("threshold is about single tokens: add --tokens.")
 
 
 def _find(data: str) -> tuple[str, ImageFiles]:

@@ -132,7 +132,7 @@ class TestRunVisualize:
         cli.main(
             [
                 *("visualize", "--model", source, "--data", str(folder)),
-                *("--tokens", "true", "--threshold", "0.5", *run_options(tmp_path)),
+                *("--tokens", "--threshold", "0.5", *run_options(tmp_path)),
             ]
         )
         output = capsys.readouterr().out
@@ -168,7 +168,7 @@ class TestRunVisualize:
             run_visualize(session, str(folder), num_images=0)
         with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
             run_visualize(session, str(folder), tokens=True, threshold=2)
-        with pytest.raises(ValueError, match="add --tokens true"):
+        with pytest.raises(ValueError, match="add --tokens"):
             run_visualize(session, str(folder), threshold=0.5)
 
 
