@@ -10,10 +10,15 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from lightly_ext.evaluate.datasets import find_classification_set, find_images
+from lightly_ext.evaluate.datasets import (
+    ClassificationSet,
+    find_classification_set,
+    find_images,
+)
 from lightly_ext.evaluate.linear import run_linear
 from lightly_ext.evaluate.metric_networks import load_networks
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
+from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.reconstruction import run_reconstruction
 from lightly_ext.evaluate.report_scores import shown_score
 from lightly_ext.evaluate.report_tables import card_differences
@@ -77,7 +82,7 @@ def run_rank(
     """
     sessions = sessions_by_rank(session, others)
     classes = find_classification_set(data)
-    images = images or str(classes.test.root)
+    images = images or _test_images(data, classes)
     networks = load_networks(session, inception, lpips_net).identity
     probe = session.protocol(LINEAR, data=classes.name)
     decoding = session.protocol(
@@ -155,6 +160,18 @@ def stored_result(session: Session, protocol: Protocol) -> Result | None:
             session.say(f"{session.name}: {result.task} is stored in {path.parent}.")
             return result
     return None
+
+
+def _test_images(data: str, classes: ClassificationSet) -> str:
+    """What `find_images` finds the test images of a classification set by."""
+    if data.partition(":")[0] in PRESETS:
+        return data
+    if classes.test.root == classes.train.root:
+        raise ValueError(
+            f"Training and test images share '{classes.test.root}': name the images to "
+            "reconstruct with --images FOLDER."
+        )
+    return str(classes.test.root)
 
 
 def _check_cards(points: Sequence[RankPoint]) -> None:

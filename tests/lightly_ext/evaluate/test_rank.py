@@ -8,6 +8,8 @@ import pytest
 
 from lightly_ext.evaluate import rank, reconstruction
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.datasets import ClassificationSet
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.rank import run_rank, sessions_by_rank, stored_result
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
@@ -156,6 +158,17 @@ class TestRunRank:
         ):
             run_rank(make_session(tmp_path, first), data, [other])
 
+    def test_run_rank__training_images_are_not_reconstructed(
+        self, tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = ImageFiles(tmp_path, ["a.png"], [0], ["a"])
+        found = ClassificationSet("pets", files, files, (0.5, 1.0))
+        monkeypatch.setattr(rank, "find_classification_set", lambda data: found)
+        first, other = write_models(tmp_path, 4, 2)
+        with pytest.raises(ValueError, match=r"share '.*': name the images"):
+            run_rank(make_session(tmp_path, first), str(tmp_path), [other])
+        assert not fakes.calls
+
     def test_run_rank__command(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -167,7 +180,7 @@ class TestRunRank:
         main(
             [
                 *("rank", "--model", first, "--others", other, "--data", str(data)),
-                *("--images", str(images), "--force", "true"),
+                *("--images", str(images), "--force"),
                 *run_options(tmp_path),
             ]
         )
