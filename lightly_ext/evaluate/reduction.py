@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -51,7 +52,7 @@ class ImageMeans(Generic[Name]):
         """Means over the images of all processes, the same in each process.
 
         Raises:
-            RuntimeError: If no image has one of the numbers.
+            RuntimeError: If no image has one of the numbers, or it is not finite.
         """
         total = reduce_sum(session, torch.stack(list(self._sums.values())))
         return {
@@ -104,5 +105,10 @@ def _mean(name: object, total: float, squares: float, count: float) -> Mean:
     if not count:
         raise RuntimeError(f"No image gave a value of {name}.")
     mean = total / count
+    if not math.isfinite(mean):
+        raise RuntimeError(
+            f"{name} is not finite for some image: broken weights, or too little range "
+            "in this precision; try 32-true."
+        )
     variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
     return Mean(mean, (variance / count) ** 0.5, int(count))

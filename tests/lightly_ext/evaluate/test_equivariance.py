@@ -154,11 +154,10 @@ class TestRunEquivariance:
     ) -> None:
         sets = make_board_sets(0, num_train=6, num_test=1, num_train_single=4)
         export_image_folders(sets, tmp_path / "boards")
-        (tmp_path / "boards" / "train" / "broken.png").write_bytes(b"not a PNG")
         data = str(tmp_path / "boards")
         source = write_model(tmp_path / "model")
         options = [*run_options(tmp_path), "--resize", "62", "--data", data]
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="one image; another one is its"):
             main(["equivariance", "--model", source, *options, "--limit", "1"])
         options[-1] = str(tmp_path / "boards" / "single")
         main(["equivariance", "--model", source, *options])
@@ -172,6 +171,25 @@ class TestRunEquivariance:
         assert 0 < changes["5"] < changes["30"]
         assert (folder / "equivariance.png").stat().st_size < 100_000
         assert "||S'[match] - S||_F" in capsys.readouterr().out
+
+    def test_run_equivariance__bf16(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        data = str(write_images(tmp_path / "images", 4, size=(64, 64)))
+        scores = []
+        for precision in ("32-true", "bf16-mixed"):
+            session = Session(
+                source,
+                precision=precision,  # type: ignore[arg-type]
+                **{"output": str(tmp_path / precision), "accelerator": "cpu"},
+                **{"num_workers": 0, "resize": 62, "crop": 32},
+            )
+            scores.append(run_equivariance(session, data).scores)
+        full, half = scores
+        assert half["change_of_s"]["0"] == half["change_of_l"]["0"] == 0.0
+        for px in ("15", "30"):
+            value = full["change_of_s"][px]
+            assert half["change_of_s"][px] == pytest.approx(value, rel=0.1)
+            assert half["change_of_s"][px] != value
 
     def test_run_equivariance__unreadable_images(self, tmp_path: Path) -> None:
         data = _ramps(tmp_path / "ramps", 24)

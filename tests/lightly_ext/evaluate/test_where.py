@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.where import run_where, token_parts
 from stellar_plugin.encoder import Factorization
-from tests import distributed
 from tests.lightly_ext.evaluate.small import run_options, write_model
 
 PATCH = 8
@@ -299,29 +296,6 @@ class TestRunWhere:
             assert stored["protocol"]["classes"] == classes
             picture = Image.open(folder / "where.png")
             assert picture.size == (6 * 34 + 2, 3 * 34 + 2)
-
-    @pytest.mark.slow
-    def test_run_where__two_processes_as_one(self, tmp_path: Path) -> None:
-        data = _write_set(tmp_path, *_random_set(7))
-        (tmp_path / "meet").mkdir()
-        work: Callable[..., dict[str, float]] = partial(_scores, tmp_path, data)
-        parts = distributed.run(work, tmp_path / "meet")
-        alone = run_where(_session(tmp_path), **data)
-        assert parts[0] == pytest.approx(dict(alone.scores), abs=1e-14)
-        assert parts[0] == parts[1]
-
-
-def _scores(
-    folder: Path, data: dict[str, str], rank: int, world_size: int
-) -> dict[str, float]:
-    """Scores of one of several processes, started as torchrun does."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-    names |= {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost")
-    session = _session(folder, devices=world_size)
-    assert session.world_size == world_size
-    return dict(run_where(session, **data).scores)
 
 
 class TestTokenParts:
