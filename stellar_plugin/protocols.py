@@ -58,7 +58,7 @@ class Protocol:
         classes: The classes, or how label values become classes.
         num_classes: Number of classes.
         neighbours: Number of voting neighbours.
-        temperature: Temperature of the votes.
+        temperature: Temperature of the votes, or of the loss at the start.
         head: The trained part.
         target: What a decoder predicts.
         backbone: "frozen" or "trained", where that is a choice.
@@ -395,4 +395,31 @@ WHERE = Protocol(
     "with its best token, one_to_one: with the tokens assigned at most once, best sum; "
     "grid: as many equal rectangles as tokens; ignored px count nowhere",
     averaging="over the labels of an image, then over images",
+)
+# Share of the steps in which the learning rate of the probe rises.
+ALIGN_TEXT_WARMUP = 0.05
+# Largest inverse temperature, as in CLIP.
+ALIGN_TEXT_MOST_SCALE = 100.0
+ALIGN_TEXT = Protocol(
+    name="align-text",
+    source="STELLAR appendix B.3; training data, text tower, tokens, optimiser and "
+    "schedule are our choice",
+    split="90 % train the probe, 10 % (5000 at most) are watched",
+    features="auto",
+    resize=256,
+    crop=224,
+    train_views="the same crops as at test time; one caption of an image per epoch",
+    head="LayerNorm, attention pooling (1 learned query, MLP), linear to the texts",
+    backbone="frozen",
+    temperature=0.07,
+    loss="symmetric InfoNCE over the batch; temperature is learned from this start, "
+    "1 / temperature at most 100",
+    optimizer="AdamW, decay on matrices only",
+    lrs=(1e-3,),
+    batch_sizes=(1024,),
+    weight_decay=0.1,
+    clip=1.0,
+    epochs=10,
+    schedule="linear warm-up in the first 5 % of the steps, cosine to 0",
+    averaging="over images, texts, examples or visual patterns",
 )
