@@ -276,7 +276,8 @@ def _test(
     head = heads.module(best)
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.data = session.fabric.all_reduce(parameter.data, reduce_op="sum")
+            total: Any = session.fabric.all_reduce(parameter.data, reduce_op="sum")
+            parameter.copy_(total)
         metrics = accuracies(heads.num_classes).to(session.fabric.device)
         share = torch.arange(session.rank, len(test), session.world_size)
         for features, labels in test.blocks(order=share):

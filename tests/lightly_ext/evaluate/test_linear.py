@@ -248,7 +248,7 @@ class TestRunLinearPaper:
         files = split.data.train
         for number in split.kept[:2].tolist():
             (files.root / files.names[number]).write_bytes(b"no image")
-        with pytest.raises(RuntimeError, match="2 of 22 images in .* are unreadable"):
+        with pytest.raises(RuntimeError, match=r"2 of 22 images in .* unreadable"):
             run_linear_paper(session, str(data), epochs=1, **GRID)
 
 
@@ -269,7 +269,7 @@ class TestViewFeatures:
         assert torch.equal(
             torch.cat([labels for _, labels in blocks]), files.label_tensor[order]
         )
-        again, other = list(views.blocks(1, 24))[0], list(views.blocks(2, 24))[0]
+        again, other = (next(views.blocks(epoch, 24)) for epoch in (1, 2))
         torch.testing.assert_close(torch.cat([x for x, _ in blocks]), again[0])
         assert not torch.allclose(again[0].sum(0), other[0].sum(0))
 
@@ -396,18 +396,16 @@ def test_linear_paper__from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["linear", "linear-paper"])
 def test_linear__two_processes_equal_one(tmp_path: Path, task: str) -> None:
     data = write_classes(tmp_path / "data", num=9)
-    model = write_model(tmp_path / "model")
-    results = []
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        options = ["--model", model, "--data", str(data), *run_options(folder)]
-        options += ["--lrs", "[0.0003,0.001,0.01]", "--batch_sizes", "[4,8]"]
-        options += ["--epochs", "3", "--devices", str(devices)]
-        command = [sys.executable, "-m", "lightly_ext.cli", "evaluate", task]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *options], check=True, env=environment)
-        results.append(_stored(folder))
-    one, two = results
+    lrs, batch_sizes = [3e-4, 1e-3, 1e-2], [4, 8]
+    session = _session(tmp_path, output=str(tmp_path / "1"))
+    run = run_linear if task == "linear" else run_linear_paper
+    one = run(session, str(data), epochs=3, lrs=lrs, batch_sizes=batch_sizes)
+    command = [sys.executable, "-m", "lightly_ext.cli", "evaluate", task]
+    command += ["--model", session.source, "--data", str(data), "--epochs", "3"]
+    command += ["--lrs", str(lrs), "--batch_sizes", str(batch_sizes)]
+    command += [*run_options(tmp_path / "2"), "--devices", "2"]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = _stored(tmp_path / "2")
     assert one.scores == two.scores
     assert one.provenance["num_train"] == two.provenance["num_train"] == 24
     for name in ("held_out_accuracies", "chosen_lr", "chosen_batch_size"):
