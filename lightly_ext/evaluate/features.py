@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from stellar_plugin.protocols import Protocol
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
 TODO, DONE, UNREADABLE = 0, 1, 2
 MOST_UNREADABLE = 0.05
+SECONDS_BETWEEN_WRITES = 10
 
 
 @dataclass(frozen=True)
@@ -117,19 +121,50 @@ def cache_features(
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes}
     todo = np.flatnonzero(state == TODO)
     session.fabric.barrier()  # nobody fills in before everybody has looked
-    if len(todo) and len(todo) < len(files):
-        session.say(f"{len(files) - len(todo)} of {len(files)} images are cached.")
-    share = todo[session.rank :: session.world_size].tolist()
-    loader = session.loader(images, share)
-    for batch in session.progress(loader, kind, len(loader)):
-        rows = batch.number.numpy()
-        for name, values in _compute(session, compute, batch.image).items():
-            arrays[name][rows] = values.cpu().numpy()
-            arrays[name].flush()
-        state[rows] = np.where(batch.readable.numpy(), DONE, UNREADABLE)
-        state.flush()
+    if len(todo):
+        if len(todo) < len(files):
+            session.say(f"{len(files) - len(todo)} of {len(files)} images are cached.")
+        share = todo[session.rank :: session.world_size].tolist()
+        loader = session.loader(images, share)
+        batches = session.progress(loader, kind, len(loader))
+        _fill(batches, partial(_compute, session, compute), arrays, state)
     session.fabric.barrier()
     return _opened(session, files, folder, list(shapes))
+
+
+def _fill(
+    batches: Iterable[Any],
+    compute: Callable[[Tensor], Mapping[str, Tensor]],
+    arrays: Mapping[str, np.memmap[Any, Any]],
+    state: np.memmap[Any, Any],
+) -> None:
+    """Computes batches; what is done is on disk within seconds, also after an error."""
+    reached = np.array(state)
+    written = time.monotonic()
+    try:
+        for batch in batches:
+            rows = batch.number.numpy()
+            for name, values in compute(batch.image).items():
+                arrays[name][rows] = values.cpu().numpy()
+            reached[rows] = np.where(batch.readable.numpy(), DONE, UNREADABLE)
+            if time.monotonic() > written + SECONDS_BETWEEN_WRITES:
+                _write(arrays, state, reached)
+                written = time.monotonic()
+    finally:
+        _write(arrays, state, reached)
+
+
+def _write(
+    arrays: Mapping[str, np.memmap[Any, Any]],
+    state: np.memmap[Any, Any],
+    reached: NDArray[np.uint8],
+) -> None:
+    """Puts features on disk, and only then that they are there."""
+    for array in arrays.values():
+        array.flush()
+    # Other processes write the state of other images.
+    np.copyto(state, reached, where=reached != TODO)
+    state.flush()
 
 
 def _compute(session: Session, compute: Compute, images: Tensor) -> dict[str, Tensor]:
