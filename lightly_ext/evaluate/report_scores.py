@@ -32,6 +32,7 @@ SCORES = {
     "psnr_db": Score("PSNR, dB", 1, 2, True),
     "ssim": Score("SSIM", 1, 4, True),
     "foreground_iou": Score("foreground IoU, %", 100, 2, True),
+    "token_overlap": Score("token overlap, %", 100, 2, True),
     "zero_shot_top1": Score("zero-shot top 1, %", 100, 2, True),
     "zero_shot_top5": Score("zero-shot top 5, %", 100, 2, True),
     "t2i_recall_1": Score("text to image R@1, %", 100, 2, True),

@@ -130,7 +130,8 @@ class Table:
         def place(column: Column) -> tuple[Any, ...]:
             feature = str(column.card.get("features", ""))
             unmeasured = column.digest not in measured
-            return column.data, unmeasured, feature != "auto", feature, column.digest
+            data = str(column.card.get("data"))
+            return data, unmeasured, feature != "auto", feature, column.digest
 
         return sorted(dict.fromkeys(column for _, column in self.cells), key=place)
 
