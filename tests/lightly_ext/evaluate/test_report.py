@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.published import TABLE_2, Published, all_published
 from lightly_ext.evaluate.report import collect_results, related, run_report
 from lightly_ext.evaluate.report_pages import Report, to_html, to_json, to_markdown
@@ -32,6 +33,7 @@ from stellar_plugin.protocols import (
     Protocol,
     card_digest,
 )
+from tests.lightly_ext.evaluate.small import run_options, write_classes, write_model
 
 BOARDS = KNN.replace(data="boards")
 
@@ -263,6 +265,13 @@ class TestPublished:
         ]
         assert len(places) == len(set(places))
 
+    def test_all_published__sets_as_the_commands_call_and_cut_them(self) -> None:
+        scales = {preset.name: preset.train_scale for preset in PRESETS.values()}
+        probed = [p.protocol for p in all_published() if p.protocol.train_scale]
+        for protocol in probed:
+            if protocol.name in ("linear-paper", "finetune"):
+                assert protocol.train_scale == scales[str(protocol.data)]
+
     def test_all_published__fractions_and_known_scores(self) -> None:
         for p in all_published():
             for score, value in p.scores.items():
@@ -456,6 +465,31 @@ class TestRunReport:
         assert "*DINOv2 ViT-B/14 (published, DINOv2 section 7.4)* | 47.30 |" in text
         tables = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
         assert [t["protocol"] for t in tables[:2]] == ["knn", "segmentation"]
+
+    def test_run_report__what_the_commands_store(self, tmp_path: Path) -> None:
+        model = write_model(tmp_path / "tiny")
+        data = write_classes(tmp_path / "colours", num=8)
+        options = ["--model", model, "--data", str(data), "--neighbours", "5"]
+        for seed in ("0", "1"):
+            for more in ([], ["--untrained"]):
+                seeded = [*options, *run_options(tmp_path), "--seed", seed, *more]
+                main(["knn", *seeded])
+        main(["report", str(tmp_path / "out")])
+        text = (tmp_path / "out" / "report" / "report.json").read_text()
+        (table,) = json.loads(text)["tables"]
+        stored = [Result.load(p) for p in (tmp_path / "out").glob("knn-*/result.json")]
+        expected = {
+            kind: [r.scores["accuracy"] for r in stored if r.model == kind]
+            for kind in ("tiny", "tiny (untrained)")
+        }
+        cells = {cell["model"]: cell for cell in table["cells"]}
+        assert {m: sorted(c["values"]) for m, c in cells.items()} == {
+            m: sorted(v) for m, v in expected.items()
+        }
+        assert [sorted(c["seeds"]) for c in cells.values()] == [[0, 1], [0, 1]]
+        (gain,) = table["gains"]
+        means = {m: sum(v) / 2 for m, v in expected.items()}
+        assert gain["gain"] == pytest.approx(means["tiny"] - means["tiny (untrained)"])
 
     def test_run_report__one_folder_is_its_own_output(self, tmp_path: Path) -> None:
         make_result("ours", 0.5).save(tmp_path / "a")
