@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -18,7 +16,14 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightly_ext.evaluate.autoencoder import FrozenAutoencoder, decoder_arguments
+from lightly_ext.evaluate.autoencoder import FrozenAutoencoder
+from lightly_ext.evaluate.decoder_files import (
+    check_same,
+    load_decoder,
+    read_config,
+    save_decoder,
+    write_config,
+)
 from lightly_ext.evaluate.features import MOST_UNREADABLE
 from lightly_ext.evaluate.images import (
     EvaluationImages,
@@ -171,13 +176,13 @@ def train_decoder(
     """
     config = {**identity, "images": files.fingerprint, "seed": session.seed}
     if (folder / CONFIG_NAME).exists():
-        _check_same(read_config(folder), config, folder)
+        check_same(read_config(folder), config, folder)
     if (folder / WEIGHTS_NAME).exists():
         session.say(f"The trained decoder is in {folder} already.")
         load_decoder(autoencoder, folder)
         return int(read_config(folder)["num_unreadable"])
     if session.rank == 0:
-        _write_config(folder, config, autoencoder)
+        write_config(folder, config, autoencoder)
     session.fabric.barrier()
     module = DecoderTraining(autoencoder, protocol, len(files))
     loader = _loader(session, files, protocol)
@@ -193,47 +198,10 @@ def train_decoder(
         raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
     num_unreadable = count_unreadable(session, module.unreadable, files)
     if session.rank == 0:
-        _write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
-        state = autoencoder.decoder.state_dict()
-        state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS_NAME)
+        write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
+        save_decoder(autoencoder, folder)
     session.fabric.barrier()
     return num_unreadable
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What a trained decoder is.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no trained decoder in '{folder}': '{CONFIG_NAME}' is missing."
-        )
-    return json.loads(path.read_text())
-
-
-def load_decoder(autoencoder: FrozenAutoencoder, folder: Path) -> None:
-    """Loads trained weights into the decoder.
-
-    Raises:
-        FileNotFoundError: If training has not ended.
-        ValueError: If the decoder is of another architecture.
-    """
-    expected, found = decoder_arguments(autoencoder.decoder), read_config(folder)
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise FileNotFoundError(
-            f"'{folder}' has no {WEIGHTS_NAME}: its training has not ended."
-        )
-    if found["decoder"] != expected:
-        raise ValueError(
-            f"The decoder in '{folder}' has sizes {found['decoder']}, needed are "
-            f"{expected}."
-        )
-    state = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    autoencoder.decoder.load_state_dict(state)
 
 
 def count_unreadable(session: Session, flags: Tensor, files: ImageFiles) -> int:
@@ -261,24 +229,6 @@ def count_unreadable(session: Session, flags: Tensor, files: ImageFiles) -> int:
         raise RuntimeError(f"{text}, too many for a score: repair or remove them.")
     session.say(f"Skipped: {text}.")
     return len(found)
-
-
-def _check_same(found: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
-    config = json.loads(json.dumps(config))  # lists instead of tuples
-    other = [name for name, value in config.items() if found.get(name) != value]
-    if other:
-        raise ValueError(
-            f"'{folder}' holds another training, which differs in {', '.join(other)}: "
-            "choose another --output, or remove it."
-        )
-
-
-def _write_config(
-    folder: Path, config: dict[str, Any], autoencoder: FrozenAutoencoder
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**config, "decoder": decoder_arguments(autoencoder.decoder)}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _trainer(

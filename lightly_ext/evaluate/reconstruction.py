@@ -7,43 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from lightly_ext.evaluate.autoencoder import (
     FrozenAutoencoder,
     Latent,
     Target,
     build_autoencoder,
-    resized,
     weights_sha256,
 )
 from lightly_ext.evaluate.datasets import find_images
-from lightly_ext.evaluate.decoder_training import (
-    count_unreadable,
+from lightly_ext.evaluate.decoder_files import (
+    check_stored,
     load_decoder,
     read_config,
-    train_decoder,
 )
-from lightly_ext.evaluate.image_metrics import ImageScores, to_uint8
-from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
-from lightly_ext.evaluate.metric_networks import MetricNetworks, load_networks
+from lightly_ext.evaluate.decoder_training import train_decoder
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.metric_networks import load_networks
+from lightly_ext.evaluate.reconstruction_scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import (
     FID_IMAGES,
     RECONSTRUCTION,
     RECONSTRUCTION_FINETUNED,
     RECONSTRUCTION_SCRATCH,
     Protocol,
-)
-from stellar_plugin.visualize import (
-    overlay_localization,
-    strongest_token,
-    tile_pictures,
-    to_pictures,
 )
 
 Form = Literal["pretrained", "finetuned", "scratch"]
@@ -57,7 +45,6 @@ TRAINING_FIELDS = (
     *("split", "train_views", "train_scale", "optimizer", "lrs", "batch_sizes"),
     *("weight_decay", "clip", "epochs", "schedule"),
 )
-NUM_PICTURES = 8
 NOT_COMPARABLE = (
     "The published numbers are of random crops and flips, these of resized centre "
     "crops: the two cannot be compared one to one."
@@ -137,24 +124,15 @@ def run_reconstruction(
     protocol, provenance = _prepare(
         session, form, autoencoder, protocol, training_set, decoder
     )
-    scores, num_unreadable = _score(session, autoencoder, files, protocol, networks)
-    _check_number(scores["num_images"], 1, force)
-    result = _result(
-        session,
-        autoencoder,
-        protocol,
-        scores,
-        form=form,
-        latent=latent,
-        grid=list(autoencoder.grid_size(crop)),
-        decoder_sha256=weights_sha256(autoencoder.decoder),
-        num_unreadable=num_unreadable,
-        note=NOT_COMPARABLE,
-        **provenance,
+    scores, num_unreadable = score_images(
+        session, autoencoder, files, protocol, networks
     )
+    _check_number(scores["num_images"], 1, force)
+    provenance |= {"form": form, "num_unreadable": num_unreadable}
+    result = _result(session, autoencoder, protocol, scores, **provenance)
     folder = session.save(result)
     if session.rank == 0:
-        _save_pictures(session, autoencoder, files, protocol, folder)
+        save_pictures(session, autoencoder, files, protocol, folder)
     session.fabric.barrier()
     return result
 
@@ -189,7 +167,7 @@ def _check_number(num_images: int, world_size: int, force: bool) -> None:
         raise ValueError(
             f"There are {num_images} images, FID needs {FID_IMAGES}: with fewer the "
             "covariance of its 2048 features is singular, and the score says little. "
-            "Name a larger folder, or add --force."
+            "Name a larger folder, or add --force true."
         )
 
 
@@ -248,7 +226,7 @@ def _prepare(
     }
     if decoder is not None:
         stored = read_config(Path(decoder))
-        _check_stored(stored, identity, decoder)
+        check_stored(stored, identity, decoder)
         protocol = protocol.replace(**stored["training"])
     elif training_set is not None:
         trained_on = f"{training_set[0]}, {len(training_set[1])} images"
@@ -267,17 +245,6 @@ def _prepare(
         session, autoencoder, training_set[1], protocol, folder, identity
     )
     return protocol, {"num_unreadable_train": num_unreadable}
-
-
-def _check_stored(
-    stored: dict[str, Any], identity: dict[str, Any], decoder: str
-) -> None:
-    for name, value in identity.items():
-        if stored.get(name) != value:
-            raise ValueError(
-                f"The decoder in '{decoder}' was trained for {name} "
-                f"'{stored.get(name)}', this run has '{value}'."
-            )
 
 
 def _say_grids(
@@ -304,70 +271,18 @@ def _result(
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
-    data = str(protocol.data)
-    result = session.result("reconstruction", data, protocol, scores, **provenance)
+    assert protocol.crop is not None
+    result = session.result(
+        "reconstruction",
+        str(protocol.data),
+        protocol,
+        scores,
+        latent=autoencoder.latent,
+        grid=list(autoencoder.grid_size(protocol.crop)),
+        decoder_sha256=weights_sha256(autoencoder.decoder),
+        note=NOT_COMPARABLE,
+        **provenance,
+    )
     if session.model.num_queries and autoencoder.latent == "dense":
         return replace(result, model=f"{result.model} (dense)")
     return result
-
-
-def _score(
-    session: Session,
-    autoencoder: FrozenAutoencoder,
-    files: ImageFiles,
-    protocol: Protocol,
-    networks: MetricNetworks,
-) -> tuple[dict[str, Any], int]:
-    """Scores of all readable images, and the number of the others."""
-    images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
-    prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
-    metrics = ImageScores(networks, prefixes, session.fabric.device)
-    unreadable = torch.zeros(len(files), dtype=torch.bool, device=session.fabric.device)
-    loader = session.loader(images)
-    for batch in session.progress(loader, "reconstruction", len(loader)):
-        unreadable[batch.number[~batch.readable]] = True
-        readable = session.fabric.to_device(batch.image[batch.readable])
-        if len(readable):
-            _, decoded = _decode(session, autoencoder, readable)
-            metrics.update(readable, decoded)
-    num_unreadable = count_unreadable(session, unreadable, files)
-    return metrics.compute(), num_unreadable
-
-
-@torch.no_grad()
-def _decode(
-    session: Session, autoencoder: FrozenAutoencoder, images: Tensor
-) -> tuple[Factorization, list[Tensor]]:
-    """What the encoder finds; uint8 images by the decoder and by the tokenizer."""
-    with session.fabric.autocast():
-        result, latent = autoencoder.encode(images)
-        prediction = autoencoder.decoder(latent, result.grid_size)
-    decoded = [autoencoder.to_images(prediction, result.grid_size)]
-    if autoencoder.tokenizer is not None:
-        codes = autoencoder.codes(images, result.grid_size)
-        decoded.append(autoencoder.tokenizer.decode_unclamped(codes))
-    return result, [to_uint8(resized(d, images.shape[-2:])) for d in decoded]
-
-
-def _save_pictures(
-    session: Session,
-    autoencoder: FrozenAutoencoder,
-    files: ImageFiles,
-    protocol: Protocol,
-    folder: Path,
-) -> None:
-    """Rows of the first images: input, decoded, the tokenizer's, strongest token."""
-    images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
-    first = list(range(min(NUM_PICTURES, len(images))))
-    batch = next(iter(session.loader(images, first, batch_size=NUM_PICTURES)))
-    inputs = session.fabric.to_device(batch.image[batch.readable])
-    if not len(inputs):
-        return
-    result, decoded = _decode(session, autoencoder, inputs)
-    rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
-    if session.model.num_queries:
-        tokens = strongest_token(result.localization)
-        rows.append(overlay_localization(rows[0], tokens, result.grid_size))
-    path = folder / "reconstruction.png"
-    Image.fromarray(tile_pictures(rows)).save(path)
-    session.say(f"Pictures in {path}.")

@@ -15,11 +15,11 @@ from lightly_ext.evaluate.autoencoder import (
     build_autoencoder,
     weights_sha256,
 )
+from lightly_ext.evaluate.decoder_files import load_decoder
 from lightly_ext.evaluate.decoder_training import (
     DecoderTraining,
     EpochSampler,
     TrainingViews,
-    load_decoder,
     train_decoder,
 )
 from lightly_ext.evaluate.images import EvaluationImages, folder_images, train_crop

@@ -21,13 +21,15 @@ from lightly_ext.evaluate.autoencoder import (
     resized,
     weights_sha256,
 )
-from lightly_ext.evaluate.image_metrics import to_uint8
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.image_metrics import ImageScores, to_uint8
+from lightly_ext.evaluate.images import EvaluationImages, centre_crop
 from lightly_ext.evaluate.reconstruction import run_reconstruction
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.decoder import PixelDecoder
-from stellar_plugin.protocols import MOST_PSNR_DB
+from stellar_plugin.protocols import MOST_PSNR_DB, RECONSTRUCTION
 from tests.lightly_ext.evaluate.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
@@ -79,13 +81,13 @@ class TestPretrained:
     ) -> None:
         model = write_model(tmp_path / "model")
         seen: list[tuple[Tensor, Tensor]] = []
-        update = reconstruction.ImageScores.update
+        update = ImageScores.update
 
         def watched(self: Any, real: Tensor, decoded: list[Tensor]) -> None:
             seen.append((real, decoded[0]))
             update(self, real, decoded)
 
-        monkeypatch.setattr(reconstruction.ImageScores, "update", watched)
+        monkeypatch.setattr(ImageScores, "update", watched)
         session = _session(model, tmp_path)
         result = run_reconstruction(session, images, force=True)
         stellar = Stellar.from_pretrained(model)
@@ -414,8 +416,8 @@ def _decoder(model: Stellar) -> nn.Module:
 
 def _crops(session: Session, folder: str) -> Tensor:
     """All images as the task cuts them, uint8."""
-    name, files = reconstruction.find_images(folder)
-    protocol = session.protocol(reconstruction.RECONSTRUCTION, data=name)
-    transform = reconstruction.centre_crop(protocol, "bicubic")
-    data = reconstruction.EvaluationImages(files, transform)
+    name, files = find_images(folder)
+    protocol = session.protocol(RECONSTRUCTION, data=name)
+    transform = centre_crop(protocol, "bicubic")
+    data = EvaluationImages(files, transform)
     return torch.stack([data[i].image for i in range(len(data))])

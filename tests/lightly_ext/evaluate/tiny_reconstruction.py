@@ -1,4 +1,4 @@
-"""`stellar evaluate reconstruction` with tiny metric networks, as a process of its own."""
+"""`stellar evaluate reconstruction` with tiny networks, as a process."""
 
 from __future__ import annotations
 
