@@ -376,8 +376,9 @@ STABILITY = Protocol(
     "side, resized to crop; transformed: one random crop of that square per scale, "
     "aspect ratio 3/4 to 4/3 as far as it fits, resized to crop",
     rule="cosine distance of the features; scale: area of the random crop, 1 is the "
-    "whole square; crops drawn by seed and file name; auto, and every model compared "
-    "against: sparse where a model has latent queries, else dense",
+    "whole square; crops drawn by seed and file name; other image: half the list away; "
+    "auto, and every model compared against: sparse where a model has latent queries, "
+    "else dense",
     averaging="over images",
 )
 WHERE = Protocol(

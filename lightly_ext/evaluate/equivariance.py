@@ -17,7 +17,14 @@ from lightly_ext.evaluate.images import (
 )
 from lightly_ext.evaluate.localization import require_localization
 from lightly_ext.evaluate.plots import save_line_plot
-from lightly_ext.evaluate.reduction import ImageMeans, Mean, count_unreadable
+from lightly_ext.evaluate.reduction import (
+    ImageMeans,
+    Mean,
+    count_unreadable,
+    pair_loader,
+    partners,
+    require_pairs,
+)
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from lightly_ext.loss import match_tokens
@@ -67,8 +74,7 @@ def run_equivariance(session: Session, data: str) -> Result:
     files = files.limited(session.limit)
     protocol = session.protocol(EQUIVARIANCE, data=name)
     window = _window(protocol)
-    if len(files) < 2:
-        raise ValueError(f"'{data}' has one image; another one is its reference.")
+    require_pairs(files)
     patch = _patch_size(session, protocol)
     session.announce(protocol)
     means, num_unreadable = _measure(session, files, window, patch)
@@ -186,26 +192,12 @@ def _keys(patch: int | None) -> list[Key]:
     return keys + ([("l", MOVED_BACK, patch)] if patch is not None else [])
 
 
-def _pairs(num_images: int, rank: int, world_size: int) -> list[int]:
-    """Images of a process, each beside the one half the list away.
-
-    Where images are sorted by class, the other image of a pair has another class. Only
-    the last one of an odd number stands alone.
-    """
-    half = num_images // 2
-    pairs = [[i, half + i] for i in range(half)]
-    pairs += [[2 * half]] if num_images % 2 else []
-    return [i for pair in pairs[rank::world_size] for i in pair]
-
-
 def _measure(
     session: Session, files: ImageFiles, window: Protocol, patch: int | None
 ) -> tuple[dict[Key, Mean], int]:
     transform = centre_crop(window, session.model.origin.interpolation)
     images = EvaluationImages(files, transform)
-    chosen = _pairs(len(files), session.rank, session.world_size)
-    # Even, so that no pair is torn apart.
-    loader = session.loader(images, chosen, max(2, session.batch_size // 2 * 2))
+    loader = pair_loader(session, images)
     means = ImageMeans[Key](_keys(patch))
     unreadable = []
     for batch in session.progress(loader, "shifts", len(loader)):
@@ -238,13 +230,10 @@ def _add_batch(
     if patch is not None:
         back = _moved_back(session, windows, reference, patch)
         means.add(("l", MOVED_BACK, patch), back[readable])
-    size = len(windows) // 2 * 2
-    order = torch.arange(size, device=windows.device)
-    other = Factors(*(x[order ^ 1] for x in reference))
-    changes = _changes(Factors(*(x[:size] for x in reference)), other)
-    pairs = readable[:size] & readable[order ^ 1]
+    one, two = partners(readable)
+    changes = _changes(*(Factors(*(x[i] for x in reference)) for i in (one, two)))
     for i, what in enumerate(("s", "l")):
-        means.add((what, OTHER, 0), changes[i, pairs])
+        means.add((what, OTHER, 0), changes[i])
 
 
 def _changes(reference: Factors, other: Factors) -> Tensor:
@@ -306,9 +295,12 @@ def _plot(path: Path, means: Mapping[Key, Mean], title: str) -> None:
         for what in ("s", "l")
         for direction in DIRECTIONS
     }
+    series = {name: _curve(means, *key) for name, key in names.items()}
+    if back := _curve(means, "l", MOVED_BACK):
+        series["L, moved back by a patch"] = back
     save_line_plot(
         path,
-        {name: _curve(means, *key) for name, key in names.items()},
+        series,
         "shift in px",
         "relative change",
         errors={name: _curve(means, *key, error=True) for name, key in names.items()},

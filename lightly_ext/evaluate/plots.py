@@ -44,7 +44,8 @@ def save_line_plot(
             Half widths of a band around lines, for some or all of the series, for all
             of their x.
         references:
-            Values without x, drawn as dashed horizontal lines.
+            Values without x, drawn as dashed horizontal lines: in the colour of the
+            series of the same name, or in grey with a name of their own.
         title:
             Text above the plot.
         log:
@@ -57,8 +58,9 @@ def save_line_plot(
         raise ValueError(f"A line plot needs points in every series, got {series}.")
     figure = Figure(figsize=(5.6, 3.7), layout="constrained")
     axes = figure.add_subplot()
-    looks = zip(cycle(COLOURS), cycle(MARKERS), strict=True)
-    for (name, points), (colour, marker) in zip(series.items(), looks, strict=False):
+    colours = dict(zip(series, cycle(COLOURS), strict=False))
+    for (name, points), marker in zip(series.items(), cycle(MARKERS), strict=False):
+        colour = colours[name]
         xs = sorted(points)
         ys = np.array([points[x] for x in xs])
         axes.plot(xs, ys, color=colour, marker=marker, label=name, lw=1.8, ms=5)
@@ -67,7 +69,10 @@ def save_line_plot(
             axes.fill_between(xs, ys - half, ys + half, color=colour, alpha=0.18, lw=0)
     values = (references or {}).items()
     for (name, value), style in zip(values, cycle(("--", ":", "-.")), strict=False):
-        axes.axhline(value, color=GREY, linestyle=style, lw=1.2, label=name)
+        if name in series:
+            axes.axhline(value, color=colours[name], linestyle="--", lw=1.2)
+        else:
+            axes.axhline(value, color=GREY, linestyle=style, lw=1.2, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
     if log:
         ticks = sorted({x for points in series.values() for x in points})

@@ -8,9 +8,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightly_ext.evaluate.features import MOST_UNREADABLE
-from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.session import Session
 
 Name = TypeVar("Name", bound=Hashable)
@@ -67,6 +68,46 @@ def reduce_sum(session: Session, values: Tensor) -> Tensor:
     total = session.fabric.all_reduce(values, reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu()
+
+
+def require_pairs(files: ImageFiles) -> None:
+    """Checks that each image can have another one beside it.
+
+    Raises:
+        ValueError: If there is one image only.
+    """
+    if len(files) < 2:
+        raise ValueError(f"'{files.root}' has one image; another one is its reference.")
+
+
+def pair_loader(session: Session, images: EvaluationImages) -> DataLoader[Sample]:
+    """Loads the images of this process in pairs: each beside another as its reference.
+
+    The other one is half the list away: where images are sorted by class, of another
+    class. Only the last image of an odd number stands alone.
+    """
+    half = len(images) // 2
+    pairs = [[i, half + i] for i in range(half)]
+    pairs += [[2 * half]] if len(images) % 2 else []
+    mine = pairs[session.rank :: session.world_size]
+    # An even size, so that no pair is torn apart.
+    size = max(2, session.batch_size // 2 * 2)
+    return session.loader(images, [i for pair in mine for i in pair], size)
+
+
+def partners(readable: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a batch of `pair_loader`, and the rows of their other images.
+
+    Args:
+        readable:
+            Whether an image could be read, bool with shape (batch_size,).
+
+    Returns:
+        Two int64 tensors with shape (num_readable_in_readable_pairs,).
+    """
+    rows = torch.arange(len(readable) // 2 * 2, device=readable.device)
+    rows = rows[readable[rows] & readable[rows ^ 1]]
+    return rows, rows ^ 1
 
 
 def count_unreadable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,20 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.plots import save_line_plot
-from lightly_ext.evaluate.reduction import ImageMeans, Mean, count_unreadable
+from lightly_ext.evaluate.reduction import (
+    ImageMeans,
+    Mean,
+    count_unreadable,
+    pair_loader,
+    partners,
+    require_pairs,
+)
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import STABILITY, STABILITY_SCALES, Protocol
 
 Means = Mapping[float, Mean]
+OTHER = math.inf  # "scale" of another image
 
 
 def run_stability(
@@ -46,8 +55,9 @@ def run_stability(
             `model` is, their features are "auto".
 
     Returns:
-        One result per model, the first model first. Its score is `cosine_distance` by
-        the scale of the crop.
+        One result per model, the first model first. Its scores are `cosine_distance` by
+        the scale of the crop, and `cosine_distance_other_image`: features that are all
+        alike are stable too.
 
     Raises:
         ValueError: If a model does not have the feature, or the crop is larger than
@@ -55,6 +65,7 @@ def run_stability(
     """
     name, files = find_images(data)
     files = files.limited(session.limit)
+    require_pairs(files)
     protocol = session.protocol(STABILITY, data=name)
     _check_size(protocol)
     # All models first: what is wrong with the last one must not come out at the end.
@@ -75,7 +86,7 @@ def run_stability(
         result, curves[label] = _run_model(run, name, files, asked_protocol)
         results.append(result)
     if session.rank == 0:
-        _plot(session.folder(results[0]) / "stability.png", curves, f"on {name}")
+        _plot(session.folder(results[0]) / "stability.png", curves, name)
     return results
 
 
@@ -148,7 +159,7 @@ def cosine_distance(features: Tensor, reference: Tensor) -> Tensor:
             Tensor with the same shape.
     """
     similarity = F.cosine_similarity(features.double(), reference.double(), dim=1)
-    return 1 - similarity
+    return (1 - similarity).clamp_min(0)  # below is rounding
 
 
 def _check_size(protocol: Protocol) -> None:
@@ -177,7 +188,8 @@ def _run_model(
     feature = _feature(session.model, protocol.features)
     means, num_unreadable = _measure(session, files, protocol, feature)
     scores = {
-        "cosine_distance": {str(s): mean.value for s, mean in means.items()},
+        "cosine_distance": {str(s): means[s].value for s in STABILITY_SCALES},
+        "cosine_distance_other_image": means[OTHER].value,
         "num_images": len(files) - num_unreadable,
     }
     result = session.result(
@@ -186,7 +198,7 @@ def _run_model(
         protocol,
         scores,
         features=feature,
-        standard_error={str(s): mean.standard_error for s, mean in means.items()},
+        standard_error={str(s): means[s].standard_error for s in STABILITY_SCALES},
         num_unreadable=num_unreadable,
     )
     session.save(result)
@@ -199,8 +211,8 @@ def _measure(
     model = session.model
     interpolation = model.origin.interpolation
     images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, session.seed)
-    loader = session.loader(images)
-    means = ImageMeans[float](STABILITY_SCALES)
+    loader = pair_loader(session, images)
+    means = ImageMeans[float]((*STABILITY_SCALES, OTHER))
     unreadable = []
     for batch in session.progress(loader, session.name, len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
@@ -210,22 +222,25 @@ def _measure(
             for i, scale in enumerate(STABILITY_SCALES):
                 features = model.pooled(views[:, i + 1], feature)
                 means.add(scale, cosine_distance(features, reference)[readable])
+            one, two = partners(readable)
+            means.add(OTHER, cosine_distance(reference[one], reference[two]))
     num_unreadable = count_unreadable(session, files, unreadable)
     return means.reduce(session), num_unreadable
 
 
-def _plot(path: Path, curves: Mapping[str, Means], title: str) -> None:
+def _plot(path: Path, curves: Mapping[str, Means], data: str) -> None:
     save_line_plot(
         path,
         {
-            label: {scale: mean.value for scale, mean in means.items()}
+            label: {scale: means[scale].value for scale in STABILITY_SCALES}
             for label, means in curves.items()
         },
         "area of the crop",
         "cosine distance",
         errors={
-            label: {scale: mean.standard_error for scale, mean in means.items()}
+            label: {scale: means[scale].standard_error for scale in STABILITY_SCALES}
             for label, means in curves.items()
         },
-        title=title,
+        references={label: means[OTHER].value for label, means in curves.items()},
+        title=f"on {data}; dashed: another image",
     )

@@ -14,7 +14,6 @@ from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.equivariance import (
     Factors,
-    _pairs,
     match_factors,
     moved_back_change,
     relative_change,
@@ -262,17 +261,3 @@ class TestMovedBackChange:
         assert change.tolist() == [0.0, 0.0]
         wrong = "vertical" if horizontal else "horizontal"
         assert (moved_back_change(before, after, (4, 5), wrong) > 0.1).all()
-
-
-class TestPairs:
-    @pytest.mark.parametrize("num_images", [2, 5, 8, 11])
-    @pytest.mark.parametrize("world_size", [1, 2, 3])
-    def test_pairs__each_image_once_and_with_its_partner(
-        self, num_images: int, world_size: int
-    ) -> None:
-        shares = [_pairs(num_images, r, world_size) for r in range(world_size)]
-        assert sorted(i for share in shares for i in share) == list(range(num_images))
-        half = num_images // 2
-        for share in shares:
-            for a, b in zip(share[::2], share[1::2], strict=False):
-                assert b == a + half

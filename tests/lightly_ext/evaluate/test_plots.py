@@ -48,6 +48,9 @@ class TestSaveLinePlot:
         for errors, references in ((None, None), (band, None), (None, {"r": 0.5})):
             save_line_plot(path, series, "x", "y", errors, references)
             inks.append((_pixels(path) < 245).any(axis=1).sum())
+        save_line_plot(path, series, "x", "y", references={"S": 0.5})
+        # A reference of the series' own: dashed in its colour, no entry in the legend
+        assert 200 < (_pixels(path) < 245).any(axis=1).sum() - inks[0] < inks[2]
         assert inks[1] > inks[0] + 1000
         assert inks[2] > inks[0] + 500
 

@@ -12,8 +12,13 @@ import torch
 from PIL import Image
 
 from lightly_ext.evaluate.equivariance import run_equivariance
-from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles
+from lightly_ext.evaluate.reduction import (
+    ImageMeans,
+    count_unreadable,
+    pair_loader,
+    partners,
+)
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.stability import run_stability
@@ -51,6 +56,39 @@ class TestImageMeans:
         means.add("none", torch.tensor([0.0, torch.nan]))
         with pytest.raises(RuntimeError, match="none is not finite for some image"):
             means.reduce(_session(tmp_path))
+
+
+class TestPairLoader:
+    @pytest.mark.parametrize("num_images", [2, 5, 8, 11])
+    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    def test_pair_loader__each_image_once_beside_its_other(
+        self,
+        num_images: int,
+        world_size: int,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        files = ImageFiles(tmp_path, [f"{i}.png" for i in range(num_images)])
+        images = EvaluationImages(files, lambda image: image)
+        session = _session(tmp_path, batch_size=3)
+        monkeypatch.setattr(Session, "world_size", world_size)
+        numbers, half = [], num_images // 2
+        for rank in range(world_size):
+            monkeypatch.setattr(Session, "rank", rank)
+            for batch in pair_loader(session, images):
+                numbers += batch.number.tolist()
+                one, two = partners(torch.ones(len(batch.number)).bool())
+                distance = batch.number[two] - batch.number[one]
+                assert (distance.abs() == half).all()
+                assert len(one) == len(batch.number) // 2 * 2
+        assert sorted(numbers) == list(range(num_images))
+
+    def test_partners__unreadable(self) -> None:
+        readable = torch.tensor(
+            [True, True, False, True, True, False, True, True, True]
+        )
+        one, two = partners(readable)
+        assert one.tolist() == [0, 1, 6, 7] and two.tolist() == [1, 0, 7, 6]
 
 
 class TestCountUnreadable:

@@ -79,13 +79,17 @@ class TestRunStability:
         session = _session(tmp_path, MeanColour(), crop=28)
         (result,) = run_stability(session, str(data))
         crops = _crops(folder_images(data))
-        distances = np.empty((5, 6))
+        distances, wholes = np.empty((5, 6)), []
         for i in range(5):
             colours = crops[i].image.double().numpy().mean(axis=(2, 3))
             unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
             distances[i] = 1 - unit[1:] @ unit[0]
+            wholes.append(unit[0])
         values = list(result.scores["cosine_distance"].values())
         assert values == pytest.approx(list(distances.mean(axis=0)), abs=1e-6)
+        other = [1 - wholes[i] @ wholes[j] for i, j in ((0, 2), (1, 3))]
+        value = result.scores["cosine_distance_other_image"]
+        assert value == pytest.approx(np.mean(other), abs=1e-6)
         assert values[0] > 1e-4 and values[-1] == pytest.approx(0, abs=1e-12)
         expected = distances.std(axis=0, ddof=1) / 5**0.5
         errors = list(result.provenance["standard_error"].values())
@@ -141,7 +145,7 @@ class TestRunStability:
         assert a == pytest.approx(b, abs=1e-6)
 
     def test_run_stability__errors_come_before_work(self, tmp_path: Path) -> None:
-        data = str(write_images(tmp_path / "data", 1))
+        data = str(write_images(tmp_path / "data", 2))
         session = _session(tmp_path, MeanColour())
         with pytest.raises(ValueError, match="features must be 'auto' or one of"):
             run_stability(session, data, "spars")
@@ -149,12 +153,14 @@ class TestRunStability:
             run_stability(session, data, "sparse")
         with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
             run_stability(session, data, against=("nowhere.pth",))
+        with pytest.raises(ValueError, match="one image; another one is its"):
+            run_stability(_session(tmp_path, MeanColour(), limit=1), data)
         with pytest.raises(ValueError, match="crop 33 is more than resize 32"):
             run_stability(_session(tmp_path, MeanColour(), crop=33), data)
         assert not (tmp_path / "out").exists()
 
     def test_run_stability__same_name_twice(self, tmp_path: Path) -> None:
-        data = str(write_images(tmp_path / "data", 1))
+        data = str(write_images(tmp_path / "data", 2))
         sources = tuple(write_model(tmp_path / x / "run") for x in ("a", "b"))
         session = _session(tmp_path, MeanColour())
         with pytest.raises(ValueError, match="second 'run, sparse' in the plot"):
