@@ -1,5 +1,5 @@
 # The paper's linear probe of STELLAR-B on Pascal VOC 2012: 20 classes, background is
-# ignored. Its numbers are far above those of the 21 classes of stellar_voc.py.
+# ignored. Not to be compared with the 21 classes of stellar_voc.py.
 _base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
 __protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
 __protocol = __protocols.SEGMENTATION_PAPER_VOC

@@ -87,4 +87,4 @@ default_hooks = dict(
 )
 # Writes result.json. protocol is a constant of stellar_plugin.protocols.
 custom_hooks = [dict(type="SegmentationResultHook")]
-evaluation = dict(model="STELLAR-B", protocol="SEGMENTATION")
+evaluation = dict(model="STELLAR ViT-B", protocol="SEGMENTATION")

@@ -50,8 +50,8 @@ def run_protocol(
     evaluation = cfg["evaluation"]
     if not evaluation.get("data") or not evaluation.get("model"):
         raise ValueError(
-            "Name model and data of the result: evaluation = dict(model='STELLAR-B', "
-            "data='My set') in the config."
+            "Name model and data of the result in the config: evaluation = "
+            "dict(model='STELLAR ViT-B', data='My set')."
         )
     named = getattr(protocols, evaluation["protocol"], None)
     if not isinstance(named, Protocol):

@@ -59,22 +59,14 @@ class SegmentationResultHook(Hook):
         """Remembers which weights are probed."""
         self._origin = _origin(runner, runner.cfg["model"]["backbone"])
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    def _before_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        mode: str = "train",
     ) -> None:
-        """Checks the label values of a batch."""
-        _check_batch(runner, data_batch)
-
-    def before_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Checks the label values of a batch."""
-        _check_batch(runner, data_batch)
-
-    def before_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Checks the label values of a batch."""
+        """Checks the label values of a batch of training, validation or test."""
         _check_batch(runner, data_batch)
 
     def before_save_checkpoint(

@@ -23,12 +23,12 @@ SETS = {
 }
 # Name in tables, and checkpoint as published.
 METHODS = {
-    "stellar": ("STELLAR-B", "stellar-b16"),
-    "mae": ("MAE-B", "mae_pretrain_vit_base.pth"),
-    "dino": ("DINO-B", "dino_vitbase16_pretrain.pth"),
-    "ibot": ("iBOT-B", "checkpoint_teacher.pth"),
-    "mocov3": ("MoCo v3-B", "vit-b-300ep.pth.tar"),
-    "dinov2": ("DINOv2-B", "dinov2_vitb14_pretrain.pth"),
+    "stellar": ("STELLAR ViT-B", "stellar-b16"),
+    "mae": ("MAE ViT-B", "mae_pretrain_vit_base.pth"),
+    "dino": ("DINO ViT-B", "dino_vitbase16_pretrain.pth"),
+    "ibot": ("iBOT ViT-B", "checkpoint_teacher.pth"),
+    "mocov3": ("MoCo v3 ViT-B", "vit-b-300ep.pth.tar"),
+    "dinov2": ("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth"),
 }
 BASELINES = [method for method in METHODS if method != "stellar"]
 COMMUNITY = [f"{method}_{data}" for method in METHODS for data in SETS]

@@ -2,7 +2,7 @@
 # --cfg-options model.backbone.patch_size=8
 #     model.backbone.init_cfg.checkpoint=checkpoints/dino_vitbase8_pretrain.pth
 baseline = dict(
-    name="DINO-B",
+    name="DINO ViT-B",
     backbone=dict(
         num_queries=0,
         norm_eps=1e-6,

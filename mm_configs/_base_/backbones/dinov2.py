@@ -1,7 +1,7 @@
 # ViT-B/14 of DINOv2 (https://arxiv.org/abs/2304.07193), LVD-142M, without registers.
 # The crop of 512 px is padded to 518 px, the size of its position table.
 baseline = dict(
-    name="DINOv2-B",
+    name="DINOv2 ViT-B",
     backbone=dict(
         num_queries=0,
         model_name="vit_base_patch14_dinov2",

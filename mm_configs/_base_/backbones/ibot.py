@@ -1,7 +1,7 @@
 # ViT-B/16 of iBOT (https://arxiv.org/abs/2111.07832), ImageNet-1K, the teacher. The
 # file is called checkpoint_teacher.pth for every size of iBOT.
 baseline = dict(
-    name="iBOT-B",
+    name="iBOT ViT-B",
     backbone=dict(
         num_queries=0,
         norm_eps=1e-6,

@@ -1,6 +1,6 @@
 # ViT-B/16 of MAE (https://arxiv.org/abs/2111.06377), ImageNet-1K, 1600 epochs.
 baseline = dict(
-    name="MAE-B",
+    name="MAE ViT-B",
     backbone=dict(
         num_queries=0,
         norm_eps=1e-6,

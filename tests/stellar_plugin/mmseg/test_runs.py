@@ -71,7 +71,7 @@ def test_paper__train_then_test(build: Build, tmp_path: Path) -> None:
     expected = SEGMENTATION_PAPER_CITYSCAPES.replace(epochs=2, batch_sizes=(2,)).card()
     assert trained["protocol"] == expected
     names = [trained[name] for name in ("task", "model", "data")]
-    assert names == ["segmentation", "STELLAR-B", "Cityscapes"]
+    assert names == ["segmentation", "STELLAR ViT-B", "Cityscapes"]
     assert list(trained["scores"]) == ["mIoU"]
     assert 0 <= trained["scores"]["mIoU"] <= 1
     provenance = trained["provenance"]
@@ -113,7 +113,7 @@ def test_baseline__part_of_the_run(build: Build, tmp_path: Path) -> None:
     assert [s.end for s in runner.param_schedulers] == [3, 2]
     card = SEGMENTATION_VOC.replace(iterations=3, warmup=0, batch_sizes=(2,)).card()
     assert result(tmp_path)["protocol"] == card
-    assert result(tmp_path)["model"] == "DINOv2-B"
+    assert result(tmp_path)["model"] == "DINOv2 ViT-B"
 
     saved = tmp_path / "work/iter_1.pth"
     build("dinov2_voc", {**options, "load_from": saved}, "test").test()
