@@ -177,6 +177,22 @@ class TestLoadNetworks:
         assert found["fid"] == pytest.approx(0, abs=1e-3)
         assert found["lpips"] == 0
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    @pytest.mark.slow
+    def test_load_networks__scores_do_not_depend_on_the_device(
+        self, tmp_path: Path, inception_file: Path, alexnet_file: Path
+    ) -> None:
+        found = []
+        for device in ("cpu", "cuda"):
+            session = Session("x", output=str(tmp_path), accelerator=device)
+            networks = load_networks(session, str(inception_file), str(alexnet_file))
+            scores = ImageScores(networks, [""], session.fabric.device)
+            images = _images(4).to(session.fabric.device)
+            scores.update(images, [255 - images])
+            found.append(scores.compute())
+        assert found[1] == pytest.approx(found[0], rel=1e-4)
+
 
 def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
