@@ -84,9 +84,9 @@ def seconds(function: Callable[[], None]) -> float:
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16384)
+    parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cpu")
