@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lightly_ext.evaluate.result import Result, shown_value
+from stellar_plugin.protocols import KNN
+
+RESULT = Result(
+    "knn",
+    "my model",
+    "Food-101",
+    {"accuracy": 0.123456789, "num_test": 25250},
+    KNN.card(),
+    {"sha256": "abc", "seed": 0, "unreadable": {"train": 0, "test": 2}},
+)
+
+
+class TestResult:
+    def test_save_and_load(self, tmp_path: Path) -> None:
+        RESULT.save(tmp_path / "new" / "folder")
+        loaded = Result.load(tmp_path / "new" / "folder" / "result.json")
+        assert loaded == RESULT and loaded.digest == RESULT.digest
+
+    def test_to_markdown(self, tmp_path: Path) -> None:
+        RESULT.save(tmp_path)
+        text = (tmp_path / "result.md").read_text()
+        assert text.startswith("# knn: my model on Food-101\n\n| score | |\n| ---")
+        lines = text.splitlines()
+        assert "| accuracy | 0.123457 |" in lines
+        assert "| neighbours | 20 |" in lines and "| temperature | 0.07 |" in lines
+        assert "| unreadable | train 0, test 2 |" in lines
+        # What a protocol does not use is not on its card.
+        assert not any(line.startswith("| epochs") for line in lines)
+
+    def test_digest__of_card_model_weights_and_seed(self) -> None:
+        others = [
+            replace(RESULT, protocol=KNN.replace(neighbours=10).card()),
+            replace(RESULT, model="another"),
+            replace(RESULT, provenance={"sha256": "abd", "seed": 0}),
+            replace(RESULT, provenance={"sha256": "abc", "seed": 1}),
+        ]
+        assert len({r.digest for r in [RESULT, *others]}) == 5
+        later = {"sha256": "abc", "seed": 0, "date": "another day"}
+        same = replace(RESULT, scores={"accuracy": 0.5}, provenance=later)
+        assert same.digest == RESULT.digest
+
+    @pytest.mark.parametrize("text", ["{", '{"task": "knn"}', '{"a": 1}', "[1]"])
+    def test_load__no_result(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "result.json"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"result.json' is no stored result"):
+            Result.load(path)
+
+    def test_save__is_plain_json(self, tmp_path: Path) -> None:
+        RESULT.save(tmp_path)
+        stored = json.loads((tmp_path / "result.json").read_text())
+        assert stored["protocol"] == KNN.card()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1 + 0.2, "0.3"),
+        (25250, "25250"),
+        ((0.485, 0.456), "0.485, 0.456"),
+        ({"train": 1, "test": [2, 0.5]}, "train 1, test 2, 0.5"),
+        ("as it is", "as it is"),
+    ],
+)
+def test_shown_value(value: object, text: str) -> None:
+    assert shown_value(value) == text
