@@ -100,7 +100,7 @@ class Session:
         self.source = model
         self.weights = weights
         self.untrained = untrained
-        self.name = name or _short_name(model, weights, untrained)
+        self.name = _table_name(name or _short_name(weights or model), untrained)
         self.output = Path(output)
         self.batch_size = batch_size
         self.num_workers = (
@@ -140,7 +140,7 @@ class Session:
         other = copy.copy(self)
         other.__dict__.pop("model", None)  # of cached_property
         other.source, other.weights = model, None
-        other.name = _short_name(model, None, self.untrained)
+        other.name = _table_name(_short_name(model), self.untrained)
         return other
 
     def load_stellar(self) -> Stellar:
@@ -311,13 +311,17 @@ def _device_name(device: torch.device) -> str:
     return f"CPU ({platform.machine()})"
 
 
-def _short_name(source: str, weights: str | None, untrained: bool) -> str:
-    """Name for tables: "my_run" of "runs/my_run/model", "mae" of "x/mae.pth"."""
-    path = Path(weights or source)
+def _short_name(source: str) -> str:
+    """Short: "my_run" of "runs/my_run/model", "mae" of "x/mae.pth"."""
+    path = Path(source)
     parts = [p for p in path.parts if p not in ("model", "checkpoint", "checkpoints")]
-    name = parts[-1] if parts else str(path)
+    name = parts[-1] if parts else source
     if path.suffix in (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin"):
         name = name.removesuffix(path.suffix)
+    return name
+
+
+def _table_name(name: str, untrained: bool) -> str:
     return f"{name} (untrained)" if untrained else name
 
 
