@@ -63,9 +63,7 @@ def run_protocol(
     fields = {
         "data": evaluation["data"],
         "limit": smallest(_limit(train["dataset"]), _limit(test["dataset"])),
-        **_views(
-            train["dataset"].get("pipeline", ()), test["dataset"].get("pipeline", ())
-        ),
+        **_views(_pipeline(train["dataset"]), _pipeline(test["dataset"])),
         **_model(cfg["model"]),
         **_training(cfg, world_size),
         "evaluation_batch": _evaluation_batch(cfg[f"{part}_evaluator"]),
@@ -131,6 +129,12 @@ def _training(cfg: Mapping[str, Any], world_size: int) -> dict[str, Any]:
         "epochs": loop.get("max_epochs"),
         "warmup": round(fractions[0] * iterations) if fractions else None,
     }
+
+
+def _pipeline(dataset: Mapping[str, Any]) -> Sequence[Mapping]:
+    """The pipeline of a set, or of the first of several in a wrapper."""
+    inner = dataset.get("dataset") or next(iter(dataset.get("datasets", ())), None)
+    return _pipeline(inner) if inner else dataset.get("pipeline", ())
 
 
 def _views(train: Sequence[Mapping], test: Sequence[Mapping]) -> dict[str, Any]:

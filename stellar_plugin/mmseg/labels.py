@@ -27,6 +27,10 @@ def check_dataset(dataset: BaseDataset, num_classes: int) -> None:
         ValueError: If the set has other classes than the head.
         FileNotFoundError: If a label file does not exist.
     """
+    if parts := _wrapped(dataset):
+        for part in parts:
+            check_dataset(part, num_classes)
+        return
     name = f"{type(dataset).__name__} in '{getattr(dataset, 'data_root', None)}'"
     classes = dataset.metainfo.get("classes", ())
     if len(classes) != num_classes:
@@ -71,6 +75,12 @@ def shown(values: Sequence[int], most: int = 8) -> str:
     """Numbers as text, the first few of many."""
     text = ", ".join(map(str, values[:most]))
     return f"{text}, ..." if len(values) > most else text
+
+
+def _wrapped(dataset: BaseDataset) -> list[BaseDataset]:
+    """The sets inside ConcatDataset, RepeatDataset and the like."""
+    inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
+    return list(getattr(dataset, "datasets", inner))
 
 
 def _check_files(

@@ -87,6 +87,15 @@ class TestRunProtocol:
         cfg.val_evaluator = [{"type": "IoUMetric"}, cfg.val_evaluator]
         assert run_protocol(cfg).evaluation_batch == 2048
 
+    @pytest.mark.parametrize("wrapper", ["ConcatDataset", "RepeatDataset"])
+    def test_wrapped_set__its_pipeline(self, wrapper: str) -> None:
+        cfg = changed({})
+        inner = cfg.train_dataloader.dataset
+        field = {"datasets": [inner, inner], "dataset": inner}
+        name = "datasets" if wrapper == "ConcatDataset" else "dataset"
+        cfg.train_dataloader.dataset = {"type": wrapper, name: field[name]}
+        assert run_protocol(cfg).card() == SEGMENTATION_VOC.card()
+
     def test_unknown_protocol(self) -> None:
         cfg = changed({"evaluation.protocol": "SEGMENTATION_MOON"})
         with pytest.raises(ValueError, match="'SEGMENTATION_MOON', which is no prot"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
@@ -50,6 +51,15 @@ class TestCheckDataset:
         )
         with pytest.raises(ValueError, match=message):
             check_dataset(dataset(tmp_path, 4), 4)
+
+    def test_wrapped_sets(self, tmp_path: Path) -> None:
+        write(tmp_path / "good", [np.array([[0, 3]])])
+        write(tmp_path / "bad", [np.array([[0, 4]])])
+        good, bad = (dataset(tmp_path / name, 4) for name in ("good", "bad"))
+        check_dataset(RepeatDataset(good, 2), 4)
+        check_dataset(ConcatDataset([good, good]), 4)
+        with pytest.raises(ValueError, match=r"bad/labels/000\.png' of .* values 4 "):
+            check_dataset(ConcatDataset([good, bad]), 4)
 
     def test_other_number_of_classes(self, tmp_path: Path) -> None:
         write(tmp_path, [np.zeros((2, 2))])
