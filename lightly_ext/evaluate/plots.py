@@ -58,21 +58,7 @@ def save_line_plot(
         raise ValueError(f"A line plot needs points in every series, got {series}.")
     figure = Figure(figsize=(5.6, 3.7), layout="constrained")
     axes = figure.add_subplot()
-    colours = dict(zip(series, cycle(COLOURS), strict=False))
-    for (name, points), marker in zip(series.items(), cycle(MARKERS), strict=False):
-        colour = colours[name]
-        xs = sorted(points)
-        ys = np.array([points[x] for x in xs])
-        axes.plot(xs, ys, color=colour, marker=marker, label=name, lw=1.8, ms=5)
-        if errors and name in errors:
-            half = np.array([errors[name][x] for x in xs])
-            axes.fill_between(xs, ys - half, ys + half, color=colour, alpha=0.18, lw=0)
-    values = (references or {}).items()
-    for (name, value), style in zip(values, cycle(("--", ":", "-.")), strict=False):
-        if name in series:
-            axes.axhline(value, color=colours[name], linestyle="--", lw=1.2)
-        else:
-            axes.axhline(value, color=GREY, linestyle=style, lw=1.2, label=name)
+    _draw(axes, series, errors or {}, references or {})
     axes.set(xlabel=x_label, ylabel=y_label)
     if log:
         ticks = sorted({x for points in series.values() for x in points})
@@ -89,6 +75,29 @@ def save_line_plot(
     # A plot has few colours; as a palette it takes a third of the bytes.
     picture = Image.open(pixels).convert("RGB")
     picture.quantize(dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _draw(
+    axes: Axes,
+    series: Mapping[str, Mapping[float, float]],
+    errors: Mapping[str, Mapping[float, float]],
+    references: Mapping[str, float],
+) -> None:
+    colours = dict(zip(series, cycle(COLOURS), strict=False))
+    for (name, points), marker in zip(series.items(), cycle(MARKERS), strict=False):
+        xs = sorted(points)
+        ys = np.array([points[x] for x in xs])
+        colour = colours[name]
+        axes.plot(xs, ys, color=colour, marker=marker, label=name, lw=1.8, ms=5)
+        if name in errors:
+            half = np.array([errors[name][x] for x in xs])
+            axes.fill_between(xs, ys - half, ys + half, color=colour, alpha=0.18, lw=0)
+    styles = cycle(("--", ":", "-."))
+    for (name, value), style in zip(references.items(), styles, strict=False):
+        if name in series:
+            axes.axhline(value, color=colours[name], linestyle="--", lw=1.2)
+        else:
+            axes.axhline(value, color=GREY, linestyle=style, lw=1.2, label=name)
 
 
 def _tidy(axes: Axes) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.localization import (
     best_overlap,
     best_parts_iou,
@@ -34,7 +35,7 @@ from lightly_ext.evaluate.masks import (
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import WHERE
+from stellar_plugin.protocols import WHERE, Protocol
 from stellar_plugin.visualize import (
     overlay,
     tile_pictures,
@@ -89,27 +90,17 @@ def run_where(
     if split is not None:
         files = listed_files(files, split)
         name = f"{name} ({Path(split).stem})"
-    files = files.limited(session.limit)
-    paths = find_masks(files, masks)
-    check_values(paths, values)
     protocol = session.protocol(WHERE, data=name, classes=str(values))
-    images = MaskedImages(files, paths, protocol, session.model.origin.interpolation)
+    images = _pair_up(session, files.limited(session.limit), masks, values, protocol)
     session.announce(protocol)
     counts, num_unreadable = _count(session, images, values)
     scores, errors = _reduce(session, counts, bool(values.background))
-    num_empty = len(files) - num_unreadable - scores["num_images"]
+    num_empty = len(images) - num_unreadable - scores["num_images"]
     if num_empty:
         session.say(f"Left out: {num_empty} images without any segment in the crop.")
-    result = session.result(
-        "where",
-        name,
-        protocol,
-        scores,
-        standard_error=errors,
-        num_unreadable=num_unreadable,
-        num_empty=num_empty,
-        masks=masks,
-    )
+    provenance = {"num_unreadable": num_unreadable, "num_empty": num_empty}
+    provenance |= {"standard_error": errors, "masks": masks}
+    result = session.result("where", name, protocol, scores, **provenance)
     folder = session.save(result)
     if session.rank == 0:
         _save_picture(folder / "where.png", session, images, values)
@@ -194,6 +185,18 @@ def count_image(
 
 def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else tuple(values)
+
+
+def _pair_up(
+    session: Session,
+    files: ImageFiles,
+    masks: str,
+    values: LabelValues,
+    protocol: Protocol,
+) -> MaskedImages:
+    paths = find_masks(files, masks)
+    check_values(paths, values)
+    return MaskedImages(files, paths, protocol, session.model.origin.interpolation)
 
 
 def _count(
