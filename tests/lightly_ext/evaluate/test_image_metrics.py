@@ -171,29 +171,19 @@ class TestImageScores:
 
     @pytest.mark.slow
     def test_compute__two_processes_as_one(self, tmp_path: Path) -> None:
-        # 7 images and 2 processes: an uneven share, and none is counted twice.
-        parts = distributed.run(_share_of_scores, tmp_path)
+        # 7 images and 2 processes: an uneven share, and none is counted twice. Then all
+        # 7 in the first process.
         expected = _scores(_images(7), _images(7, seed=1))
-        for scores in parts:
-            assert scores == pytest.approx(expected, rel=1e-6)
-            assert scores["num_images"] == 7
-
-    @pytest.mark.slow
-    def test_compute__process_without_images(self, tmp_path: Path) -> None:
-        parts = distributed.run(_all_in_the_first, tmp_path)
-        expected = _scores(_images(5), _images(5, seed=1))
-        assert parts[0] == pytest.approx(expected, rel=1e-6)
-        assert parts[1] == parts[0]
+        for uneven, first in distributed.run(_of_processes, tmp_path):
+            assert uneven == pytest.approx(expected, rel=1e-6)
+            assert first == pytest.approx(expected, rel=1e-6)
+            assert uneven["num_images"] == 7
 
 
-def _share_of_scores(rank: int, world_size: int) -> dict[str, float]:
-    chosen = slice(rank, None, world_size)
-    return _scores(_images(7)[chosen], _images(7, seed=1)[chosen], batch_size=2)
-
-
-def _all_in_the_first(rank: int, world_size: int) -> dict[str, float]:
-    num = 0 if rank else 5
-    return _scores(_images(5)[:num], _images(5, seed=1)[:num], batch_size=2)
+def _of_processes(rank: int, world_size: int) -> list[dict[str, float]]:
+    images, decoded = _images(7), _images(7, seed=1)
+    shares = (slice(rank, None, world_size), slice(0, 0 if rank else None))
+    return [_scores(images[s], decoded[s], batch_size=2) for s in shares]
 
 
 class TestMeanScores:
