@@ -1,0 +1,227 @@
+"""Concept alignment with language: frozen features against a frozen text tower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.text.mmvp import Mmvp
+from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
+from lightly_ext.evaluate.text.probe import (
+    cached_tokens,
+    embed_images,
+    resolve_tokens,
+)
+from lightly_ext.evaluate.text.retrieval import Retrieval
+from lightly_ext.evaluate.text.tasks import TextTask
+from lightly_ext.evaluate.text.tower import TextTower, embed_texts, load_text_tower
+from lightly_ext.evaluate.text.trained import TrainedProbe, load_probe, train_probe
+from lightly_ext.evaluate.text.winoground import Winoground
+from lightly_ext.evaluate.text.zero_shot import ZeroShot
+from stellar_plugin.protocols import ALIGN_TEXT, Protocol
+
+TASK = "align-text"
+
+
+def run_align_text(
+    session: Session,
+    data: str | None = None,
+    images: str | None = None,
+    features: str = "auto",
+    text_model: str = "ViT-B-16",
+    text_weights: str | None = "openai",
+    probe: str | None = None,
+    zero_shot: str | None = None,
+    class_names: str | None = None,
+    retrieval: str | None = None,
+    retrieval_images: str | None = None,
+    winoground: str | None = None,
+    mmvp: str | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    pairs_per_batch: int | None = None,
+) -> list[Result]:
+    """One attention-pooling probe on frozen features, towards a frozen text tower.
+
+    The probe is trained on images with captions, stored, and found again when the same
+    command is repeated. Then it is scored on every set that is named.
+
+    Args:
+        session:
+            Gives the model.
+        data:
+            Images with captions to train on: a .csv or .tsv file with the columns
+            "image" and "caption", COCO's captions as .json, or a folder of x.jpg and
+            x.txt. Not needed with `probe`.
+        images:
+            Folder that names of images in `data` are relative to. None takes the folder
+            of the file.
+        features:
+            "auto" (sparse tokens for STELLAR, else the tokens of the method, patches
+            included), or one of sparse, dense, cls, cls+dense and lowrank.
+        text_model:
+            Text tower: a model of open_clip, or "local-dir:FOLDER" or
+            "hf-hub:REPOSITORY".
+        text_weights:
+            Weight file of the text tower, or open_clip's name of the weights.
+        probe:
+            Folder of a trained probe, to score it without training.
+        zero_shot:
+            Classification set whose test part is classified zero-shot.
+        class_names:
+            Text file with a line "FOLDER NAME" for each class of `zero_shot`. None
+            takes the names of the folders, for the 1000 of ImageNet CLIP's names.
+        retrieval:
+            Images with captions to find each other, in the layouts of `data`.
+        retrieval_images:
+            Folder that names of images in `retrieval` are relative to.
+        winoground:
+            Folder of Winoground: examples.jsonl and images.
+        mmvp:
+            Folder of MMVP-VLM: Questions.csv and "MLLM_VLM Images".
+        epochs:
+            Passes over the training images, instead of the protocol's 10.
+        lr:
+            Learning rate, instead of the protocol's 0.001.
+        pairs_per_batch:
+            Pairs of all devices in a training step, instead of the protocol's 1024.
+
+    Returns:
+        A result per set, which is stored too. With training, the first one is of the
+        held-out part of `data`.
+
+    Raises:
+        FileNotFoundError: If data or weights are not there.
+        ValueError: If an option is impossible, or data or weights of another layout.
+        RuntimeError: If training was interrupted, or too many images are unreadable.
+    """
+    training = {"epochs": epochs, "lr": lr, "pairs_per_batch": pairs_per_batch}
+    _check_training(data, probe, training)
+    if probe is not None and not any((zero_shot, retrieval, winoground, mmvp)):
+        raise ValueError(
+            "There is nothing to score: name a set as zero_shot, retrieval, winoground "
+            "or mmvp."
+        )
+    limit = session.limit
+    tasks: list[TextTask] = []  # whatever is missing is found out before the work
+    if zero_shot is not None:
+        tasks.append(ZeroShot.find(zero_shot, class_names, limit))
+    if retrieval is not None:
+        tasks.append(Retrieval.find(retrieval, retrieval_images, limit))
+    if winoground is not None:
+        tasks.append(Winoground.find(winoground, limit))
+    if mmvp is not None:
+        tasks.append(Mmvp.find(mmvp))
+    pairs = None if data is None else find_pairs(data, images).limited(limit)
+    tower = load_text_tower(text_model, text_weights).to(session.fabric.device)
+    results = []
+    if pairs is None:
+        trained = _stored_probe(session, Path(str(probe)), tower)
+        session.announce(trained.protocol)
+    else:
+        options: dict[str, Any] = {"features": features, "epochs": epochs}
+        options["lrs"] = None if lr is None else (lr,)
+        options["batch_sizes"] = pairs_per_batch and (pairs_per_batch,)
+        protocol = _protocol(session, pairs, tower, options)
+        feature = resolve_tokens(session.model, features)
+        session.announce(protocol)
+        trained = train_probe(session, tower, pairs, protocol, feature)
+        results.append(_held_out(session, trained))
+    return results + [_score(session, trained, tower, task) for task in tasks]
+
+
+def _check_training(
+    data: str | None, probe: str | None, options: dict[str, int | float | None]
+) -> None:
+    if (data is None) == (probe is None):
+        raise ValueError(
+            "Give data, images with captions to train on, or probe, the folder of a "
+            "trained probe: one of the two."
+        )
+    for name, value in options.items():
+        if value is not None and probe is not None:
+            raise ValueError(f"{name} is for training: leave it out with probe.")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def _protocol(
+    session: Session, pairs: Pairs, tower: TextTower, options: dict[str, Any]
+) -> Protocol:
+    return session.protocol(
+        ALIGN_TEXT,
+        split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",
+        networks=(f"text tower of {tower.name}, {tower.sha256[:16]}",),
+        **{name: value for name, value in options.items() if value is not None},
+    )
+
+
+def _stored_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe:
+    """A trained probe, and that the options do not ask for another one."""
+    trained = load_probe(session, folder, tower)
+    asked = session.protocol(trained.protocol)
+    if (asked.resize, asked.crop) != (trained.protocol.resize, trained.protocol.crop):
+        raise ValueError(
+            f"The probe in '{folder}' was trained with resize "
+            f"{trained.protocol.resize} and crop {trained.protocol.crop}: leave out "
+            "both options."
+        )
+    return trained
+
+
+def _held_out(session: Session, trained: TrainedProbe) -> Result:
+    """Recall of the held-out part of the training data, as it was measured there."""
+    training = trained.config["training"]
+    protocol = trained.protocol.replace(
+        rule="scored: the part that is held out, all captions of an image"
+    )
+    result = session.result(
+        TASK,
+        f"{training['data']} (held out)",
+        protocol,
+        {**training["held_out"], "num_images": training["num_held_out"]},
+        **_provenance(trained),
+    )
+    session.save(result)
+    return result
+
+
+def _score(
+    session: Session, trained: TrainedProbe, tower: TextTower, task: TextTask
+) -> Result:
+    """Scores one set."""
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        rows = torch.from_numpy(embed_texts(session, tower, texts).copy())
+        return rows.to(session.fabric.device)
+
+    feature = trained.config["feature"]
+    cached = cached_tokens(session, task.files, trained.protocol, feature)
+    embeddings = embed_images(session, trained.module, cached)
+    scores = task.score(embeddings, cached.readable, embed)
+    protocol = session.protocol(trained.protocol, data=task.name, rule=task.rule)
+    result = session.result(
+        TASK,
+        task.name,
+        protocol,
+        {**scores.values, "chance": scores.chance, "num_images": scores.num},
+        **{**_provenance(trained), "num_unreadable": cached.num_unreadable},
+    )
+    session.save(result)
+    return result
+
+
+def _provenance(trained: TrainedProbe) -> dict[str, Any]:
+    return {
+        "feature": trained.config["feature"],
+        "probe": str(trained.folder),
+        "training": trained.config["training"],
+        "text_sha256": trained.config["text"],
+    }

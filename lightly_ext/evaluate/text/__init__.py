@@ -1,0 +1,1 @@
+"""Alignment of frozen image features with a frozen text tower."""

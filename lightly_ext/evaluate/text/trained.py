@@ -1,0 +1,205 @@
+"""Trained probes: made once, kept in a folder, found again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+
+from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.text.pairs import Pairs
+from lightly_ext.evaluate.text.probe import TOKENS, AttentionProbe, cached_tokens
+from lightly_ext.evaluate.text.retrieval import recall_chance
+from lightly_ext.evaluate.text.tower import TextTower, embed_texts
+from lightly_ext.evaluate.text.training import (
+    Alignment,
+    TrainingPairs,
+    held_out_loader,
+    hold_out,
+    training_loader,
+)
+from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
+from stellar_plugin.protocols import Protocol, card_digest
+
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class TrainedProbe:
+    """A probe that is ready to be scored.
+
+    Attributes:
+        folder:
+            Where it is stored.
+        module:
+            The probe, in evaluation mode, on the device.
+        protocol:
+            How it was trained.
+        config:
+            What it belongs to: "model", hash of the encoder; "text", hash of the text
+            tower; "feature"; and "training", what was measured when it was trained.
+    """
+
+    folder: Path
+    module: AttentionProbe
+    protocol: Protocol
+    config: dict[str, Any]
+
+
+def train_probe(
+    session: Session, tower: TextTower, pairs: Pairs, protocol: Protocol, feature: str
+) -> TrainedProbe:
+    """Trains a probe and stores it, or continues, or takes what is there.
+
+    Args:
+        session:
+            Gives the encoder, devices and seed.
+        tower:
+            The text tower.
+        pairs:
+            Images with captions.
+        protocol:
+            Says how to train.
+        feature:
+            One of `FEATURES`.
+
+    Raises:
+        ValueError: If a batch cannot be filled, or not be shared by the devices.
+        RuntimeError: If training was interrupted, or too many images are unreadable.
+    """
+    identity = {
+        "model": session.model.origin.sha256,
+        "text": tower.sha256,
+        "feature": feature,
+        "protocol": protocol.card(),
+        "pairs": pairs.fingerprint,
+        "seed": session.seed,
+        "precision": session.precision,
+    }
+    folder = session.output / f"align-text-probe-{card_digest(identity)}"
+    if (folder / CONFIG_NAME).exists():
+        session.say(f"The trained probe is in {folder} already.")
+        return load_probe(session, folder, tower)
+    data = _training_pairs(session, tower, pairs, protocol, feature)
+    module = _fit(session, data, protocol, folder)
+    chance = recall_chance(data.starts.diff()[data.held_out])
+    training = {
+        "data": pairs.name,
+        "num_images": len(pairs),
+        "num_unreadable": len(pairs) - len(data.train) - len(data.held_out),
+        "num_train": len(data.train),
+        "num_held_out": len(data.held_out),
+        "inverse_temperature": module.log_scale.exp().item(),
+        "held_out": {**module.recalls, "chance": chance},
+    }
+    if session.rank == 0:
+        _store(folder, module.probe, {**identity, "training": training})
+    session.fabric.barrier()
+    return load_probe(session, folder, tower)
+
+
+def load_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe:
+    """Loads a trained probe.
+
+    Args:
+        session:
+            Gives the encoder and the device.
+        folder:
+            The folder.
+        tower:
+            The text tower.
+
+    Raises:
+        FileNotFoundError: If there is no trained probe in the folder.
+        ValueError: If it was trained for another encoder or text tower.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"There is no trained probe in '{folder}': '{name}' is missing."
+            )
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    _check(config["model"], session.model.origin.sha256, folder, "encoder", "model")
+    _check(config["text"], tower.sha256, folder, "text tower", "text_weights")
+    module = AttentionProbe(**config["sizes"])
+    module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME))
+    module.requires_grad_(False).eval().to(session.fabric.device)
+    return TrainedProbe(folder, module, Protocol(**config["protocol"]), config)
+
+
+def _check(found: str, needed: str, folder: Path, what: str, option: str) -> None:
+    if found != needed:
+        raise ValueError(
+            f"The probe in '{folder}' was trained for another {what} (hash "
+            f"{found[:16]}, this one is {needed[:16]}): name that one as --{option}."
+        )
+
+
+def _training_pairs(
+    session: Session, tower: TextTower, pairs: Pairs, protocol: Protocol, feature: str
+) -> TrainingPairs:
+    texts = embed_texts(session, tower, pairs.texts)
+    cached = cached_tokens(session, pairs.files, protocol, feature)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), pairs.counts.cumsum(0)])
+    train, held_out = hold_out(cached.readable)
+    session.say(
+        f"{pairs.name}: {len(train)} images to train on, {len(held_out)} held out, "
+        f"{cached.num_unreadable} unreadable, {len(texts)} captions."
+    )
+    return TrainingPairs(cached.arrays[TOKENS], texts, starts, train, held_out)
+
+
+def _fit(
+    session: Session, pairs: TrainingPairs, protocol: Protocol, folder: Path
+) -> Alignment:
+    assert protocol.batch_sizes is not None
+    batch_size = protocol.batch_sizes[0]
+    loader = training_loader(session, pairs, batch_size)
+    held_out = held_out_loader(session, pairs, batch_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(session.seed)
+        probe = AttentionProbe(pairs.tokens.shape[2], pairs.texts.shape[1])
+    module = Alignment(probe, protocol, pairs, session.rank, session.world_size)
+    trainer = Trainer(
+        accelerator=session.fabric.device.type,
+        devices=session.world_size,
+        strategy="ddp" if session.world_size > 1 else "auto",
+        precision=session.precision,
+        max_epochs=protocol.epochs,
+        gradient_clip_val=protocol.clip,
+        logger=CSVLogger(folder, name="log"),
+        callbacks=[ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")],
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    last = folder / LAST_CHECKPOINT
+    resumes = last.exists()
+    if resumes:
+        session.say(f"Continues the training in {folder}.")
+    session.fabric.barrier()  # nobody writes before everybody has looked
+    trainer.fit(module, loader, held_out, ckpt_path=str(last) if resumes else None)
+    if trainer.current_epoch != protocol.epochs:
+        raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
+    return module
+
+
+def _store(folder: Path, probe: AttentionProbe, config: dict[str, Any]) -> None:
+    """Writes the probe; the file that tells so comes last."""
+    state: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in probe.state_dict().items()
+    }
+    safetensors.torch.save_file(state, folder / WEIGHTS_NAME)
+    sizes = {"dim": probe.dim, "text_dim": probe.text_dim}
+    text = json.dumps({**config, "sizes": sizes}, indent=2)
+    (folder / CONFIG_NAME).write_text(f"{text}\n")

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightly_ext.evaluate.images import folder_images
+from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.text.probe import (
+    TOKENS,
+    AttentionProbe,
+    cached_tokens,
+    embed_images,
+    resolve_tokens,
+    token_set,
+)
+from stellar_plugin.protocols import ALIGN_TEXT
+from tests.lightly_ext.evaluate.small import (
+    EMBED_DIM,
+    IMAGE_SIZE,
+    NUM_QUERIES,
+    write_images,
+    write_model,
+)
+
+PROTOCOL = ALIGN_TEXT.replace(resize=IMAGE_SIZE, crop=IMAGE_SIZE)
+
+
+def _session(tmp_path: Path, model: str | None = None, **kwargs: Any) -> Session:
+    return Session(
+        model or write_model(tmp_path / "model"),
+        output=str(tmp_path / "out"),
+        batch_size=4,
+        num_workers=0,
+        accelerator="cpu",
+        **kwargs,
+    )
+
+
+class TestAttentionProbe:
+    def test_forward__a_set_has_no_order(self) -> None:
+        torch.manual_seed(0)
+        probe = AttentionProbe(96, 16)
+        tokens = torch.randn(3, 5, 96)
+        embeddings = probe(tokens)
+        assert embeddings.shape == (3, 16)
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+        torch.testing.assert_close(probe(tokens.flip(1)), embeddings)
+
+    @pytest.mark.parametrize(
+        ("dim", "heads"), [(48, 1), (192, 3), (768, 12), (1000, 10)]
+    )
+    def test_heads__divide_the_size(self, dim: int, heads: int) -> None:
+        assert AttentionProbe(dim, 8).pool.num_heads == heads
+
+    def test_gradient__every_parameter(self) -> None:
+        probe = AttentionProbe(96, 16)
+        probe(torch.randn(2, 3, 96))[:, 0].sum().backward()
+        zero = [n for n, p in probe.named_parameters() if not p.grad.abs().sum()]
+        # The same for all keys: softmax does not see it.
+        assert zero in ([], ["pool.k.bias"])
+
+
+class TestResolveTokens:
+    @pytest.mark.parametrize(
+        ("model", "features", "expected"),
+        [
+            (None, "auto", "sparse"),
+            (None, "dense", "dense"),
+            (None, "cls", "cls"),
+            ("timm:vit_tiny_patch16_224.dino", "auto", "cls+dense"),
+            ("timm:vit_tiny_patch16_224.mae", "auto", "dense"),
+            ("timm:resnet10t", "auto", "dense"),
+        ],
+    )
+    def test_auto__a_set_of_tokens(
+        self, tmp_path: Path, model: str | None, features: str, expected: str
+    ) -> None:
+        session = _session(tmp_path, model, untrained=model is not None)
+        if model and "vit" in model:
+            # timm has no such weights of this size; the method is what counts.
+            session = _session(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
+            method = {"dino": "DINO or iBOT", "mae": "MAE"}[model.split(".")[1]]
+            object.__setattr__(session.model.origin, "method", method)
+        assert resolve_tokens(session.model, features) == expected
+
+    def test_auto__unknown_method(self, tmp_path: Path) -> None:
+        session = _session(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
+        with pytest.raises(ValueError, match="name one of sparse, dense"):
+            resolve_tokens(session.model, "auto")
+
+
+def test_token_set__all_tokens_of_both(tmp_path: Path) -> None:
+    result = _session(tmp_path).model(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE))
+    tokens = token_set(result, "cls+dense")
+    assert torch.equal(tokens[:, 0], result.cls)
+    assert torch.equal(tokens[:, 1:], result.dense)
+    other = dataclasses.replace(result, cls=result.cls[:, :5])
+    with pytest.raises(ValueError, match="differ in size, 5 and 48"):
+        token_set(other, "cls+dense")
+
+
+def test_cached_tokens__half_precision_of_the_encoder(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    files = folder_images(write_images(tmp_path / "images", 5, (32, 32)))
+    cached = cached_tokens(session, files, PROTOCOL, "sparse")
+    assert cached.arrays[TOKENS].shape == (5, NUM_QUERIES, EMBED_DIM)
+    assert cached.arrays[TOKENS].dtype == "float16"
+    probe = AttentionProbe(EMBED_DIM, 8).eval()
+    embeddings = embed_images(session, probe, cached)
+    tokens = torch.from_numpy(cached.arrays[TOKENS].copy()).float()
+    torch.testing.assert_close(embeddings, probe(tokens).detach())
+
+
+def test_cached_tokens__beyond_half_precision(tmp_path: Path) -> None:
+    session = _session(tmp_path)
+    files = folder_images(write_images(tmp_path / "images", 2))
+    session.model.backbone.vit.norm.weight.data.fill_(1e6)
+    with pytest.raises(RuntimeError, match="not finite in half precision"):
+        cached_tokens(session, files, PROTOCOL, "sparse")
