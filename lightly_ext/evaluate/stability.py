@@ -38,7 +38,7 @@ def run_stability(
     session: Session,
     data: str,
     features: str = "auto",
-    against: tuple[str, ...] | str = (),
+    against: list[str] | None = None,
 ) -> list[Result]:
     """Measures how much features change when a part of the image is all there is.
 
@@ -51,7 +51,7 @@ def run_stability(
             Feature of the model: sparse, dense, cls, cls+dense or lowrank, "auto" as in
             the paper: sparse where it has latent queries, else dense.
         against:
-            Another model, or several as '[A, B]', in one plot with the first; named as
+            Other models in one plot with the first, an option for each; named as
             `model` is, their features are "auto".
 
     Returns:
@@ -69,9 +69,8 @@ def run_stability(
     protocol = session.protocol(STABILITY, data=name)
     _check_size(protocol)
     # All models first: what is wrong with the last one must not come out at the end.
-    others = (against,) if isinstance(against, str) else against
     runs = {_label(session, features): (session, features)}
-    for other in map(session.with_model, others):
+    for other in map(session.with_model, against or []):
         label = _label(other, "auto")
         if label in runs:
             raise ValueError(

@@ -152,7 +152,7 @@ class TestRunStability:
         with pytest.raises(ValueError, match="no sparse features"):
             run_stability(session, data, "sparse")
         with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
-            run_stability(session, data, against=("nowhere.pth",))
+            run_stability(session, data, against=["nowhere.pth"])
         with pytest.raises(ValueError, match="one image; another one is its"):
             run_stability(_session(tmp_path, MeanColour(), limit=1), data)
         with pytest.raises(ValueError, match="crop 33 is more than resize 32"):
@@ -161,7 +161,7 @@ class TestRunStability:
 
     def test_run_stability__same_name_twice(self, tmp_path: Path) -> None:
         data = str(write_images(tmp_path / "data", 2))
-        sources = tuple(write_model(tmp_path / x / "run") for x in ("a", "b"))
+        sources = [write_model(tmp_path / x / "run") for x in ("a", "b")]
         session = _session(tmp_path, MeanColour())
         with pytest.raises(ValueError, match="second 'run, sparse' in the plot"):
             run_stability(session, data, against=sources)
