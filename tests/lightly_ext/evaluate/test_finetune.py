@@ -130,6 +130,13 @@ class TestRunFinetune:
         assert result.protocol["lrs"] == [3e-3]
         assert _stored(tmp_path).scores == result.scores
 
+    def test_run_finetune__learns_in_mixed_precision(self, tmp_path: Path) -> None:
+        data = write_classes(tmp_path / "data", num=10)
+        session = _session(tmp_path, precision="bf16-mixed")
+        options = {"epochs": 8, "lr": 3e-3, "train_batch_size": 9}
+        result = run_finetune(session, str(data), **options)
+        assert result.scores["accuracy"] == 1.0
+
     def test_run_finetune__accumulated_batches_equal_whole_ones(
         self, tmp_path: Path
     ) -> None:

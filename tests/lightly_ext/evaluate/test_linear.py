@@ -70,6 +70,14 @@ class TestRunLinear:
         assert table[chosen[0]][chosen[1]] == best == provenance["held_out_accuracy"]
         assert _stored(tmp_path).scores == result.scores
 
+    @pytest.mark.parametrize("run", [run_linear, run_linear_paper])
+    def test_run_linear__learns_from_mixed_precision(
+        self, tmp_path: Path, run: Callable[..., Result]
+    ) -> None:
+        data = write_classes(tmp_path / "data", num=10)
+        session = _session(tmp_path, precision="bf16-mixed")
+        assert run(session, str(data), epochs=8, **GRID).scores["accuracy"] == 1.0
+
     def test_run_linear__log_has_every_epoch_and_no_checkpoint_stays(
         self, tmp_path: Path
     ) -> None:

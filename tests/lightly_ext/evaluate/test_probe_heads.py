@@ -127,6 +127,25 @@ class TestProbeHeads:
             for a, b, c in zip(*parts, whole.module(number).parameters(), strict=True):
                 torch.testing.assert_close(a + b, c, rtol=1e-3, atol=2e-5)
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_train_block__the_same_on_cuda(self) -> None:
+        on_cpu, on_cuda = _heads(), _heads(device="cuda")
+        features, labels = _data(64)
+        on_cpu.train_block(features, labels)
+        on_cuda.train_block(features.cuda(), labels.cuda())
+        # Continued from the other device, as after a change of machines.
+        on_cuda.load_state(on_cuda.state())
+        on_cuda.train_block(features.cuda(), labels.cuda())
+        on_cpu.train_block(features, labels)
+        for number in range(len(GRID)):
+            for a, b in zip(
+                on_cpu.module(number).parameters(),
+                on_cuda.module(number).cpu().parameters(),
+                strict=True,
+            ):
+                torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
     def test_share__may_be_empty(self) -> None:
         heads = _heads(share=[])
         heads.train_block(*_data(16))
