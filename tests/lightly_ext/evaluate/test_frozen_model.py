@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from lightly_ext.evaluate.frozen_model import (
+    load_frozen_model,
+    pool,
+    select_tokens,
+)
+from stellar_plugin import Stellar
+from stellar_plugin.encoder import Factorization
+from tests.lightly_ext.evaluate.small import EMBED_DIM, NUM_QUERIES, write_model
+from tests.stellar_plugin.test_checkpoints_layouts import (
+    FILES,
+    prefixed,
+    save,
+    timm_vit,
+    transformers_names,
+)
+
+SWIN = "swin_tiny_patch4_window7_224"
+WIDTH = 192  # of which the number of heads is known: 3
+
+
+def bytes_of(*size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+
+def small_timm(monkeypatch: pytest.MonkeyPatch, name: str, **sizes: Any) -> None:
+    """Makes timm build `name` with other sizes."""
+    create = timm.create_model
+
+    def create_model(asked: str, **kwargs: Any) -> nn.Module:
+        return create(asked, **{**(sizes if asked == name else {}), **kwargs})
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+
+
+def write_vit(path: Path, layout: str, **sizes: Any) -> str:
+    """A file in the layout of another method; returns its path."""
+    heads = 12 if layout == "MoCo v3" else 3
+    vit = timm_vit(embed_dim=WIDTH, num_heads=heads, depth=1, **sizes)
+    return str(save(FILES[layout](vit.state_dict()), path / "weights.pth"))
+
+
+class TestForward:
+    def test_stellar__tokens_of_the_model(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        frozen, images = load_frozen_model(source), bytes_of(2, 3, 32, 32)
+        result = frozen(images)
+        assert (frozen.origin.method, frozen.num_queries) == ("STELLAR", NUM_QUERIES)
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        normalised = (images / 255 - mean) / std
+        with torch.no_grad():
+            expected = Stellar.from_pretrained(source).encoder(normalised)
+        torch.testing.assert_close(result.sparse, expected.sparse)
+        torch.testing.assert_close(result.localization, expected.localization)
+        torch.testing.assert_close(frozen(images / 255).sparse, result.sparse)
+
+    @pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050"])
+    def test_timm__equals_timm(self, name: str) -> None:
+        self._assert_as_timm(name, 64)
+
+    def test_swin__equals_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = {"embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2)}
+        small_timm(monkeypatch, SWIN, img_size=56, **sizes)
+        self._assert_as_timm(SWIN, 56)
+
+    def _assert_as_timm(self, name: str, size: int) -> None:
+        frozen = load_frozen_model(f"timm:{name}", untrained=True, seed=3)
+        torch.manual_seed(3)
+        model: Any = timm.create_model(name, num_classes=0).eval()
+        images = bytes_of(2, 3, size, size)
+        result = frozen(images)
+        cfg = model.pretrained_cfg
+        mean, std = (torch.tensor(cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+        with torch.no_grad():
+            features = model.forward_features((images / 255 - mean) / std)
+            pooled = model.forward_head(features, pre_logits=True)
+        tight = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(result.cls, pooled, **tight)
+        torch.testing.assert_close(frozen.pooled(images, "cls"), pooled, **tight)
+        last = features if name == SWIN else features.permute(0, 2, 3, 1)
+        assert result.grid_size == tuple(last.shape[1:3])
+        torch.testing.assert_close(result.dense, last.flatten(1, 2), **tight)
+        means = last.mean(dim=(1, 2))
+        torch.testing.assert_close(frozen.pooled(images, "dense"), means, **tight)
+        assert result.sparse.shape[1] == 0 and frozen.num_queries == 0
+
+    def test_plain_vit__equals_timm(self, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        model = timm.create_model("test_vit", num_classes=0).eval()
+        weights = save(model.state_dict(), tmp_path / "a.pth")
+        frozen = load_frozen_model("timm:test_vit", weights=str(weights))
+        images = torch.rand(2, 3, 160, 160)
+        with torch.no_grad():
+            tokens = model.forward_features((images - 0.5) / 0.5)
+        result = frozen(images)
+        torch.testing.assert_close(result.cls, tokens[:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result.dense, tokens[:, 1:], rtol=1e-4, atol=1e-5)
+        assert result.grid_size == (10, 10)
+
+    def test_tokens_without_a_map(self) -> None:
+        # A network of tokens that is no plain ViT: its grid follows the image.
+        frozen = load_frozen_model("timm:mixer_s32_224", untrained=True)
+        result = frozen(bytes_of(1, 3, 224, 224))
+        assert result.grid_size == (7, 7) and result.dense.shape == (1, 49, 512)
+
+    def test_frozen__evaluation_mode_and_no_gradients(self) -> None:
+        frozen = load_frozen_model("timm:test_resnet", untrained=True)
+        images = torch.rand(4, 3, 64, 64)
+        before = frozen.train()(images).cls
+        assert not any(m.training for m in frozen.modules())
+        assert not any(p.requires_grad for p in frozen.parameters())
+        assert before is not None and not before.requires_grad
+        assert frozen(images).cls.equal(before)
+
+
+class TestNormalize:
+    @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+    def test_mean_std_and_interpolation_of_timm(self, name: str) -> None:
+        frozen = load_frozen_model(f"timm:{name}", untrained=True)
+        cfg = timm.get_pretrained_cfg(name)
+        assert cfg is not None
+        origin = frozen.origin
+        assert (origin.mean, origin.std) == (cfg.mean, cfg.std)
+        assert origin.interpolation == cfg.interpolation
+        images = bytes_of(1, 3, 4, 4)
+        expected = torch.stack(
+            [
+                (images[:, c] / 255 - m) / s
+                for c, (m, s) in enumerate(zip(cfg.mean, cfg.std, strict=True))
+            ],
+            dim=1,
+        )
+        torch.testing.assert_close(frozen.normalize(images), expected)
+
+    def test_other_interpolation_and_mean_are_among_them(self) -> None:
+        # Else the test above shows nothing.
+        resnet = load_frozen_model("timm:test_resnet", untrained=True).origin
+        efficientnet = load_frozen_model(
+            "timm:test_efficientnet", untrained=True
+        ).origin
+        assert resnet.interpolation == "bilinear"
+        assert efficientnet.interpolation == "bicubic"
+        assert resnet.mean != efficientnet.mean
+
+
+class TestAuto:
+    @pytest.mark.parametrize(
+        ("layout", "feature"),
+        [
+            ("MAE", "dense"),
+            ("MAE, full", "dense"),
+            ("DINO or iBOT", "cls"),
+            ("DINO or iBOT, backbone", "cls"),
+            ("MoCo v3", "cls"),
+        ],
+    )
+    def test_layouts(self, tmp_path: Path, layout: str, feature: str) -> None:
+        frozen = load_frozen_model(write_vit(tmp_path, layout))
+        assert frozen.origin.method == layout.split(",")[0]
+        assert frozen.resolve_feature("auto") == feature
+
+    def test_i_jepa(self, tmp_path: Path) -> None:
+        vit = timm_vit(class_token=False, embed_dim=WIDTH, depth=1)
+        state = prefixed(vit.state_dict(), "module.")
+        content = {"encoder": state, "target_encoder": state, "predictor": {}}
+        path = save(content, tmp_path / "ijepa.pth.tar")
+        frozen = load_frozen_model(str(path))
+        assert frozen.resolve_feature("auto") == "dense"
+        with pytest.raises(ValueError, match="has no CLS token: name dense features"):
+            frozen.pooled(torch.zeros(1, 3, 64, 64), "cls")
+
+    def test_dinov2(self, tmp_path: Path) -> None:
+        vit = timm_vit(
+            img_size=56, patch_size=14, init_values=1.0, embed_dim=WIDTH, depth=1
+        )
+        state = vit.state_dict() | {"mask_token": torch.zeros(1, WIDTH)}
+        path = save(state, tmp_path / "dinov2.pth")
+        frozen = load_frozen_model(str(path))
+        assert frozen.resolve_feature("auto") == "cls+dense"
+        assert frozen.pooled(torch.zeros(1, 3, 56, 56), "cls+dense").shape == (
+            1,
+            2 * WIDTH,
+        )
+
+    def test_stellar(self, tmp_path: Path) -> None:
+        frozen = load_frozen_model(write_model(tmp_path / "model"))
+        assert frozen.resolve_feature("auto") == "sparse"
+
+    def test_not_a_vit(self) -> None:
+        frozen = load_frozen_model("timm:test_resnet", untrained=True)
+        assert frozen.resolve_feature("auto") == "cls"
+
+    @pytest.mark.parametrize("layout", ["timm", "transformers"])
+    def test_a_method_that_weights_do_not_tell(
+        self, tmp_path: Path, layout: str
+    ) -> None:
+        if layout == "timm":
+            source = write_vit(tmp_path, "timm")
+        else:
+            state = timm_vit(embed_dim=WIDTH, depth=1).state_dict()
+            path = tmp_path / "model.safetensors"
+            source = str(save(transformers_names(state, 4), path))
+        frozen = load_frozen_model(source)
+        pattern = r"does not tell which method .*\(read as .*'auto' are not known: name"
+        with pytest.raises(ValueError, match=pattern):
+            frozen.resolve_feature("auto")
+        assert frozen.resolve_feature("dense") == "dense"
+
+    def test_resolve_feature__bad_names(self) -> None:
+        frozen = load_frozen_model("timm:test_resnet", untrained=True)
+        with pytest.raises(
+            ValueError, match=r"must be 'auto' or one of sparse, .*'all'"
+        ):
+            frozen.resolve_feature("all")
+        for feature in ("sparse", "lowrank"):
+            pattern = f"has no latent queries, so no {feature} features"
+            with pytest.raises(ValueError, match=pattern):
+                frozen.resolve_feature(feature)
+
+
+class TestPool:
+    def test_pool__means_in_float32(self) -> None:
+        tokens = torch.randn(2, 5, 8, dtype=torch.bfloat16)
+        cls = torch.randn(2, 8, dtype=torch.bfloat16)
+        result = Factorization(
+            cls, tokens[:, :3], tokens, (1, 5), lambda dense, _: dense
+        )
+        both = pool(result, "cls+dense")
+        assert both.dtype == torch.float32
+        expected = torch.cat([cls.float(), tokens.float().mean(dim=1)], dim=1)
+        assert both.equal(expected)
+        assert pool(result, "sparse").equal(tokens[:, :3].float().mean(dim=1))
+
+    def test_pool__lowrank(self, tmp_path: Path) -> None:
+        frozen = load_frozen_model(write_model(tmp_path / "model"))
+        images = bytes_of(2, 3, 32, 32)
+        result = frozen(images)
+        expected = (result.localization @ result.sparse).mean(dim=1)
+        torch.testing.assert_close(frozen.pooled(images, "lowrank"), expected)
+        assert select_tokens(result, "cls").shape == (2, 1, EMBED_DIM)
+
+
+class TestUntrained:
+    @pytest.mark.parametrize("kind", ["stellar", "vit", "resnet"])
+    def test_decided_by_the_seed(self, tmp_path: Path, kind: str) -> None:
+        source = {
+            "stellar": lambda: write_model(tmp_path / "model"),
+            "vit": lambda: "timm:test_vit",
+            "resnet": lambda: "timm:test_resnet",
+        }[kind]()
+        state = torch.random.get_rng_state()
+        first, same, other = (
+            load_frozen_model(source, untrained=True, seed=seed) for seed in (0, 0, 1)
+        )
+        # The random numbers of the run go on as if nothing had been drawn.
+        assert torch.random.get_rng_state().equal(state)
+        a, b, c = (dict(m.state_dict()) for m in (first, same, other))
+        assert all(a[name].equal(b[name]) for name in a)
+        assert any(not a[name].equal(c[name]) for name in a)
+        assert first.origin == same.origin != other.origin
+        assert first.origin.sha256 == "random weights of seed 0"
+        assert first.origin.source == f"{source} (untrained)"
+
+    def test_same_architecture_other_weights(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        trained = load_frozen_model(source)
+        untrained = load_frozen_model(source, untrained=True, seed=5)
+        a, b = trained.state_dict(), untrained.state_dict()
+        assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+        query = "backbone.vit.reg_token"
+        assert not a[query].equal(b[query])
+        assert untrained.resolve_feature("auto") == "sparse"
+
+
+class TestWeightsFile:
+    @pytest.mark.parametrize("prefix", ["", "module.encoder_q.", "backbone."])
+    def test_resnet_under_a_prefix(self, tmp_path: Path, prefix: str) -> None:
+        torch.manual_seed(1)
+        model = timm.create_model("test_resnet", num_classes=7)
+        state = prefixed(model.state_dict(), prefix)
+        # MoCo has a second encoder and a queue beside it.
+        state |= {f"other.{k}": torch.zeros_like(v) for k, v in state.items()}
+        state["module.queue"] = torch.zeros(2, 2)
+        path = save({"state_dict": state, "arch": "resnet"}, tmp_path / "moco.pth")
+        frozen = load_frozen_model("timm:test_resnet", weights=str(path))
+        loaded, expected = frozen.backbone.model.state_dict(), model.state_dict()  # type: ignore[union-attr]
+        assert all(loaded[name].equal(expected[name]) for name in loaded)
+        assert len(frozen.origin.sha256) == 64
+
+    def test_vit__method_of_the_file(self, tmp_path: Path) -> None:
+        state = timm.create_model("test_vit").state_dict()
+        path = save({"model": state}, tmp_path / "mae.pth")
+        frozen = load_frozen_model("timm:test_vit", weights=str(path))
+        assert frozen.origin.method == "MAE"
+        assert frozen.origin.mean == (0.5, 0.5, 0.5)
+
+    def test_wrong_file(self, tmp_path: Path) -> None:
+        other = timm.create_model("test_convnext").state_dict()
+        path = save(other, tmp_path / "a.pth")
+        pattern = (
+            r"a.pth' does not hold the weights of ResNet: .* all of its \d+ tensors"
+        )
+        with pytest.raises(ValueError, match=pattern):
+            load_frozen_model("timm:test_resnet", weights=str(path))
+
+    def test_other_shapes(self, tmp_path: Path) -> None:
+        state = timm.create_model("test_resnet").state_dict()
+        state["conv1.0.weight"] = state["conv1.0.weight"][:, :1]
+        path = save(state, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="in their shapes"):
+            load_frozen_model("timm:test_resnet", weights=str(path))
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no weight file '.*gone\.pth'"):
+            load_frozen_model("timm:test_resnet", weights=str(tmp_path / "gone.pth"))
+
+    def test_of_no_timm_model(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        with pytest.raises(ValueError, match="weights belong to a timm model"):
+            load_frozen_model(source, weights="a.pth")
+        with pytest.raises(ValueError, match="that is not untrained"):
+            load_frozen_model("timm:test_resnet", weights="a.pth", untrained=True)
+
+
+class TestErrors:
+    def test_unknown_timm_name(self) -> None:
+        with pytest.raises(ValueError, match="timm knows no model 'no_such_net'"):
+            load_frozen_model("timm:no_such_net", untrained=True)
+
+    def test_timm_has_no_weights(self) -> None:
+        name = "resnetv2_50d"  # without pretrained weights in timm
+        assert not timm.get_pretrained_cfg(name).has_weights  # type: ignore[union-attr]
+        with pytest.raises(FileNotFoundError, match="Download them yourself"):
+            load_frozen_model(f"timm:{name}")
+
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+            load_frozen_model(str(tmp_path / "gone"))
+
+    def test_sha256__of_file_or_of_tensors(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        digest = load_frozen_model(source).origin.sha256
+        assert len(digest) == 64 and load_frozen_model(source).origin.sha256 == digest
+        write_model(tmp_path / "model", num_queries=3)
+        assert load_frozen_model(source).origin.sha256 != digest
