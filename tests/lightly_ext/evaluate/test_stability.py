@@ -137,7 +137,7 @@ class TestRunStability:
             **{"output": str(tmp_path), "accelerator": "cpu", "num_workers": 0},
             **{"resize": 32, "crop": 32},
         )
-        results = run_stability(session, str(data), "cls", "timm:resnet10t")
+        results = run_stability(session, str(data), "cls", ["timm:resnet10t"])
         assert [r.protocol["features"] for r in results] == ["cls", "auto"]
         assert [r.provenance["features"] for r in results] == ["cls", "dense"]
         # A ResNet's pooled feature is the mean of its map.
