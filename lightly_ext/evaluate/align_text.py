@@ -118,7 +118,7 @@ def run_align_text(
     if winoground is not None:
         tasks.append(Winoground.find(winoground, limit))
     if mmvp is not None:
-        tasks.append(Mmvp.find(mmvp))
+        tasks.append(Mmvp.find(mmvp, limit))
     pairs = None if data is None else find_pairs(data, images).limited(limit)
     tower = load_text_tower(text_model, text_weights).to(session.fabric.device)
     results = []
@@ -179,12 +179,13 @@ def _stored_probe(session: Session, folder: Path, tower: TextTower) -> TrainedPr
 def _held_out(session: Session, trained: TrainedProbe) -> Result:
     """Recall of the held-out part of the training data, as it was measured there."""
     training = trained.config["training"]
+    name = f"{training['data']} (held out)"
     protocol = trained.protocol.replace(
-        rule="scored: the part that is held out, all captions of an image"
+        data=name, rule="cosine similarity; all captions of an image"
     )
     result = session.result(
         TASK,
-        f"{training['data']} (held out)",
+        name,
         protocol,
         {**training["held_out"], "num_images": training["num_held_out"]},
         **_provenance(trained),

@@ -35,7 +35,7 @@ class Mmvp(TextTask):
     patterns: Sequence[str]
 
     @classmethod
-    def find(cls, folder: str) -> Mmvp:
+    def find(cls, folder: str, limit: int | None) -> Mmvp:
         """Reads the data set as the hub has it: Questions.csv, MLLM_VLM Images/*/*.jpg.
 
         Raises:
@@ -49,16 +49,10 @@ class Mmvp(TextTask):
                 f"MMVP-VLM is not in '{folder}': '{path}' and the folder "
                 f"'{root / IMAGES}' are needed."
             )
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row][1:]
-        same = all(
-            a[1:2] == b[1:2] for a, b in zip(rows[::2], rows[1::2], strict=False)
-        )
-        if not rows or len(rows) % 2 or any(len(r) != 3 for r in rows) or not same:
-            raise ValueError(
-                f"'{path}' must have a first line of names, then rows of number, "
-                "pattern and statement, two of the same pattern for each pair."
-            )
+        rows = _read_rows(path)
+        num_pairs = min(limit or len(rows), len(rows) // 2)
+        first = [i * (len(rows) // 2) // num_pairs * 2 for i in range(num_pairs)]
+        rows = [row for i in first for row in rows[i : i + 2]]
         names = [f"{pattern}/{number}.jpg" for number, pattern, _ in rows]
         rule = (
             f"each of two statements ('{PROMPT.format('...')}') chooses the more "
@@ -97,3 +91,16 @@ def mmvp_score(similarities: Tensor, patterns: Sequence[str]) -> float:
     groups = torch.tensor([numbers[name] for name in patterns], device=right.device)
     means = [right[groups == i].mean() for i in range(len(numbers))]
     return float(torch.stack(means).mean())
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Number, pattern and statement of each image, two rows for each pair."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if row][1:]
+    whole = len(rows) % 2 == 0 and all(len(row) == 3 for row in rows)
+    if not rows or not whole or [r[1] for r in rows[::2]] != [r[1] for r in rows[1::2]]:
+        raise ValueError(
+            f"'{path}' must have a first line of names, then rows of number, "
+            "pattern and statement, two of the same pattern for each pair."
+        )
+    return rows

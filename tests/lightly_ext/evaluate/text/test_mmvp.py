@@ -48,17 +48,19 @@ ROWS = [
 
 
 def test_find__layout_of_the_hub(tmp_path: Path) -> None:
-    task = Mmvp.find(_write(tmp_path, ROWS))
+    task = Mmvp.find(_write(tmp_path, ROWS), None)
     assert task.statements[0] == "the word on it, in red"
     assert task.patterns == ["Texts", "Quantity and Count"]
     assert task.files.names[2:] == [
         "Quantity and Count/3.jpg",
         "Quantity and Count/4.jpg",
     ]
+    limited = Mmvp.find(str(tmp_path), 1)
+    assert (limited.statements, limited.patterns) == (task.statements[:2], ["Texts"])
 
 
 def test_score__prompts_and_order(tmp_path: Path) -> None:
-    task = Mmvp.find(_write(tmp_path, ROWS))
+    task = Mmvp.find(_write(tmp_path, ROWS), None)
     seen: list[str] = []
 
     def embed(texts: list[str]) -> torch.Tensor:
@@ -75,7 +77,7 @@ def test_score__prompts_and_order(tmp_path: Path) -> None:
 
 def test_find__missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Questions\.csv' and the folder"):
-        Mmvp.find(str(tmp_path))
+        Mmvp.find(str(tmp_path), None)
     for rows in (ROWS[:3], [], ["1,Texts", "2,Texts"], [ROWS[0], ROWS[2]]):
         with pytest.raises(ValueError, match="rows of number, pattern and statement"):
-            Mmvp.find(_write(tmp_path, rows))
+            Mmvp.find(_write(tmp_path, rows), None)
