@@ -73,8 +73,8 @@ class FineTuning(LightningModule):
         self.num_unreadable = 0
         assert protocol.crop is not None
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(session.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(session.seed)
             linear = nn.Linear(dim, split.num_classes)
         self.head = nn.Sequential(nn.LayerNorm(dim), linear)
         self._files = split.data.train[split.kept.tolist()]

@@ -79,8 +79,9 @@ class ProbeHeads:
         self.grid = list(grid)
         self.dim = dim
         self.num_classes = num_classes
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        self.device = torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
             start = _flat(_classifier(dim, num_classes)).to(device)
         share = range(len(grid)) if share is None else share
         self._groups: list[_Group] = []
@@ -147,7 +148,7 @@ class ProbeHeads:
             if number in group.numbers:
                 flat = group.rows[group.numbers.index(number)].clone()
         nn.utils.vector_to_parameters(flat, head.parameters())
-        return head.to(flat.device)
+        return head.to(self.device)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         """Weights and optimiser of the heads trained here, by number."""
