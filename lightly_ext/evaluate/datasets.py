@@ -109,7 +109,7 @@ def _parse(data: str) -> tuple[Preset | None, Path]:
     preset = PRESETS.get(name)
     path = Path(data)
     if preset is not None:
-        path = Path(folder) if folder else SETS_FOLDER / name
+        path = Path(folder).expanduser() if folder else SETS_FOLDER / name
     if not path.is_dir():
         where = "" if preset is None else f" for {preset.name}, which is:\n"
         raise FileNotFoundError(

@@ -177,7 +177,7 @@ def _training_set(
     """Name and images of the training set, none of which is scored."""
     if train is None:
         return None
-    name, files = find_images(train)
+    name, files = find_images(train, "train")
     files = files.limited(session.limit)
     shared = _paths(files) & _paths(scored)
     if shared:

@@ -84,3 +84,78 @@ class TestMain:
             main(["unknown"])
         said = capsys.readouterr().out
         assert all(f"  {task} " in said for task in cli.TASKS)
+
+    @pytest.mark.parametrize(
+        ("argv", "code"), [([], 2), (["knnn"], 2), (["--help"], 0), (["-h"], 0)]
+    )
+    def test_main__usage(
+        self, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == code
+        said = capsys.readouterr().out
+        assert said.startswith("usage: stellar evaluate TASK --model SOURCE ...")
+        assert "knn             k nearest neighbours of frozen features" in said
+        assert "`stellar evaluate TASK --help` lists the options" in said
+
+    def test_main__help_of_a_task(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            main(["knn", "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "--model MODEL What to evaluate: file, folder" in said
+        assert "--neighbours NEIGHBOURS Number of training images that vote" in said
+
+    @pytest.mark.parametrize(
+        ("task", "extra"), [("knn", "eval"), ("align-text", "text")]
+    )
+    def test_main__missing_package(
+        self, task: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def not_there(name: str) -> None:
+            raise ModuleNotFoundError(f"No module named {name}", name="some.part")
+
+        monkeypatch.setattr(importlib, "import_module", not_there)
+        pattern = rf"{task}` needs the package 'some.part'.*'stellar-plugin\[{extra}\]'"
+        with pytest.raises(SystemExit, match=pattern):
+            main([task])
+
+    def test_main__own_module_missing_is_no_missing_package(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(cli.TASKS, "knn", ("gone", "run_gone", ""))
+        with pytest.raises(ModuleNotFoundError, match=r"lightly_ext\.evaluate\.gone"):
+            main(["knn"])
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            (["--data", "gone"], r"^stellar evaluate knn: There is no folder 'gone'"),
+            (["--data", "a", "--crop", "0"], "knn: crop must be at least 1, got 0"),
+        ],
+    )
+    def test_main__errors_are_one_message(
+        self, options: list[str], match: str, tmp_path: Path
+    ) -> None:
+        places = ["--output", str(tmp_path), "--accelerator", "cpu"]
+        with pytest.raises(SystemExit, match=match):
+            main(["knn", "--model", "a", *places, *options])
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--data", "a"], "model"),
+            (["--model", "a"], "data"),
+            (["--model", "a", "--data", "b", "--bogus", "1"], "--bogus"),
+            (["--model", "a", "--data", "b", "--neighbours", "x"], "neighbours"),
+        ],
+    )
+    def test_main__wrong_options(
+        self,
+        options: list[str],
+        said: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["knn", *options])
+        assert said in capsys.readouterr().err.split("error:")[1]

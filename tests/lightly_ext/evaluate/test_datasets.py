@@ -213,6 +213,14 @@ class TestFindClassificationSet:
         monkeypatch.chdir(tmp_path)
         assert find_classification_set(name).name == PRESETS[name].name
 
+    def test_name__below_the_home_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Shells leave the "~" of glas:~/sets alone.
+        write_glas(tmp_path / "sets")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert len(find_classification_set("glas:~/sets").test) == 80
+
     def test_limit__of_every_class(self, tmp_path: Path) -> None:
         write_food(tmp_path)
         labels = find_classification_set(str(tmp_path)).train.limited(101).labels
