@@ -80,6 +80,18 @@ class TestKnnAccuracy:
         with torch.autocast("cpu", torch.bfloat16):
             assert knn_accuracy(train, labels, test, labels[:200]) == wide
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_voters__cuda_as_cpu(self) -> None:
+        train, test = numbers(300, 8, seed=0), numbers(200, 8, seed=1)
+        labels = torch.arange(300) % 7
+        expected = knn_accuracy(train, labels, test, labels[:200])
+        voters = Voters(train.cuda(), labels.cuda(), 20, 0.07)
+        with torch.autocast("cuda", torch.float16):
+            blocks = voters.blocks(test, labels[:200])
+            correct = sum(int(voters.num_correct(*block)) for block in blocks)
+        assert correct / 200 == pytest.approx(expected, abs=0.011)
+
     def test_blocks__many_classes_need_no_memory(self) -> None:
         # One block of all queries would have 40 GB of votes.
         voters = Voters(torch.eye(1000), torch.arange(1000), 1000, 0.07)
