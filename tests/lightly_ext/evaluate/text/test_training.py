@@ -124,7 +124,7 @@ class TestAlignment:
         logits = images @ texts.double().T / 0.07
         rows = -logits.log_softmax(1).diagonal().mean()
         columns = -logits.log_softmax(0).diagonal().mean()
-        assert float(loss) == pytest.approx(float(rows + columns) / 2, rel=1e-5)
+        assert loss.item() == pytest.approx(float(rows + columns) / 2, rel=1e-5)
 
     def test_contrast__perfect_and_constant(self) -> None:
         module = _alignment()
@@ -133,7 +133,7 @@ class TestAlignment:
         assert module.contrast(torch.zeros(8), texts).item() > math.log(8)
         module.probe.forward = lambda tokens: torch.eye(TEXT_DIM)[:8]  # type: ignore
         loss = module.contrast(torch.zeros(8), torch.eye(TEXT_DIM)[:8])
-        assert float(loss) == pytest.approx(
+        assert loss.item() == pytest.approx(
             math.log1p(7 * math.exp(-1 / 0.07)), abs=1e-6
         )
 
