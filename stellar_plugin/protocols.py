@@ -25,6 +25,7 @@ FEATURE_OF_METHOD = {
     "BEiT": "dense",
     "DINOv2": "cls+dense",
     "pooled by the network": "cls",
+    "raw patches": "cls",
 }
 
 # 10 % of the training set, drawn once by this seed, whatever the seed of the run.

@@ -29,6 +29,8 @@ from stellar_plugin.protocols import FEATURE_OF_METHOD, FEATURES
 
 TIMM = "timm:"
 NOT_A_VIT = "pooled by the network"
+PATCHES = "patches"
+RAW_PATCHES = "raw patches"
 # Tags of timm's names, "vit_base_patch16_224.dino".
 METHOD_OF_TAG = {"dinov2": "DINOv2", "dino": "DINO or iBOT", "mae": "MAE"}
 
@@ -176,6 +178,35 @@ class TimmBackbone(nn.Module):
         return Factorization(pooled, dense[:, :0], dense, grid_size, _no_localization)
 
 
+class RawPatches(nn.Module):
+    """No model: dense is the pixels of each patch, CLS their mean and their spread.
+
+    What any encoder must beat for a claim that it has learned something.
+    """
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+
+    def forward(self, images: Tensor) -> Factorization:
+        """Cuts normalised images into patches.
+
+        Raises:
+            ValueError: If the image is no multiple of the patch size.
+        """
+        p, (height, width) = self.patch_size, images.shape[-2:]
+        if height % p or width % p:
+            raise ValueError(
+                f"Image size {height} x {width} is no multiple of the patch size {p}: "
+                f"name '{PATCHES}:SIZE' or another crop."
+            )
+        dense = nn.functional.unfold(images, p, stride=p).mT
+        spread = dense.std(dim=1, correction=0)
+        pooled = torch.cat([dense.mean(dim=1), spread], dim=1)
+        grid_size = (height // p, width // p)
+        return Factorization(pooled, dense[:, :0], dense, grid_size, _no_localization)
+
+
 def load_frozen_model(
     source: str, weights: str | None = None, untrained: bool = False, seed: int = 0
 ) -> FrozenModel:
@@ -183,8 +214,9 @@ def load_frozen_model(
 
     Args:
         source:
-            What `stellar_plugin.checkpoints.read_checkpoint` reads, or "timm:NAME" of
-            any timm model, ViT or not.
+            What `stellar_plugin.checkpoints.read_checkpoint` reads, "timm:NAME" of any
+            timm model, ViT or not, or "patches" or "patches:SIZE" for no model at all,
+            only patches of 16 px or SIZE.
         weights:
             File with the weights of the timm model, instead of timm's own.
         untrained:
@@ -202,6 +234,8 @@ def load_frozen_model(
             f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
             f"model is '{source}'; name the file as the model itself."
         )
+    if source.partition(":")[0] == PATCHES and not Path(source).exists():
+        return _of_patches(source)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if name is None:
@@ -244,6 +278,13 @@ def pool(result: Factorization, feature: str) -> Tensor:
     names = feature.split("+")
     tokens = [select_tokens(result, name).float() for name in names]
     return torch.cat([t.mean(dim=1) for t in tokens], dim=1)
+
+
+def _of_patches(source: str) -> FrozenModel:
+    size = source.partition(":")[2] or "16"
+    if not size.isdecimal() or int(size) < 1:
+        raise ValueError(f"'{source}' must be '{PATCHES}' or '{PATCHES}:SIZE' in px.")
+    return FrozenModel(RawPatches(int(size)), Origin(source, RAW_PATCHES, "no weights"))
 
 
 def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:

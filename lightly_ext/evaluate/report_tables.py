@@ -215,10 +215,10 @@ def card_differences(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[A
 
 
 def is_untrained(result: Result) -> bool:
-    """Whether the weights are random; mmseg's results name the checkpoint."""
+    """Whether weights are random or none; mmseg's results name the checkpoint."""
     of = result.provenance
     notes = [str(of.get(name, "")) for name in ("sha256", "checkpoint")]
-    random = any(note.startswith("random weights") for note in notes)
+    random = any(note.startswith(("random weights", "no weights")) for note in notes)
     return random or result.model.endswith("(untrained)")
 
 

@@ -37,7 +37,7 @@ class Session:
     Args:
         model:
             What to evaluate: file, folder, "stellar-b16", hub repository or "timm:NAME"
-            (ViT or not), of any layout that is read.
+            (ViT or not), of any layout that is read; "patches" is no model at all.
         weights:
             Weight file of a timm model, instead of timm's own weights.
         untrained:

@@ -354,3 +354,30 @@ class TestErrors:
         assert len(digest) == 64 and load_frozen_model(source).origin.sha256 == digest
         write_model(tmp_path / "model", num_queries=3)
         assert load_frozen_model(source).origin.sha256 != digest
+
+
+class TestRawPatches:
+    def test_patches_mean_and_spread(self) -> None:
+        frozen, images = load_frozen_model("patches:4"), bytes_of(2, 3, 8, 12)
+        result = frozen(images)
+        assert result.grid_size == (2, 3) and result.sparse.shape == (2, 0, 48)
+        normalised = frozen.normalize(images).double()
+        patches = [
+            normalised[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            for row in range(2)
+            for column in range(3)
+        ]
+        expected = torch.stack([patch.flatten(1) for patch in patches], dim=1)
+        assert torch.equal(result.dense.double(), expected)
+        assert result.cls is not None
+        spread = expected.var(dim=1, correction=0).sqrt()
+        pooled = torch.cat([expected.mean(dim=1), spread], dim=1)
+        torch.testing.assert_close(result.cls.double(), pooled, rtol=0, atol=1e-6)
+        assert torch.equal(frozen.pooled(images, frozen.own_feature), result.cls)
+        assert frozen.origin.sha256 == "no weights"
+
+    def test_sizes_that_do_not_fit(self) -> None:
+        with pytest.raises(ValueError, match="no multiple of the patch size 16"):
+            load_frozen_model("patches")(bytes_of(1, 3, 32, 40))
+        with pytest.raises(ValueError, match="'patches:big' must be"):
+            load_frozen_model("patches:big")

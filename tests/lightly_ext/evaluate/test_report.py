@@ -134,6 +134,8 @@ class TestBuildTables:
         ]
         (table,) = build_tables(results)
         assert [row.title for row in table.rows] == ["a", "a (untrained)"]
+        (table,) = build_tables([make_result("patches", 0.2, sha256="no weights")])
+        assert [row.kind for row in table.rows] == ["untrained"]
 
     def test_build_tables__random_weights_of_mmseg_are_untrained(self) -> None:
         card = SEGMENTATION_ADE20K.card()
