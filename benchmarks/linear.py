@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.probe_heads import HeadOptions, ProbeHeads
+from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHeads
 from stellar_plugin.protocols import LINEAR
 
 WEIGHT_DECAY = LINEAR.weight_decay or 0.0

@@ -14,12 +14,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lightly_ext.evaluate.classification.knn import knn_accuracy
 from lightly_ext.evaluate.collapse import (
     effective_rank,
     mean_token_cosine,
     prototype_usage,
 )
-from lightly_ext.evaluate.knn import knn_accuracy
 from lightly_ext.loss import (
     CLSViews,
     SparseViews,

@@ -13,26 +13,26 @@ from jsonargparse import ArgumentParser
 
 from lightly_ext.evaluate.session import Session
 
-# Module, function and purpose of each task; imported only when the task runs.
+# Module and purpose of each task, which is the function `run_TASK` there; imported only
+# when the task runs.
 TASKS = {
-    "knn": ("knn", "run_knn", "k nearest neighbours of frozen features"),
-    "linear": ("linear", "run_linear", "linear probe on cached features"),
-    "linear-paper": ("linear", "run_linear_paper", "linear probe on augmented views"),
-    "finetune": ("finetune", "run_finetune", "the whole network, fine-tuned"),
+    "knn": ("classification.knn", "k nearest neighbours of frozen features"),
+    "linear": ("classification.linear", "linear probe on cached features"),
+    "linear-paper": ("classification.linear", "linear probe on augmented views"),
+    "finetune": ("classification.finetune", "the whole network, fine-tuned"),
     "reconstruction": (
-        "reconstruction",
-        "run_reconstruction",
-        "FID, LPIPS, PSNR and SSIM of decoded images",
+        "reconstruction.reconstruction",
+        "FID, LPIPS, PSNR, SSIM",
     ),
-    "equivariance": ("equivariance", "run_equivariance", "S and L under shifts"),
-    "stability": ("stability", "run_stability", "features under random crops"),
-    "rank": ("rank", "run_rank", "number of tokens against FID and accuracy"),
-    "where": ("where", "run_where", "localization against ground-truth masks"),
-    "efficiency": ("efficiency", "run_efficiency", "time of each part"),
-    "align-text": ("align_text", "run_align_text", "a probe towards a text tower"),
-    "visualize": ("visualize", "run_visualize", "localization, PCA, reconstruction"),
-    "concepts": ("concepts", "run_concepts", "nearest tokens of a folder, as a page"),
-    "report": ("report", "run_report", "stored results as the paper's tables"),
+    "equivariance": ("probing.equivariance", "S and L under shifts"),
+    "stability": ("probing.stability", "features under random crops"),
+    "rank": ("probing.rank", "number of tokens against FID and accuracy"),
+    "where": ("probing.where", "localization against ground-truth masks"),
+    "efficiency": ("efficiency", "time of each part"),
+    "align-text": ("text.align_text", "a probe towards a text tower"),
+    "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),
+    "concepts": ("pictures.concepts", "nearest tokens of a folder, as a page"),
+    "report": ("report.report", "stored results as the paper's tables"),
 }
 
 
@@ -44,13 +44,13 @@ def main(argv: Sequence[str]) -> None:
             Arguments behind the command: the task, then its options.
     """
     if not argv or argv[0] not in TASKS:
-        text = "\n".join(f"  {name:15} {what}" for name, (_, _, what) in TASKS.items())
+        text = "\n".join(f"  {name:15} {what}" for name, (_, what) in TASKS.items())
         print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
         print("\n`stellar evaluate TASK --help` lists the options of a task.")
         sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     task, options = argv[0], list(argv[1:])
-    module_name, function_name, what = TASKS[task]
-    function = getattr(_import(task, module_name), function_name)
+    module_name, what = TASKS[task]
+    function = getattr(_import(task, module_name), f"run_{task.replace('-', '_')}")
     needs_session = "session" in inspect.signature(function).parameters
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
     if needs_session:

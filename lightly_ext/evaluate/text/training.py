@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightly_ext.evaluate.classification.train_views import epoch_order
 from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.retrieval import recalls
-from lightly_ext.evaluate.train_views import epoch_order
 from stellar_plugin.protocols import (
     ALIGN_TEXT_MOST_SCALE,
     ALIGN_TEXT_WARMUP,

@@ -60,7 +60,8 @@ class TestMain:
     def test_main__documented_commands_are_understood(
         self, command: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module_name, name, _ = cli.TASKS[command[0]]
+        module_name, _ = cli.TASKS[command[0]]
+        name = f"run_{command[0].replace('-', '_')}"
         module = importlib.import_module(f"lightly_ext.evaluate.{module_name}")
         calls = []
 
@@ -123,7 +124,7 @@ class TestMain:
     def test_main__own_module_missing_is_no_missing_package(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(cli.TASKS, "knn", ("gone", "run_gone", ""))
+        monkeypatch.setitem(cli.TASKS, "knn", ("gone", ""))
         with pytest.raises(ModuleNotFoundError, match=r"lightly_ext\.evaluate\.gone"):
             main(["knn"])
 

@@ -14,7 +14,11 @@ from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.text import tower as tower_module
 from lightly_ext.evaluate.text.tower import embed_texts, load_text_tower
 from tests.lightly_ext.evaluate.small import write_model
-from tests.lightly_ext.evaluate.small_text import TEXT_DIM, TOWER_CONFIG, write_tower
+from tests.lightly_ext.evaluate.text.small_text import (
+    TEXT_DIM,
+    TOWER_CONFIG,
+    write_tower,
+)
 
 TEXTS = ["a red square", "a blue square", "nothing " * 40]
 

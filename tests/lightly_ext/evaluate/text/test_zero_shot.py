@@ -17,7 +17,7 @@ from lightly_ext.evaluate.text.zero_shot import (
     top_accuracy,
 )
 from tests.lightly_ext.evaluate.small import write_classes
-from tests.lightly_ext.evaluate.small_text import write_tower
+from tests.lightly_ext.evaluate.text.small_text import write_tower
 
 
 def test_class_embeddings__as_open_clip(tmp_path: Path) -> None:

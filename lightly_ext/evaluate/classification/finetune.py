@@ -1,0 +1,170 @@
+"""Fine-tuning: the whole network is trained to classify."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from lightly_ext.evaluate.classification.finetune_module import (
+    FineTuning,
+    images_at_once,
+    score,
+)
+from lightly_ext.evaluate.classification.split import Split, split_set
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import FINETUNE, Protocol
+
+
+def run_finetune(
+    session: Session,
+    data: str,
+    features: str = "auto",
+    epochs: int | None = None,
+    lr: float | None = None,
+    train_batch_size: int | None = None,
+    resume: bool = True,
+) -> Result:
+    """Fine-tunes the whole network on 90 % of the training set and tests it.
+
+    The other 10 % are watched in the log and decide on nothing: the weights after the
+    last epoch are tested.
+
+    Args:
+        session:
+            Gives the model to start from.
+        data:
+            Folder with `train` and `val` or `test`, each with a folder of images per
+            class, or the name of a data set.
+        features:
+            "auto", where the objective of the method acts, or one of sparse, dense,
+            cls, cls+dense and lowrank.
+        epochs:
+            Passes over the training images, instead of the protocol's 75.
+        lr:
+            Learning rate, instead of the protocol's.
+        train_batch_size:
+            Images of all devices in an optimiser step, instead of the protocol's. A
+            device computes `batch_size` of them at once, or somewhat less.
+        resume:
+            Continue the same run where it was interrupted; false starts it anew.
+
+    Returns:
+        The result, which is stored too, beside the log and the last checkpoint.
+
+    Raises:
+        ValueError: If an option or the data set does not allow to train.
+        RuntimeError: If too many images are unreadable, or the loss is not finite.
+    """
+    given: dict[str, Any] = {"epochs": epochs}
+    given["lrs"] = None if lr is None else (lr,)
+    given["batch_sizes"] = None if train_batch_size is None else (train_batch_size,)
+    protocol = session.protocol(
+        FINETUNE, features=features, **{k: v for k, v in given.items() if v is not None}
+    )
+    _check_options(session, protocol)
+    split = split_set(session, data)
+    _check_images(protocol, split)
+    protocol = protocol.replace(
+        data=split.data.name, train_scale=split.data.train_scale
+    )
+    feature = session.model.resolve_feature(features)
+    session.announce(protocol)
+    module = FineTuning(session.model, feature, protocol, session, split).train()
+    name = split.data.name
+    folder = session.folder(session.result("finetune", name, protocol, {}))
+    _fit(session, module, protocol, folder, resume)
+    return _tested(session, module, protocol, feature)
+
+
+def _check_options(session: Session, protocol: Protocol) -> None:
+    (lr,), (batch_size,) = protocol.lrs or (), protocol.batch_sizes or ()
+    if protocol.epochs is not None and protocol.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive, got {lr}.")
+    if batch_size < 1 or batch_size % session.world_size:
+        raise ValueError(
+            f"train_batch_size must be positive and a multiple of the "
+            f"{session.world_size} device(s), got {batch_size}."
+        )
+
+
+def _check_images(protocol: Protocol, split: Split) -> None:
+    (batch_size,) = protocol.batch_sizes or ()
+    if batch_size > len(split.kept):
+        raise ValueError(
+            f"A batch of {batch_size} is larger than the {len(split.kept)} images to "
+            "train on: give a smaller --train_batch_size."
+        )
+
+
+def _fit(
+    session: Session, module: FineTuning, protocol: Protocol, folder: Path, resume: bool
+) -> None:
+    (batch_size,) = protocol.batch_sizes or ()
+    at_once = images_at_once(session, batch_size)
+    accumulate = batch_size // session.world_size // at_once
+    session.say(
+        f"A batch of {batch_size}: {at_once} images at once on {session.world_size} "
+        f"device(s), gradients of {accumulate} accumulated."
+    )
+    steps = len(module.train_dataloader()) // accumulate
+    device = session.fabric.device.type
+    several = session.world_size > 1
+    path = folder / "checkpoints" / "last.ckpt"
+    trainer = Trainer(
+        accelerator=device,
+        devices=session.world_size,
+        strategy="ddp" if several else "auto",
+        precision=session.precision,
+        sync_batchnorm=several and device == "cuda",
+        max_epochs=protocol.epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=protocol.clip,
+        use_distributed_sampler=False,
+        log_every_n_steps=min(50, steps),
+        enable_model_summary=False,
+        default_root_dir=folder,
+        logger=CSVLogger(folder, name="log"),
+        callbacks=[
+            ModelCheckpoint(path.parent, path.stem, enable_version_counter=False),
+        ],
+    )
+    continued = resume and path.exists()
+    if continued:
+        session.say(f"Continues from '{path}'.")
+    trainer.fit(module, ckpt_path=path if continued else None, weights_only=True)
+    module.to(session.fabric.device)  # Lightning leaves it on the CPU
+
+
+def _tested(
+    session: Session, module: FineTuning, protocol: Protocol, feature: str
+) -> Result:
+    """Scores the trained network and stores the result."""
+    data, split = module.split.data, module.split
+    held_out = data.train[split.held_out.tolist()]
+    watched, held_out_unreadable = score(session, module, held_out, protocol)
+    scores, test_unreadable = score(session, module, data.test, protocol)
+    result = session.result(
+        "finetune",
+        data.name,
+        protocol,
+        {**scores, "num_test": len(data.test) - test_unreadable},
+        feature=feature,
+        num_train=len(split.kept),
+        num_held_out=len(held_out) - held_out_unreadable,
+        held_out_accuracy=watched["accuracy"],
+        unreadable={
+            "train": module.num_unreadable,
+            "held_out": held_out_unreadable,
+            "test": test_unreadable,
+        },
+    )
+    session.save(result)
+    return result

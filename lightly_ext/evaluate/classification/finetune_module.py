@@ -1,0 +1,266 @@
+"""The whole network as a classifier, for Lightning."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lightly.utils.scheduler import CosineWarmupScheduler
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from lightly_ext.evaluate.classification.probe_data import check_unreadable
+from lightly_ext.evaluate.classification.split import Split, accuracies
+from lightly_ext.evaluate.classification.train_views import EpochSampler, TrainViews
+from lightly_ext.evaluate.frozen_model import FrozenModel, pool
+from lightly_ext.evaluate.images import (
+    EvaluationImages,
+    ImageFiles,
+    Sample,
+    centre_crop,
+    train_crop,
+)
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import FINETUNE_WARMUP, Protocol
+
+
+class FineTuning(LightningModule):
+    """An encoder whose pooled tokens go through LayerNorm and a linear layer.
+
+    All parameters that reach the output are trained, by AdamW with a linear warm-up and
+    a cosine to 0. lightly's `FinetuneClassifier` trains a bare linear layer by SGD, so
+    this is a module of its own.
+
+    Attributes:
+        model:
+            Gives the encoder, which is copied, and how images are normalised.
+        feature:
+            One of `FEATURES`.
+        protocol:
+            Says optimiser and sizes.
+        session:
+            Gives processes and seed.
+        split:
+            Images to train on, and to watch after every epoch.
+        num_unreadable:
+            Number of training images of the last epoch that could not be read.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        feature: str,
+        protocol: Protocol,
+        session: Session,
+        split: Split,
+    ) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(model.backbone)
+        self.register_buffer("mean", model.mean.clone(), persistent=False)
+        self.register_buffer("std", model.std.clone(), persistent=False)
+        self.feature = feature
+        self.protocol = protocol
+        self.session = session
+        self.split = split
+        self.num_unreadable = 0
+        assert protocol.crop is not None
+        dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(session.seed)
+            linear = nn.Linear(dim, split.num_classes)
+        self.head = nn.Sequential(nn.LayerNorm(dim), linear)
+        self._files = split.data.train[split.kept.tolist()]
+        self._labels = self._files.label_tensor
+        self._unreadable = torch.tensor(0)
+        self._finite = torch.tensor(1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images.
+
+        Args:
+            images:
+                uint8 tensor with shape (batch_size, 3, height, width).
+
+        Returns:
+            Tensor with shape (batch_size, num_classes).
+        """
+        images = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return self.head(pool(self.backbone(images), self.feature))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Loads random crops, in shares that together make the protocol's batches."""
+        session, protocol = self.session, self.protocol
+        assert protocol.batch_sizes is not None
+        crop = train_crop(protocol, session.model.origin.interpolation)
+        images = TrainViews(self._files, crop, session.seed)
+        sampler = EpochSampler(
+            images, protocol.batch_sizes[0], session.rank, session.world_size
+        )
+        # Lightning starts the first loader of a continued run before it sets the epoch.
+        sampler.set_epoch(self.current_epoch)
+        return DataLoader(
+            images,
+            batch_size=images_at_once(session, protocol.batch_sizes[0]),
+            sampler=sampler,
+            num_workers=session.num_workers,
+            pin_memory=session.fabric.device.type == "cuda",
+            drop_last=True,
+        )
+
+    def on_fit_start(self) -> None:
+        """Moves what belongs to no module."""
+        self._labels = self._labels.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts to count."""
+        self._unreadable = torch.tensor(0, device=self.device)
+        self._finite = torch.tensor(1.0, device=self.device)
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the readable images."""
+        readable: Any = batch.readable
+        losses = F.cross_entropy(
+            self(batch.image), self._labels[batch.number], reduction="none"
+        )
+        loss = torch.where(readable, losses, 0).sum() / readable.sum().clamp(min=1)
+        self._unreadable += (~readable).sum()
+        self._finite *= loss.detach().isfinite()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stops all processes together if the loss of one is not finite.
+
+        Raises:
+            RuntimeError: If it is not.
+        """
+        if self._reduced(self._finite) < self.session.world_size:
+            raise RuntimeError(
+                f"The loss is not finite in epoch {self.current_epoch + 1}, step "
+                f"{self.global_step + 1}. Lower --lr or, with 16-mixed, use "
+                "--precision bf16-mixed or 32-true."
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the accuracy on held-out images.
+
+        Raises:
+            RuntimeError: If more than 5 % of the training images are unreadable.
+        """
+        self.num_unreadable = int(self._reduced(self._unreadable))
+        check_unreadable(self.num_unreadable, self._files)
+        files = self.split.data.train[self.split.held_out.tolist()]
+        scores = score(self.session, self, files, self.protocol)[0]
+        self.log("held_out_accuracy", scores["accuracy"], prog_bar=True)
+        self.log("unreadable", float(self.num_unreadable))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with a learning rate for each step."""
+        protocol = self.protocol
+        assert protocol.lrs is not None and protocol.weight_decay is not None
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = AdamW(
+            trained, lr=protocol.lrs[0], weight_decay=protocol.weight_decay
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = CosineWarmupScheduler(
+            optimizer, round(FINETUNE_WARMUP * steps), steps, end_value=0.0
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which images these weights have seen."""
+        checkpoint["images"] = self._files.fingerprint
+        checkpoint["num_unreadable"] = self.num_unreadable
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses weights that have seen others.
+
+        Raises:
+            ValueError: If they have.
+        """
+        if checkpoint["images"] != self._files.fingerprint:
+            raise ValueError(
+                f"The checkpoint in '{self.trainer.default_root_dir}' was trained on "
+                "other images of the same name: use --resume false to start anew."
+            )
+        self.num_unreadable = checkpoint["num_unreadable"]
+
+    def _reduced(self, value: Tensor) -> Tensor:
+        total: Any = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+        return total
+
+
+def images_at_once(session: Session, batch_size: int) -> int:
+    """Images that a device computes at once.
+
+    The most that fit `session.batch_size` and make up batches of `batch_size` images
+    over all devices, by accumulating gradients.
+    """
+    per_device = batch_size // session.world_size
+    fitting = range(1, min(per_device, session.batch_size) + 1)
+    return max(n for n in fitting if per_device % n == 0)
+
+
+def score(
+    session: Session, module: FineTuning, files: ImageFiles, protocol: Protocol
+) -> tuple[dict[str, float], int]:
+    """Scores a classifier on centre crops; every image counts exactly once.
+
+    Returns:
+        Scores, and the number of unreadable images.
+    """
+    crop = centre_crop(protocol, session.model.origin.interpolation)
+    metrics = accuracies(module.split.num_classes).to(session.fabric.device)
+    labels, num_unreadable = files.label_tensor, torch.tensor(0)
+    if session.world_size > 1:
+        for buffer in module.buffers():  # of batch norm, where each has its own
+            torch.distributed.broadcast(buffer, src=0)
+    module.eval()
+    with torch.no_grad(), session.fabric.autocast():
+        for batch in session.loader(EvaluationImages(files, crop)):
+            readable = batch.readable
+            num_unreadable += (~readable).sum()
+            if readable.any():
+                known = labels[batch.number[readable]].to(module.device)
+                logits = module(session.fabric.to_device(batch.image[readable]))
+                metrics.update(logits.float(), known)
+    module.train()
+    total: Any = session.fabric.all_reduce(
+        num_unreadable.to(session.fabric.device), reduce_op="sum"
+    )
+    check_unreadable(int(total), files)
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    return scores, int(total)
+
+
+def _unfreeze(
+    backbone: nn.Module, feature: str, size: int, device: torch.device
+) -> int:
+    """Lets train what reaches the feature, and nothing else.
+
+    Distributed training waits for the gradient of every parameter that is trained, so
+    those that get none, such as STELLAR's localization, stay frozen.
+
+    Returns:
+        Width of the feature.
+    """
+    backbone.requires_grad_(True)
+    images = torch.zeros(1, 3, size, size, device=device)
+    pooled = pool(backbone(images), feature)
+    pooled.sum().backward()
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    return pooled.shape[1]

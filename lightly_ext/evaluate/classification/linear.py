@@ -1,0 +1,312 @@
+"""Linear probes: a grid of heads on frozen features, chosen on held-out images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightly_ext.evaluate.classification.probe_data import (
+    BLOCK,
+    Block,
+    FeatureRows,
+    ViewFeatures,
+    cached_rows,
+)
+from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHeads
+from lightly_ext.evaluate.classification.probe_training import ProbeTraining
+from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
+from lightly_ext.evaluate.classification.train_views import epoch_order
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import LINEAR, LINEAR_PAPER, Protocol
+
+
+def run_linear(
+    session: Session,
+    data: str,
+    features: str = "auto",
+    epochs: int | None = None,
+    lrs: list[float] | None = None,
+    batch_sizes: list[int] | None = None,
+) -> Result:
+    """Linear probe on features of centre crops, which are computed once.
+
+    Every learning rate is trained with every batch size on 90 % of the training set;
+    the head with the best accuracy on the other 10 % is tested, as it is. Of equal
+    heads the one with the smaller batch size, then with the lower learning rate.
+
+    Args:
+        session:
+            Gives the model.
+        data:
+            Folder with `train` and `val` or `test`, each with a folder of images per
+            class, or the name of a data set.
+        features:
+            "auto", where the objective of the method acts, or one of sparse, dense,
+            cls, cls+dense and lowrank.
+        epochs:
+            Passes over the training images, instead of the protocol's 30.
+        lrs:
+            Learning rates to choose from, instead of the protocol's, as in
+            "[0.001,0.01]".
+        batch_sizes:
+            Batch sizes to choose from, instead of the protocol's; all divide the
+            largest. Those that the training set cannot fill are left out.
+
+    Returns:
+        The result, which is stored too.
+
+    Raises:
+        ValueError: If an option or the data set does not allow to train.
+        RuntimeError: If too many images are unreadable, or features are not finite.
+    """
+    run = _prepare(session, LINEAR, data, features, epochs, lrs, batch_sizes)
+    train = cached_rows(session, run.split.data.train, run.protocol, run.feature)
+    rows = train.among(run.split.kept)
+
+    def blocks(epoch: int) -> Iterable[Block]:
+        order = epoch_order(len(rows), session.seed, epoch)
+        return rows.blocks(run.block, order)
+
+    return _probe(run, blocks, train.among(run.split.held_out))
+
+
+def run_linear_paper(
+    session: Session,
+    data: str,
+    features: str = "auto",
+    epochs: int | None = None,
+    lrs: list[float] | None = None,
+    batch_sizes: list[int] | None = None,
+) -> Result:
+    """Linear probe on augmented views, as in the paper: encoded anew in every epoch.
+
+    Otherwise as `run_linear`: the same grid, the same choice. Held-out and test images
+    are centre crops.
+
+    Args:
+        session:
+            Gives the model.
+        data:
+            Folder with `train` and `val` or `test`, each with a folder of images per
+            class, or the name of a data set.
+        features:
+            "auto", where the objective of the method acts, or one of sparse, dense,
+            cls, cls+dense and lowrank.
+        epochs:
+            Passes over the training images, instead of the protocol's 30.
+        lrs:
+            Learning rates to choose from, instead of the protocol's, as in
+            "[0.001,0.01]".
+        batch_sizes:
+            Batch sizes to choose from, instead of the protocol's; all divide the
+            largest. Those that the training set cannot fill are left out.
+
+    Returns:
+        The result, which is stored too.
+
+    Raises:
+        ValueError: If an option or the data set does not allow to train.
+        RuntimeError: If too many images are unreadable, or features are not finite.
+    """
+    run = _prepare(session, LINEAR_PAPER, data, features, epochs, lrs, batch_sizes)
+    files = run.split.data.train
+    held_out = files[run.split.held_out.tolist()]
+    views = ViewFeatures(
+        session, files[run.split.kept.tolist()], run.protocol, run.feature
+    )
+    return _probe(
+        run,
+        lambda epoch: views.blocks(epoch, run.block),
+        cached_rows(session, held_out, run.protocol, run.feature),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A probe that is ready to start.
+
+    Attributes:
+        session: Of the run.
+        protocol: As it is run.
+        split: The images.
+        feature: What the heads read, never "auto".
+        grid: Options of the heads, by batch size, then by learning rate.
+    """
+
+    session: Session
+    protocol: Protocol
+    split: Split
+    feature: str
+    grid: list[HeadOptions]
+
+    @property
+    def block(self) -> int:
+        """Images that are loaded at once: whole batches of every size."""
+        largest = self.grid[-1].batch_size
+        return largest * max(1, BLOCK // largest)
+
+    def result(self, scores: dict[str, Any], **provenance: Any) -> Result:
+        """The result of the run."""
+        name = self.split.data.name
+        provenance = {"feature": self.feature, **provenance}
+        return self.session.result(
+            self.protocol.name, name, self.protocol, scores, **provenance
+        )
+
+
+def _prepare(
+    session: Session,
+    protocol: Protocol,
+    data: str,
+    features: str,
+    epochs: int | None,
+    lrs: Sequence[float] | None,
+    batch_sizes: Sequence[int] | None,
+) -> _Run:
+    """Finds out everything that can go wrong before the work starts."""
+    options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
+    given = {k: _sorted(v) for k, v in options.items() if v is not None}
+    protocol = session.protocol(protocol, features=features, **given)
+    _check_options(protocol)
+    split = split_set(session, data)
+    protocol = protocol.replace(data=split.data.name)
+    if protocol.train_scale is not None:
+        protocol = protocol.replace(train_scale=split.data.train_scale)
+    grid = _grid(session, protocol, len(split.kept))
+    feature = session.model.resolve_feature(features)
+    session.announce(protocol)
+    return _Run(session, protocol, split, feature, grid)
+
+
+def _sorted(value: Any) -> Any:
+    return value if isinstance(value, int) else tuple(sorted(set(value)))
+
+
+def _check_options(protocol: Protocol) -> None:
+    lrs, sizes = protocol.lrs, protocol.batch_sizes
+    if protocol.epochs is not None and protocol.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
+    if not lrs or not sizes:
+        raise ValueError(
+            f"lrs and batch_sizes need at least one value each, got {lrs} and {sizes}."
+        )
+    if not all(0 < lr < math.inf for lr in lrs):
+        raise ValueError(f"lrs must be positive, got {lrs}.")
+    if sizes[0] < 1 or any(sizes[-1] % size for size in sizes):
+        raise ValueError(
+            f"batch_sizes must be positive and divide the largest, got {sizes}."
+        )
+
+
+def _grid(session: Session, protocol: Protocol, num_images: int) -> list[HeadOptions]:
+    """The heads whose batches the training set can fill."""
+    assert protocol.lrs is not None and protocol.batch_sizes is not None
+    too_large = [size for size in protocol.batch_sizes if size > num_images]
+    sizes = [size for size in protocol.batch_sizes if size <= num_images]
+    if not sizes:
+        raise ValueError(
+            f"All batch sizes {protocol.batch_sizes} are larger than the {num_images} "
+            "images to train on: give smaller --batch_sizes."
+        )
+    if too_large:
+        session.say(
+            f"Left out: batch sizes {', '.join(map(str, too_large))}, more than the "
+            f"{num_images} images to train on."
+        )
+    return [HeadOptions(size, lr) for size in sizes for lr in protocol.lrs]
+
+
+def _probe(
+    run: _Run, blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
+) -> Result:
+    """Trains the grid, chooses a head and tests it."""
+    session, protocol = run.session, run.protocol
+    assert protocol.weight_decay is not None and protocol.clip is not None
+    assert protocol.epochs is not None
+    if not len(held_out):
+        raise ValueError("None of the held-out images is readable: repair them.")
+    test = cached_rows(session, run.split.data.test, protocol, run.feature)
+    heads = ProbeHeads(
+        run.grid,
+        held_out.dim,
+        run.split.num_classes,
+        protocol.weight_decay,
+        protocol.clip,
+        session.seed,
+        range(session.rank, len(run.grid), session.world_size),
+        session.fabric.device,
+    )
+    identity = {
+        "images": run.split.data.train.fingerprint,
+        "feature": run.feature,
+        "precision": session.precision,
+        "grid": run.grid,
+    }
+    training = ProbeTraining(session, heads, session.folder(run.result({})), identity)
+    num_blocks = math.ceil(len(run.split.kept) / run.block)
+    history = training.run(blocks, num_blocks, held_out, protocol.epochs)
+    held_out_accuracies = history[-1]["held_out"]
+    # The first of equal ones.
+    best = held_out_accuracies.index(max(held_out_accuracies))
+    result = run.result(
+        _test(session, heads, best, test),
+        num_train=history[-1]["num_images"],
+        num_held_out=len(held_out),
+        unreadable={
+            "train": len(run.split.kept) - history[-1]["num_images"],
+            "held_out": len(run.split.held_out) - len(held_out),
+            "test": len(run.split.data.test) - len(test),
+        },
+        **_choice(run, held_out_accuracies, best),
+    )
+    session.save(result)
+    training.finish()
+    return result
+
+
+def _test(
+    session: Session, heads: ProbeHeads, best: int, test: FeatureRows
+) -> dict[str, Any]:
+    """Scores of a head, to which every process contributes a share of the images."""
+    head = heads.module(best)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            total: Any = session.fabric.all_reduce(parameter.data, reduce_op="sum")
+            parameter.copy_(total)
+        metrics = accuracies(heads.num_classes).to(session.fabric.device)
+        share = torch.arange(session.rank, len(test), session.world_size)
+        for features, labels in test.blocks(order=share):
+            metrics.update(head(features), labels)
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    return {**scores, "num_test": len(test)}
+
+
+def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]:
+    """What was chosen among what, and whether it lies at the border of the grid."""
+    table: dict[str, dict[str, float]] = {}
+    for (batch_size, lr), accuracy in zip(run.grid, accuracies, strict=True):
+        table.setdefault(str(batch_size), {})[f"{lr:g}"] = accuracy
+    chosen = run.grid[best]
+    notes = []
+    for name in HeadOptions._fields:
+        values = sorted({getattr(options, name) for options in run.grid})
+        value = getattr(chosen, name)
+        if len(values) > 1 and value in (values[0], values[-1]):
+            notes.append(
+                f"The best {name}, {value:g}, lies at the border of {values}: a wider "
+                "grid may have a better one."
+            )
+    for note in notes:
+        run.session.say(note)
+    return {
+        "chosen_batch_size": chosen.batch_size,
+        "chosen_lr": chosen.lr,
+        "held_out_accuracy": accuracies[best],
+        "held_out_accuracies": table,
+        "notes": notes,
+    }

@@ -1,0 +1,183 @@
+"""Blocks of features for linear probes: from the cache, or of augmented views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightly_ext.evaluate.classification.train_views import TrainViews, epoch_order
+from lightly_ext.evaluate.features import MOST_UNREADABLE, cache_features
+from lightly_ext.evaluate.images import ImageFiles, train_crop
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import Protocol
+
+BLOCK = 8192
+# Features that fit into this share of the free memory of a GPU stay there.
+DEVICE_SHARE = 0.5
+
+Block = tuple[Tensor, Tensor]  # features (num_images, dim) and labels (num_images,)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of some images, on the disk or on the device, and their labels.
+
+    Attributes:
+        source:
+            A row for every file of the cache, (num_files, dim).
+        labels:
+            Class of every file, int64 with shape (num_files,).
+        rows:
+            Numbers of the files that are meant, int64, ascending.
+        device:
+            Where blocks are wanted.
+    """
+
+    source: NDArray[np.generic] | Tensor
+    labels: Tensor
+    rows: Tensor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self.source.shape[1])
+
+    def among(self, numbers: Tensor) -> FeatureRows:
+        """Those of the images whose numbers are given."""
+        return replace(self, rows=self.rows[torch.isin(self.rows, numbers)])
+
+    def blocks(self, size: int = BLOCK, order: Tensor | None = None) -> Iterator[Block]:
+        """Cuts the images, in the given order, into blocks on the device."""
+        rows = self.rows if order is None else self.rows[order]
+        for chosen in rows.split(size):
+            if isinstance(self.source, Tensor):
+                features = self.source[chosen.to(self.source.device)]
+            else:
+                features = torch.from_numpy(self.source[chosen.numpy()])
+            yield features.to(self.device), self.labels[chosen].to(self.device)
+
+
+def cached_rows(
+    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+) -> FeatureRows:
+    """Features of centre crops, of the readable ones of some images.
+
+    The cache is that of `pooled_features`; only what is used at a time is read into
+    memory, so that many processes share the pages of one file.
+
+    Args:
+        session:
+            Gives model and device.
+        files:
+            Images with labels.
+        protocol:
+            Says how images are cut.
+        feature:
+            One of `FEATURES`.
+    """
+    cached = cache_features(
+        session,
+        files,
+        protocol,
+        f"pooled {feature}",
+        lambda images: {"features": session.model.pooled(images, feature)},
+    )
+    source: Any = cached.arrays["features"]
+    device = session.fabric.device
+    if device.type == "cuda" and (
+        source.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+    ):
+        source = torch.from_numpy(np.array(source)).to(device)
+    return FeatureRows(source, files.label_tensor, cached.readable, device)
+
+
+class ViewFeatures:
+    """Features of augmented views, encoded anew in every epoch by all processes.
+
+    Attributes:
+        files: Images with labels.
+    """
+
+    def __init__(
+        self, session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    ) -> None:
+        self.files = files
+        self._session = session
+        self._feature = feature
+        crop = train_crop(protocol, session.model.origin.interpolation)
+        self._images = TrainViews(files, crop, session.seed)
+
+    def blocks(self, epoch: int, size: int) -> Iterator[Block]:
+        """Blocks of an epoch, the same in every process; the last may be smaller.
+
+        Raises:
+            RuntimeError: If more than 5 % of the images are unreadable.
+        """
+        features, labels = torch.empty(0), torch.empty(0)
+        for x, y in self._encoded(epoch):
+            features = torch.cat([features, x]) if len(labels) else x
+            labels = torch.cat([labels, y]) if len(labels) else y
+            while len(labels) >= size:
+                yield features[:size], labels[:size]
+                features, labels = features[size:], labels[size:]
+        if len(labels):
+            yield features, labels
+
+    def _encoded(self, epoch: int) -> Iterator[Block]:
+        """Readable images of an epoch in its order, as they come."""
+        session, total = self._session, len(self.files)
+        self._images.epoch = epoch
+        order = epoch_order(total, session.seed, epoch)
+        # Equal shares: in a collective every process waits for every other one.
+        padded = order[torch.arange(total + -total % session.world_size) % total]
+        share = padded[session.rank :: session.world_size].tolist()
+        labels, num_seen, num_unreadable = self.files.label_tensor, 0, 0
+        for batch in session.loader(self._images, share):
+            features = self._encode(batch.image)
+            numbers = torch.where(batch.readable, batch.number, -1)
+            left = total - num_seen  # what lies behind is padding
+            features = in_turn(session, features)[:left]
+            numbers = in_turn(session, numbers.to(features.device))[:left]
+            num_seen += len(numbers)
+            readable = numbers >= 0
+            num_unreadable += int((~readable).sum())
+            check_unreadable(num_unreadable, self.files)
+            known = labels.to(numbers.device)[numbers[readable]]
+            yield features[readable], known
+
+    def _encode(self, images: Tensor) -> Tensor:
+        session = self._session
+        with torch.no_grad(), session.fabric.autocast():
+            images = session.fabric.to_device(images)
+            return session.model.pooled(images, self._feature)
+
+
+def in_turn(session: Session, values: Tensor) -> Tensor:
+    """Rows of all processes: the first of each, then the second of each, ..."""
+    if session.world_size == 1:
+        return values
+    gathered: Any = session.fabric.all_gather(values)  # (processes, rows, ...)
+    return gathered.transpose(0, 1).flatten(0, 1)
+
+
+def check_unreadable(num_unreadable: int, files: ImageFiles) -> None:
+    """Stops when too many images cannot be read.
+
+    Raises:
+        RuntimeError: If these are more than 5 % of the images.
+    """
+    if num_unreadable > MOST_UNREADABLE * len(files):
+        raise RuntimeError(
+            f"{num_unreadable} of {len(files)} images in '{files.root}' are unreadable,"
+            " too many for a score. Repair or remove them."
+        )

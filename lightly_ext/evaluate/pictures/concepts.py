@@ -1,0 +1,286 @@
+"""`stellar concepts`: what a token stands for, shown by the tokens nearest to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.pictures.concept_queries import (
+    NO_IMAGE,
+    Choice,
+    Search,
+    plan_search,
+)
+from lightly_ext.evaluate.pictures.gallery import (
+    Row,
+    Tile,
+    draw_gallery,
+    render_gallery,
+)
+from lightly_ext.evaluate.pictures.token_index import (
+    Neighbours,
+    TokenIndex,
+    index_tokens,
+)
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import CONCEPTS, Protocol
+from stellar_plugin.visualize import Uint8Array, threshold_maps, token_palette
+
+PAGE, PICTURE, NEIGHBOURS = "index.html", "concepts.png", "neighbours.json"
+ROWS_OF_PICTURE, NEIGHBOURS_OF_PICTURE = 6, 6
+WHAT = {
+    "random": "random tokens",
+    "distinct": "most distinct tokens",
+    "prototypes": "most used prototypes",
+}
+LEAD = (
+    "Each row is a concept: a token of one image, or a prototype, and the tokens of "
+    "other images that are most similar to it, the nearest first. In colour is where a "
+    "token is in its image."
+)
+
+
+def run_concepts(
+    session: Session,
+    data: str,
+    query: list[str] | None = None,
+    prototypes: list[str] | None = None,
+    choose: Choice = "random",
+    num_queries: int = 12,
+    num_neighbours: int = 12,
+    one_per_image: bool = True,
+    threshold: float = 0.5,
+) -> Path:
+    """Shows tokens, or prototypes, and the tokens of a folder that are nearest to them.
+
+    Writes index.html, one page that needs nothing else, its first rows as concepts.png,
+    and neighbours.json. The tokens of the folder are computed once and kept on disk.
+
+    Args:
+        session:
+            The model and the devices.
+        data:
+            Folder of images, or name of a data set.
+        query:
+            Tokens to show, as IMAGE:TOKEN, for example "cats/001.jpg:3"; the option may
+            be given several times. Names are relative to the folder, tokens are counted
+            from 0.
+        prototypes:
+            Prototypes to show, by their numbers from 0, for example "12,57".
+        choose:
+            What to show if nothing is named: tokens at random, the most distinct ones
+            of a thousand random tokens, or the prototypes that are the nearest of most
+            tokens.
+        num_queries:
+            How many of them.
+        num_neighbours:
+            Number of neighbours of each.
+        one_per_image:
+            Show an image at most once per row, with its most similar token.
+        threshold:
+            Patches are in colour where the localization of a token is at least this
+            fraction of its maximum in the image.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: If an option is impossible, an image is not in the folder, or the
+            model has no tokens, no localization or no prototypes.
+    """
+    _check_options(query, prototypes, num_queries, num_neighbours, threshold)
+    name, files = find_images(data)
+    files = files.limited(session.limit)
+    _check_model(session)
+    plan = plan_search(session, files, query, prototypes, choose, num_queries)
+    wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
+    count = "the nearest token" if one_per_image else "each token"
+    protocol = session.protocol(
+        CONCEPTS,
+        data=name,
+        split=f"queries: {wanted}; neighbours: all other images",
+        neighbours=num_neighbours,
+        rule=f"{count} of an image; in colour: localization at least {threshold:g} of "
+        "its maximum in the image",
+    )
+    session.announce(protocol)
+    index, num_unreadable = index_tokens(session, files, protocol)
+    _check_index(index, files)
+    num_images = len(index.readable)
+    num_tokens = num_images * index.num_tokens
+    session.say(f"Searching {num_tokens} tokens.")
+    search = plan(index)
+    result = session.result(
+        "concepts",
+        name,
+        protocol,
+        {"num_images": num_images, "num_tokens": num_tokens},
+        similarity=search.measure,
+        num_unreadable=num_unreadable,
+    )
+    folder = session.save(result)
+    if session.rank == 0:
+        neighbours = search.run(index, num_neighbours, one_per_image)
+        found = Found(files, index, search, neighbours, threshold)
+        _write(session, found, result, protocol, folder)
+    session.fabric.barrier()
+    return folder / PAGE
+
+
+@dataclass(frozen=True)
+class Found:
+    """Queries with their neighbours, and where all of it is.
+
+    Attributes:
+        files:
+            The images.
+        index:
+            Their tokens.
+        search:
+            What was looked for.
+        neighbours:
+            What was found.
+        threshold:
+            As for `run_concepts`.
+    """
+
+    files: ImageFiles
+    index: TokenIndex
+    search: Search
+    neighbours: Neighbours
+    threshold: float
+
+    def of(self, row: int) -> list[tuple[int, int, float]]:
+        """Image, token and similarity of the neighbours of a query."""
+        lists = self.neighbours
+        columns = (lists.images[row], lists.tokens[row], lists.similarity[row])
+        found = zip(*(column.tolist() for column in columns), strict=True)
+        return [entry for entry in found if math.isfinite(entry[2])]
+
+    def to_json(self) -> str:
+        """Names, tokens and similarities as JSON."""
+        names = self.files.names
+        concepts = []
+        for row, query in enumerate(self.search.queries):
+            if query.image == NO_IMAGE:
+                asked: dict[str, Any] = {"prototype": query.number}
+            else:
+                asked = {"image": names[query.image], "token": query.number}
+            neighbours = [
+                {"image": names[image], "token": token, "similarity": similarity}
+                for image, token, similarity in self.of(row)
+            ]
+            concepts.append({"query": asked, "neighbours": neighbours})
+        stored = {"similarity": self.search.measure, "concepts": concepts}
+        return json.dumps(stored, indent=2) + "\n"
+
+    def tile(self, picture: Uint8Array, image: int, token: int, note: str) -> Tile:
+        """A picture with the area of a token."""
+        token_map = self.index.token_map(image, token)
+        area = threshold_maps(token_map, self.threshold).numpy() > 0
+        name = self.files.names[image]
+        return Tile(picture, area, name, note, f"{name}, {note}")
+
+    def rows(self, pictures: Mapping[int, Uint8Array]) -> list[Row]:
+        """The gallery: a row per query.
+
+        Args:
+            pictures:
+                Pictures by the numbers of their images.
+        """
+        palette = token_palette(len(self.search.queries))
+        rows = []
+        for i, query in enumerate(self.search.queries):
+            neighbours = [
+                self.tile(pictures[m], m, t, f"token {t}, {similarity:.3f}")
+                for m, t, similarity in self.of(i)
+            ]
+            if query.image == NO_IMAGE:
+                title, asked = f"Prototype {query.number}", None
+            else:
+                title = f"{self.files.names[query.image]}, token {query.number}"
+                picture = pictures[query.image]
+                asked = self.tile(
+                    picture, query.image, query.number, f"token {query.number}"
+                )
+            rows.append(Row(title, query.note, palette[i], asked, neighbours))
+        return rows
+
+
+def _check_options(
+    query: Sequence[str] | None,
+    prototypes: Sequence[str] | None,
+    num_queries: int,
+    num_neighbours: int,
+    threshold: float,
+) -> None:
+    if query and prototypes:
+        raise ValueError("Name tokens (query) or prototypes, not both.")
+    for option, value in {
+        "num_queries": num_queries,
+        "num_neighbours": num_neighbours,
+    }.items():
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}.")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+
+
+def _check_model(session: Session) -> None:
+    if not getattr(session.model.backbone, "has_localization", False):
+        raise ValueError(
+            f"'{session.source}' has no latent queries or no localization, so there is "
+            "no token to show: name a STELLAR model that was trained with "
+            "reconstruction."
+        )
+
+
+def _check_index(index: TokenIndex, files: ImageFiles) -> None:
+    if len(index.readable) < 2:
+        raise ValueError(
+            f"Neighbours need 2 readable images, '{files.root}' has "
+            f"{len(index.readable)}."
+        )
+
+
+def _write(
+    session: Session, found: Found, result: Result, protocol: Protocol, folder: Path
+) -> None:
+    shown = {query.image for query in found.search.queries} - {NO_IMAGE}
+    for row in range(len(found.search.queries)):
+        shown |= {image for image, _, _ in found.of(row)}
+    rows = found.rows(_pictures(session, found, protocol, sorted(shown)))
+    facts = {
+        "model": result.model,
+        **result.protocol,
+        **result.scores,
+        "similarity": found.search.measure,
+    }
+    page = render_gallery(
+        f"Concepts of {result.model} in {result.data}", LEAD, rows, facts
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    (folder / NEIGHBOURS).write_text(found.to_json())
+    draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE).save(folder / PICTURE)
+    session.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
+
+
+def _pictures(
+    session: Session, found: Found, protocol: Protocol, numbers: Sequence[int]
+) -> dict[int, Uint8Array]:
+    transform = centre_crop(protocol, session.model.origin.interpolation)
+    loader = session.loader(EvaluationImages(found.files, transform), numbers)
+    return {
+        number: picture
+        for batch in loader
+        for number, picture in zip(
+            batch.number.tolist(), batch.image.permute(0, 2, 3, 1).numpy(), strict=True
+        )
+    }

@@ -1,0 +1,286 @@
+"""`stellar visualize`: localization, patch features and reconstructions of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
+from lightly_ext.evaluate.session import Session
+from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import read_checkpoint
+from stellar_plugin.protocols import VISUALIZE, Protocol
+from stellar_plugin.visualize import (
+    Uint8Array,
+    highlight,
+    overlay_localization,
+    pca_pictures,
+    strongest_token,
+    threshold_maps,
+    to_pictures,
+    token_maps,
+    token_palette,
+)
+
+ROWS_PER_SHEET = 8
+TOKEN_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images, and what a model makes of them.
+
+    Attributes:
+        names:
+            Names of the files.
+        pictures:
+            The images as the model gets them, uint8 (num_images, height, width, 3).
+        dense:
+            Patch features, float32 with shape (num_images, num_patches, dim).
+        grid_size:
+            Height and width of the patch grid.
+        localization:
+            Localization matrices, float32 with shape (num_images, num_patches,
+            num_tokens), None for a model without.
+        decoded:
+            Reconstructions like `pictures`, None for a model without decoder.
+    """
+
+    names: Sequence[str]
+    pictures: Uint8Array
+    dense: Tensor
+    grid_size: tuple[int, int]
+    localization: Tensor | None
+    decoded: Uint8Array | None
+
+
+def run_visualize(
+    session: Session,
+    data: str,
+    num_images: int = 16,
+    tokens: bool = False,
+    threshold: float | None = None,
+) -> list[Path]:
+    """Draws what a model sees in images: sheets with one row per image.
+
+    A row has the image, its patches in the colours of their tokens (mixed, and of the
+    strongest token alone), the first three principal components of its patch features,
+    and its reconstruction; without tokens or decoder it has what there is.
+
+    Args:
+        session:
+            The model and the devices.
+        data:
+            Folder of images, name of a data set, or a single image file.
+        num_images:
+            Number of images to show, spread evenly over the folder.
+        tokens:
+            Also draw one picture per image with all of its tokens, each alone.
+        threshold:
+            For `tokens`: colour the patches that have at least this fraction of the
+            token's maximum. None colours patches as strongly as the token has them.
+
+    Returns:
+        The pictures that were written.
+
+    Raises:
+        ValueError: If an option is impossible, or no image is readable.
+    """
+    _check(num_images, tokens, threshold)
+    name, files = _find(data)
+    files = files.limited(session.limit).limited(num_images)
+    if tokens and not _has_localization(session):
+        raise ValueError(
+            f"'{session.source}' has no localization, so no token maps: leave --tokens "
+            "out."
+        )
+    protocol = session.protocol(VISUALIZE, data=f"{len(files)} images of {name}")
+    session.announce(protocol)
+    seen, num_unreadable = _look(session, files, protocol)
+    scores = {"num_images": len(seen.names)}
+    result = session.result(
+        "visualize", name, protocol, scores, num_unreadable=num_unreadable
+    )
+    folder = session.save(result)
+    written = []
+    if session.rank == 0:
+        written = _write_sheets(seen, folder)
+        if tokens:
+            written += _write_tokens(seen, folder, threshold)
+        session.say("\n".join(str(path) for path in written))
+    session.fabric.barrier()
+    return written
+
+
+def _check(num_images: int, tokens: bool, threshold: float | None) -> None:
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    if threshold is not None and not tokens:
+        raise ValueError("threshold is about single tokens: add --tokens.")
+
+
+def _find(data: str) -> tuple[str, ImageFiles]:
+    path = Path(data)
+    if path.is_file():
+        return path.stem, ImageFiles(path.parent, [path.name])
+    return find_images(data)
+
+
+def _has_localization(session: Session) -> bool:
+    return bool(getattr(session.model.backbone, "has_localization", False))
+
+
+def _decoder(session: Session) -> Stellar | None:
+    """The model with its decoder, None if it has none to show."""
+    if session.model.origin.method != "STELLAR" or not _has_localization(session):
+        return None
+    stored = read_checkpoint(session.source).state
+    if not any(name.startswith("decoder.") for name in stored):
+        session.say("No reconstruction: the checkpoint has no decoder.")
+        return None
+    model = session.load_stellar()
+    if model.target == "tokens" and model.tokenizer is None:
+        session.say("No reconstruction: the checkpoint comes without its tokenizer.")
+        return None
+    return model
+
+
+def _look(session: Session, files: ImageFiles, protocol: Protocol) -> tuple[Seen, int]:
+    names, pixels = _read(session, files, protocol)
+    stellar = _decoder(session)
+    localizes = _has_localization(session)
+    dense, localization, decoded = [], [], []
+    batches = pixels.split(session.batch_size)
+    for images in session.progress(batches, "images", len(batches)):
+        images = session.fabric.to_device(images)
+        with torch.no_grad(), session.fabric.autocast():
+            result = session.model(images)
+            dense.append(result.dense.float().cpu())
+            if localizes:
+                localization.append(result.localization.float().cpu())
+            if stellar:
+                size = (images.shape[-2], images.shape[-1])
+                normalised = session.model.normalize(images)
+                decoded.append(stellar.reconstruct(normalised, size).float().cpu())
+    seen = Seen(
+        names,
+        pixels.permute(0, 2, 3, 1).numpy(),
+        torch.cat(dense),
+        result.grid_size,
+        torch.cat(localization) if localizes else None,
+        to_pictures(torch.cat(decoded)) if stellar else None,
+    )
+    return seen, len(files) - len(names)
+
+
+def _read(
+    session: Session, files: ImageFiles, protocol: Protocol
+) -> tuple[list[str], Tensor]:
+    """Names and pixels of the readable images, all of them in every process."""
+    transform = centre_crop(protocol, session.model.origin.interpolation)
+    loader = session.loader(EvaluationImages(files, transform), range(len(files)))
+    batches = list(loader)
+    readable = torch.cat([batch.readable for batch in batches])
+    broken = [files.names[i] for i in (~readable).nonzero()[:, 0].tolist()]
+    if len(broken) == len(files):
+        raise ValueError(
+            f"None of the {len(files)} images in '{files.root}' is readable."
+        )
+    if broken:
+        session.say(f"Skipped {len(broken)} unreadable: {', '.join(broken)}.")
+    names = [files.names[i] for i in readable.nonzero()[:, 0].tolist()]
+    return names, torch.cat([batch.image for batch in batches])[readable]
+
+
+def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
+    """Pictures of the sheets by the titles of their columns.
+
+    Args:
+        seen:
+            The images and what a model made of them.
+
+    Returns:
+        Arrays with shape (num_images, height, width, 3).
+    """
+    height, width = seen.pictures.shape[1:3]
+    columns = {"input": seen.pictures}
+    if seen.localization is not None:
+        strongest = strongest_token(seen.localization)
+        for title, matrix in {
+            "tokens, mixed": seen.localization,
+            "strongest token": strongest,
+        }.items():
+            shown = overlay_localization(seen.pictures, matrix, seen.grid_size)
+            columns[title] = shown
+    columns["patch features, PCA"] = pca_pictures(
+        seen.dense, seen.grid_size, (height, width)
+    )
+    if seen.decoded is not None:
+        columns["reconstruction"] = seen.decoded
+    return columns
+
+
+def token_pictures(
+    seen: Seen, number: int, threshold: float | None
+) -> dict[str, Uint8Array]:
+    """Each token of an image alone, and how much of the image it has.
+
+    Args:
+        seen:
+            The images and what a model made of them, localization included.
+        number:
+            Number of the image.
+        threshold:
+            As for `run_visualize`.
+
+    Returns:
+        Pictures with shape (height, width, 3) by their titles, the input first.
+    """
+    assert seen.localization is not None
+    picture = seen.pictures[number]
+    localization = seen.localization[number : number + 1]
+    shares = localization[0].mean(dim=0).tolist()
+    height, width = picture.shape[:2]
+    maps = token_maps(localization, seen.grid_size, (height, width))[0]
+    if threshold is not None:
+        maps = threshold_maps(maps, threshold)
+    pictures = {"input": picture}
+    for token, colour in enumerate(token_palette(len(maps))):
+        title = f"token {token}, {shares[token]:.0%}"
+        pictures[title] = highlight(picture[None], maps[token, None], colour)[0]
+    return pictures
+
+
+def _write_sheets(seen: Seen, folder: Path) -> list[Path]:
+    columns = {k: enlarged(v) for k, v in sheet_columns(seen).items()}
+    rows = []
+    for i, name in enumerate(seen.names):
+        titles = [name, *list(columns)[1:]]
+        pictures = [pictures[i] for pictures in columns.values()]
+        rows.append(list(zip(titles, pictures, strict=True)))
+    written = []
+    for start in range(0, len(rows), ROWS_PER_SHEET):
+        path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
+        draw_sheet(rows[start : start + ROWS_PER_SHEET]).save(path)
+        written.append(path)
+    return written
+
+
+def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Path]:
+    written = []
+    for i, name in enumerate(seen.names):
+        pictures = token_pictures(seen, i, threshold)
+        titled = [(title, enlarged(picture)) for title, picture in pictures.items()]
+        starts = range(0, len(titled), TOKEN_COLUMNS)
+        path = folder / f"tokens_{i + 1:02d}_{Path(shown_name(name)).stem[:60]}.png"
+        draw_sheet([titled[k : k + TOKEN_COLUMNS] for k in starts]).save(path)
+        written.append(path)
+    return written

@@ -1,0 +1,1 @@
+"""What tokens keep, where they are: the paper's section 5.1 and localization."""

@@ -1,0 +1,312 @@
+"""Shifted crops: does S stay, does L move? The paper's section 5.1, experiment 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import (
+    EvaluationImages,
+    ImageFiles,
+    centre_crop,
+)
+from lightly_ext.evaluate.plots import save_line_plot
+from lightly_ext.evaluate.probing.localization import require_localization
+from lightly_ext.evaluate.probing.reduction import (
+    ImageMeans,
+    Mean,
+    count_unreadable,
+    pair_loader,
+    partners,
+    require_pairs,
+)
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from lightly_ext.loss import match_tokens
+from stellar_plugin.protocols import EQUIVARIANCE, EQUIVARIANCE_SHIFTS, Protocol
+
+DIRECTIONS = ("horizontal", "vertical")
+MEAN = "mean"
+CURVES = (MEAN, *DIRECTIONS)
+OTHER = "other_image"
+MOVED_BACK = "moved_back"
+# What is measured, how the image changed, by how many px.
+Key = tuple[str, str, int]
+
+
+class Factors(NamedTuple):
+    """What images are made of, and where.
+
+    Attributes:
+        sparse: S, with shape (batch_size, num_queries, embed_dim).
+        localization: L, with shape (batch_size, num_patches, num_queries).
+    """
+
+    sparse: Tensor
+    localization: Tensor
+
+
+def run_equivariance(session: Session, data: str) -> Result:
+    """Measures how S and L change when the crop shifts.
+
+    Args:
+        session:
+            Model, devices and folder of the run.
+        data:
+            Folder of images, or the name of a known set.
+
+    Returns:
+        The scores: `change_of_s` and `change_of_l` by shift in px, the mean of both
+        directions, and each by itself; `..._other_image`, the change against another
+        image; `change_of_l_moved_back`, where a shift is one patch, against L moved by
+        one patch; `identity_matches`, the share of tokens that keep their number.
+
+    Raises:
+        ValueError: If the model has no S and L, or a crop does not fit into an image.
+    """
+    require_localization(session.model)
+    name, files = find_images(data)
+    files = files.limited(session.limit)
+    protocol = session.protocol(EQUIVARIANCE, data=name)
+    window = _window(protocol)
+    require_pairs(files)
+    patch = _patch_size(session, protocol)
+    session.announce(protocol)
+    means, num_unreadable = _measure(session, files, window, patch)
+    result = session.result(
+        "equivariance",
+        name,
+        protocol,
+        {**_scores(means), "num_images": len(files) - num_unreadable},
+        standard_error=_scores(means, error=True),
+        num_unreadable=num_unreadable,
+    )
+    folder = session.save(result)
+    if session.rank == 0:
+        _plot(folder / "equivariance.png", means, f"{result.model} on {name}")
+    return result
+
+
+def match_factors(reference: Factors, other: Factors) -> tuple[Factors, Tensor]:
+    """Brings the tokens of other images into the order of the reference.
+
+    Tokens are matched by optimal transport [0]; the columns of L follow.
+
+    - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (eq. 8 and section 5.1)
+
+    Args:
+        reference:
+            S and L of the reference.
+        other:
+            S and L of the other images, of the same shapes.
+
+    Returns:
+        - S'[match] and L'[:, match].
+        - The match: for each token the number of the other one, int64 with shape
+          (batch_size, num_queries).
+    """
+    match = match_tokens(reference.sparse, other.sparse).indices
+    rows = match[..., None].expand_as(other.sparse)
+    columns = match[:, None].expand_as(other.localization)
+    sparse = other.sparse.gather(1, rows)
+    return Factors(sparse, other.localization.gather(2, columns)), match
+
+
+def relative_change(reference: Tensor, other: Tensor) -> Tensor:
+    """||other - reference||_F / ||reference||_F of each image.
+
+    Args:
+        reference:
+            Tensor with shape (batch_size, ...).
+        other:
+            Tensor with the same shape.
+
+    Returns:
+        float64 tensor with shape (batch_size,).
+    """
+    reference, other = reference.double().flatten(1), other.double().flatten(1)
+    return (other - reference).norm(dim=1) / reference.norm(dim=1)
+
+
+def moved_back_change(
+    reference: Tensor, other: Tensor, grid_size: tuple[int, int], direction: str
+) -> Tensor:
+    """Relative change of L after a shift by one patch, against L moved by one patch.
+
+    Only patches that both crops have count: where all else stays, the change is 0.
+
+    Args:
+        reference:
+            Localization matrices with shape (batch_size, num_patches, num_queries).
+        other:
+            Those of crops one patch further right, or down, with matched columns.
+        grid_size:
+            Height and width of the patch grid.
+        direction:
+            "horizontal" or "vertical".
+
+    Returns:
+        float64 tensor with shape (batch_size,).
+    """
+    axis = 2 if direction == "horizontal" else 1
+    before, after = (x.unflatten(1, grid_size) for x in (reference, other))
+    size = before.shape[axis] - 1
+    return relative_change(before.narrow(axis, 1, size), after.narrow(axis, 0, size))
+
+
+def _window(protocol: Protocol) -> Protocol:
+    """The protocol whose crop holds all shifted crops."""
+    assert protocol.resize is not None and protocol.crop is not None
+    side = protocol.crop + max(EQUIVARIANCE_SHIFTS)
+    if protocol.resize < side:
+        raise ValueError(
+            f"A crop of {protocol.crop} px that shifts by {max(EQUIVARIANCE_SHIFTS)} px"
+            f" needs images of {side} px, resize is {protocol.resize}: resize to at "
+            f"least {side} or crop less."
+        )
+    return protocol.replace(crop=side)
+
+
+def _patch_size(session: Session, protocol: Protocol) -> int | None:
+    """Side of a patch in px, None where no shift by one can be measured."""
+    crop = protocol.crop
+    assert crop is not None
+    blank = torch.zeros(1, 3, crop, crop, device=session.fabric.device)
+    rows, columns = session.model(blank).grid_size
+    patch = crop // columns
+    if patch * columns != crop or rows != columns or columns == 1:
+        return None
+    return patch if patch <= max(EQUIVARIANCE_SHIFTS) else None
+
+
+def _keys(patch: int | None) -> list[Key]:
+    shifts = (0, *EQUIVARIANCE_SHIFTS)
+    curves = [(what, where) for what in ("s", "l") for where in CURVES]
+    keys = [(*key, px) for key in [*curves, ("identity", MEAN)] for px in shifts]
+    keys += [("s", OTHER, 0), ("l", OTHER, 0)]
+    return keys + ([("l", MOVED_BACK, patch)] if patch is not None else [])
+
+
+def _measure(
+    session: Session, files: ImageFiles, window: Protocol, patch: int | None
+) -> tuple[dict[Key, Mean], int]:
+    transform = centre_crop(window, session.model.origin.interpolation)
+    images = EvaluationImages(files, transform)
+    loader = pair_loader(session, images)
+    means = ImageMeans[Key](_keys(patch))
+    unreadable = []
+    for batch in session.progress(loader, "shifts", len(loader)):
+        unreadable += batch.number[~batch.readable].tolist()
+        with torch.no_grad(), session.fabric.autocast():
+            windows, readable = session.fabric.to_device((batch.image, batch.readable))
+            _add_batch(session, windows, readable, patch, means)
+    num_unreadable = count_unreadable(session, files, unreadable)
+    return means.reduce(session), num_unreadable
+
+
+def _add_batch(
+    session: Session,
+    windows: Tensor,
+    readable: Tensor,
+    patch: int | None,
+    means: ImageMeans[Key],
+) -> None:
+    reference = _factors(session, windows, DIRECTIONS[0], 0)
+    for px in (0, *EQUIVARIANCE_SHIFTS):
+        across, down = (
+            _changes(reference, _factors(session, windows, direction, px))[:, readable]
+            for direction in DIRECTIONS
+        )
+        both = (across + down) / 2
+        for direction, values in zip(CURVES, (both, across, down), strict=True):
+            means.add(("s", direction, px), values[0])
+            means.add(("l", direction, px), values[1])
+        means.add(("identity", MEAN, px), both[2])
+    if patch is not None:
+        back = _moved_back(session, windows, reference, patch)
+        means.add(("l", MOVED_BACK, patch), back[readable])
+    one, two = partners(readable)
+    changes = _changes(*(Factors(*(x[i] for x in reference)) for i in (one, two)))
+    for i, what in enumerate(("s", "l")):
+        means.add((what, OTHER, 0), changes[i])
+
+
+def _changes(reference: Factors, other: Factors) -> Tensor:
+    """Change of S, of L, share of identical matches: float64 (3, batch_size)."""
+    matched, match = match_factors(reference, other)
+    same = match == torch.arange(match.shape[1], device=match.device)
+    ratios = [relative_change(a, b) for a, b in zip(reference, matched, strict=True)]
+    return torch.stack([*ratios, same.double().mean(dim=1)])
+
+
+def _moved_back(
+    session: Session, windows: Tensor, reference: Factors, patch: int
+) -> Tensor:
+    """Mean of `moved_back_change` over both directions."""
+    side = (windows.shape[-1] - max(EQUIVARIANCE_SHIFTS)) // patch
+    changes = []
+    for direction in DIRECTIONS:
+        other = _factors(session, windows, direction, patch)
+        after = match_factors(reference, other)[0].localization
+        before = reference.localization
+        changes.append(moved_back_change(before, after, (side, side), direction))
+    return (changes[0] + changes[1]) / 2
+
+
+def _factors(session: Session, windows: Tensor, direction: str, px: int) -> Factors:
+    """Factors of crops px to the right of the upper left corner, or below it."""
+    side = windows.shape[-1] - max(EQUIVARIANCE_SHIFTS)
+    left, top = (px, 0) if direction == "horizontal" else (0, px)
+    result = session.model(windows[..., top : top + side, left : left + side])
+    return Factors(result.sparse.float(), result.localization.float())
+
+
+def _curve(
+    means: Mapping[Key, Mean], what: str, direction: str, error: bool = False
+) -> dict[float, float]:
+    """A number by shift in px, or its standard error."""
+    return {
+        px: mean.standard_error if error else mean.value
+        for (name, where, px), mean in means.items()
+        if (name, where) == (what, direction)
+    }
+
+
+def _scores(means: Mapping[Key, Mean], error: bool = False) -> dict[str, Any]:
+    """Scores by name, or their standard errors."""
+    scores: dict[str, Any] = {}
+    for what, direction, _ in means:
+        name = "identity_matches" if what == "identity" else f"change_of_{what}"
+        name = name if direction == MEAN else f"{name}_{direction}"
+        curve = _curve(means, what, direction, error)
+        keyed = {str(px): value for px, value in curve.items()}
+        scores[name] = curve[0] if direction == OTHER else keyed
+    return scores
+
+
+def _plot(path: Path, means: Mapping[Key, Mean], title: str) -> None:
+    names = {
+        f"{what.upper()}, {direction}": (what, direction)
+        for what in ("s", "l")
+        for direction in DIRECTIONS
+    }
+    series = {name: _curve(means, *key) for name, key in names.items()}
+    if back := _curve(means, "l", MOVED_BACK):
+        series["L, moved back by a patch"] = back
+    save_line_plot(
+        path,
+        series,
+        "shift in px",
+        "relative change",
+        errors={name: _curve(means, *key, error=True) for name, key in names.items()},
+        references={
+            f"{what.upper()}, another image": means[what, OTHER, 0].value
+            for what in ("s", "l")
+        },
+        title=title,
+    )

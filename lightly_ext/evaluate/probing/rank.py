@@ -1,0 +1,255 @@
+"""`stellar evaluate rank`: number of tokens against FID and accuracy, figure 2 (c)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from lightly_ext.evaluate.classification.linear import run_linear
+from lightly_ext.evaluate.datasets import (
+    ClassificationSet,
+    find_classification_set,
+    find_images,
+)
+from lightly_ext.evaluate.plots import COLOURS, MARKERS
+from lightly_ext.evaluate.presets import PRESETS
+from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
+from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
+from lightly_ext.evaluate.report.scores import shown_score
+from lightly_ext.evaluate.report.tables import card_differences
+from lightly_ext.evaluate.result import RESULT_NAME, Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest
+
+
+class RankPoint(NamedTuple):
+    """One model of the figure.
+
+    Attributes:
+        num_tokens: Its number of sparse tokens, r.
+        linear: Its linear probe.
+        reconstruction: Its reconstruction with the decoder as pretrained.
+    """
+
+    num_tokens: int
+    linear: Result
+    reconstruction: Result
+
+
+def run_rank(
+    session: Session,
+    data: str,
+    others: list[str],
+    images: str | None = None,
+    inception: str | None = None,
+    lpips_net: str | None = None,
+    tokenizer: str | None = None,
+    force: bool = False,
+) -> Result:
+    """Probes and reconstructs models with different numbers of tokens.
+
+    What an earlier run stored in the output folder under an equal card, with the same
+    weights, seed and precision, is taken from there.
+
+    Args:
+        session:
+            Gives the first model.
+        data:
+            Data set for the linear probe: a folder with `train` and `val` or `test`,
+            or the name of a data set.
+        others:
+            The other models, which may be given several times. No two models may have
+            the same number of tokens.
+        images:
+            Folder of images to reconstruct. None takes the test images of `data`.
+        inception:
+            See `stellar evaluate reconstruction`.
+        lpips_net:
+            See `stellar evaluate reconstruction`.
+        tokenizer:
+            See `stellar evaluate reconstruction`.
+        force:
+            See `stellar evaluate reconstruction`.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If models have no tokens or equally many, or cannot be compared.
+    """
+    sessions = sessions_by_rank(session, others)
+    classes = find_classification_set(data)
+    images = images or _test_images(data, classes)
+    networks = load_networks(session, inception, lpips_net).identity
+    probe = session.protocol(LINEAR, data=classes.name)
+    decoding = session.protocol(
+        RECONSTRUCTION, data=find_images(images)[0], networks=networks
+    )
+    points = []
+    for num_tokens, of_model in sessions.items():
+        # Its checks are the stricter ones, and it takes less time.
+        decoded = stored_result(of_model, decoding) or run_reconstruction(
+            of_model,
+            images,
+            tokenizer=tokenizer,
+            inception=inception,
+            lpips_net=lpips_net,
+            force=force,
+        )
+        linear = stored_result(of_model, probe) or run_linear(of_model, data)
+        points.append(RankPoint(num_tokens, linear, decoded))
+    _check_cards(points)
+    return _save(session, points)
+
+
+def sessions_by_rank(session: Session, others: Sequence[str]) -> dict[int, Session]:
+    """A session per model, by its number of tokens in ascending order.
+
+    Args:
+        session:
+            Session of the first model.
+        others:
+            The other models.
+
+    Raises:
+        ValueError: If there is only one model, or two have the same number of tokens,
+            or one has none.
+    """
+    if not others:
+        raise ValueError("One model makes no curve: name more with --others MODEL.")
+    found: dict[int, Session] = {}
+    for of_model in (session, *map(session.with_model, others)):
+        num_tokens = of_model.model.num_queries
+        if not num_tokens:
+            raise ValueError(f"'{of_model.source}' has no sparse tokens.")
+        if num_tokens in found:
+            raise ValueError(
+                f"'{found[num_tokens].source}' and '{of_model.source}' both have "
+                f"{num_tokens} tokens: name one model per number."
+            )
+        found[num_tokens] = of_model
+    return dict(sorted(found.items()))
+
+
+def stored_result(session: Session, protocol: Protocol) -> Result | None:
+    """A result of an earlier run that the same run would only repeat.
+
+    Args:
+        session:
+            Gives model, seed, precision and the folder of results.
+        protocol:
+            The protocol, without what only the weights decide on.
+    """
+    wanted = {
+        "sha256": session.model.origin.sha256,
+        "seed": session.seed,
+        "precision": session.precision,
+    }
+    for path in sorted(session.output.glob(f"*/{RESULT_NAME}")):
+        try:
+            result = Result.load(path)
+        except ValueError:
+            continue  # `stellar report` names broken files
+        card = {k: v for k, v in result.protocol.items() if k != "target"}
+        found = {name: result.provenance.get(name) for name in wanted}
+        same_name = result.model == session.name  # another latent, another name
+        if card == protocol.card() and found == wanted and same_name:
+            session.say(f"{session.name}: {result.task} is stored in {path.parent}.")
+            return result
+    return None
+
+
+def _test_images(data: str, classes: ClassificationSet) -> str:
+    """What `find_images` finds the test images of a classification set by."""
+    if data.partition(":")[0] in PRESETS:
+        return data
+    if classes.test.root == classes.train.root:
+        raise ValueError(
+            f"Training and test images share '{classes.test.root}': name the images to "
+            "reconstruct with --images FOLDER."
+        )
+    return str(classes.test.root)
+
+
+def _check_cards(points: Sequence[RankPoint]) -> None:
+    """Points of one curve must be comparable; nothing is lost, all are stored."""
+    for name in ("linear", "reconstruction"):
+        cards = {p.num_tokens: getattr(p, name).protocol for p in points}
+        differences = card_differences({str(k): card for k, card in cards.items()})
+        if differences:
+            raise ValueError(
+                f"The cards of {name} differ in {', '.join(differences)} between the "
+                f"models with {', '.join(map(str, cards))} tokens: {differences}."
+            )
+
+
+def _save(session: Session, points: Sequence[RankPoint]) -> Result:
+    """Stores scores by number of tokens, with table and figure."""
+    linear, reconstruction = points[0].linear, points[0].reconstruction
+    digests = [card_digest(dict(r.protocol)) for r in (linear, reconstruction)]
+    protocol = RANK.replace(
+        data=linear.data,
+        limit=session.limit,
+        rule=f"{RANK.rule}; linear card {digests[0]}; reconstruction card {digests[1]} "
+        f"on {reconstruction.data}",
+    )
+    session.announce(protocol)
+    scores = _scores(points)
+    result = session.result("rank", linear.data, protocol, scores)
+    models = {
+        str(p.num_tokens): {
+            "name": p.linear.model,
+            "model": p.linear.provenance["model"],
+            "sha256": p.linear.provenance["sha256"],
+        }
+        for p in points
+    }
+    together = hashlib.sha256("".join(m["sha256"] for m in models.values()).encode())
+    provenance: Mapping[str, Any] = {
+        **result.provenance,
+        "models": models,
+        "sha256": together.hexdigest(),
+        "num_queries": [p.num_tokens for p in points],
+    }
+    names = ", ".join(p.linear.model for p in points)
+    result = replace(result, model=names, provenance=provenance)
+    folder = session.save(result)
+    if session.rank == 0:
+        (folder / "rank.md").write_text(_markdown(points))
+        _plot(scores, folder / "rank.png")
+    return result
+
+
+def _scores(points: Sequence[RankPoint]) -> dict[str, dict[str, float]]:
+    return {
+        "accuracy": {str(p.num_tokens): p.linear.scores["accuracy"] for p in points},
+        "fid": {str(p.num_tokens): p.reconstruction.scores["fid"] for p in points},
+    }
+
+
+def _markdown(points: Sequence[RankPoint]) -> str:
+    lines = ["| r | model | accuracy, % | FID |", "| --- | --- | --- | --- |"]
+    for p in points:
+        accuracy = shown_score("accuracy", p.linear.scores["accuracy"])
+        fid = shown_score("fid", p.reconstruction.scores["fid"])
+        lines.append(f"| {p.num_tokens} | {p.linear.model} | {accuracy} | {fid} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Accuracy on the left axis, FID on the right one."""
+    figure = Figure(figsize=(5.6, 3.7), layout="constrained")
+    left = figure.add_subplot()
+    looks = zip((left, left.twinx()), scores.items(), COLOURS, MARKERS, strict=False)
+    for axes, (name, points), colour, marker in looks:
+        ys = [float(shown_score(name, value)) for value in points.values()]
+        axes.plot([int(r) for r in points], ys, color=colour, marker=marker, lw=1.8)
+        label = "linear accuracy, %" if name == "accuracy" else "FID"
+        axes.set_ylabel(label, color=colour)
+        axes.tick_params(axis="y", colors=colour)
+    left.set(xlabel="number of sparse tokens r")
+    left.set_xticks([int(r) for r in scores["fid"]])
+    figure.savefig(path, dpi=150, metadata={"Software": None})

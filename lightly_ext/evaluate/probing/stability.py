@@ -1,0 +1,245 @@
+"""Features under random crops. The paper's section 5.1, experiment 2."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
+from lightly_ext.evaluate.plots import save_line_plot
+from lightly_ext.evaluate.probing.reduction import (
+    ImageMeans,
+    Mean,
+    count_unreadable,
+    pair_loader,
+    partners,
+    require_pairs,
+)
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import STABILITY, STABILITY_SCALES, Protocol
+
+Means = Mapping[float, Mean]
+OTHER = math.inf  # "scale" of another image
+
+
+def run_stability(
+    session: Session,
+    data: str,
+    features: str = "auto",
+    against: list[str] | None = None,
+) -> list[Result]:
+    """Measures how much features change when a part of the image is all there is.
+
+    Args:
+        session:
+            Model, devices and folder of the run.
+        data:
+            Folder of images, or the name of a known set.
+        features:
+            Feature of the model: sparse, dense, cls, cls+dense or lowrank, "auto" as in
+            the paper: sparse where it has latent queries, else dense.
+        against:
+            Other models in one plot with the first, an option for each; named as
+            `model` is, their features are "auto".
+
+    Returns:
+        One result per model, the first model first. Its scores are `cosine_distance` by
+        the scale of the crop, and `cosine_distance_other_image`: features that are all
+        alike are stable too.
+
+    Raises:
+        ValueError: If a model does not have the feature, or the crop is larger than
+            the image.
+    """
+    name, files = find_images(data)
+    files = files.limited(session.limit)
+    require_pairs(files)
+    protocol = session.protocol(STABILITY, data=name)
+    _check_size(protocol)
+    # All models first: what is wrong with the last one must not come out at the end.
+    runs = {_label(session, features): (session, features)}
+    for other in map(session.with_model, against or []):
+        label = _label(other, "auto")
+        if label in runs:
+            raise ValueError(
+                f"'{other.source}' would be a second '{label}' in the plot: rename its "
+                "file or folder."
+            )
+        runs[label] = (other, "auto")
+    session.announce(protocol.replace(features=features))
+    results, curves = [], {}
+    for label, (run, asked) in runs.items():
+        asked_protocol = protocol.replace(features=asked)
+        result, curves[label] = _run_model(run, name, files, asked_protocol)
+        results.append(result)
+    if session.rank == 0:
+        _plot(session.folder(results[0]) / "stability.png", curves, name)
+    return results
+
+
+class ScaledCrops(EvaluationImages):
+    """An image as a whole and random crops of it, the same for every model.
+
+    What is drawn follows from the seed and the name of the file: not from the process,
+    the batch or the other images.
+
+    Args:
+        files:
+            The images.
+        protocol:
+            Says `resize` and `crop`.
+        scales:
+            Areas of the crops, as fractions of the image's centre square.
+        interpolation:
+            "bicubic" or "bilinear", of the model.
+        seed:
+            Decides on the crops.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        protocol: Protocol,
+        scales: Sequence[float],
+        interpolation: str,
+        seed: int,
+    ) -> None:
+        super().__init__(files, self._views)
+        assert protocol.resize is not None and protocol.crop is not None
+        self.resize, self.crop = protocol.resize, protocol.crop
+        self.seed = seed
+        self.mode = InterpolationMode(interpolation)
+        self.crops = [
+            v2.RandomResizedCrop(
+                self.crop,
+                scale=(scale, scale),
+                # Within a square, so that no draw is too wide or too high.
+                ratio=(max(3 / 4, scale), min(4 / 3, 1 / scale)),
+                interpolation=self.mode,
+                antialias=True,
+            )
+            for scale in scales
+        ]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads an image: views with shape (1 + num_scales, 3, crop, crop)."""
+        name = self.files.names[index].encode(errors="surrogateescape")
+        state = np.random.SeedSequence((self.seed, zlib.crc32(name)))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(int(state.generate_state(1)[0]))
+            return super().__getitem__(index)
+
+    def _views(self, image: Tensor) -> Tensor:
+        side = round(min(image.shape[-2:]) * self.crop / self.resize)
+        square = center_crop(image, [side, side])
+        whole = resize(square, [self.crop, self.crop], self.mode, antialias=True)
+        return torch.stack([whole, *(crop(square) for crop in self.crops)])
+
+
+def cosine_distance(features: Tensor, reference: Tensor) -> Tensor:
+    """1 - cosine similarity of rows, float64 with shape (batch_size,).
+
+    Args:
+        features:
+            Tensor with shape (batch_size, dim).
+        reference:
+            Tensor with the same shape.
+    """
+    similarity = F.cosine_similarity(features.double(), reference.double(), dim=1)
+    return (1 - similarity).clamp_min(0)  # below is rounding
+
+
+def _check_size(protocol: Protocol) -> None:
+    assert protocol.resize is not None and protocol.crop is not None
+    if protocol.crop > protocol.resize:
+        raise ValueError(
+            f"crop {protocol.crop} is more than resize {protocol.resize}, the shorter "
+            "side of the image."
+        )
+
+
+def _feature(model: FrozenModel, features: str) -> str:
+    if features == "auto":
+        return "sparse" if model.num_queries else "dense"
+    return model.resolve_feature(features)
+
+
+def _label(session: Session, features: str) -> str:
+    return f"{session.name}, {_feature(session.model, features)}"
+
+
+def _run_model(
+    session: Session, data: str, files: ImageFiles, protocol: Protocol
+) -> tuple[Result, Means]:
+    assert protocol.features is not None
+    feature = _feature(session.model, protocol.features)
+    means, num_unreadable = _measure(session, files, protocol, feature)
+    scores = {
+        "cosine_distance": {str(s): means[s].value for s in STABILITY_SCALES},
+        "cosine_distance_other_image": means[OTHER].value,
+        "num_images": len(files) - num_unreadable,
+    }
+    result = session.result(
+        "stability",
+        data,
+        protocol,
+        scores,
+        features=feature,
+        standard_error={str(s): means[s].standard_error for s in STABILITY_SCALES},
+        num_unreadable=num_unreadable,
+    )
+    session.save(result)
+    return result, means
+
+
+def _measure(
+    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+) -> tuple[Means, int]:
+    model = session.model
+    interpolation = model.origin.interpolation
+    images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, session.seed)
+    loader = pair_loader(session, images)
+    means = ImageMeans[float]((*STABILITY_SCALES, OTHER))
+    unreadable = []
+    for batch in session.progress(loader, session.name, len(loader)):
+        unreadable += batch.number[~batch.readable].tolist()
+        views, readable = session.fabric.to_device((batch.image, batch.readable))
+        with torch.no_grad(), session.fabric.autocast():
+            reference = model.pooled(views[:, 0], feature)
+            for i, scale in enumerate(STABILITY_SCALES):
+                features = model.pooled(views[:, i + 1], feature)
+                means.add(scale, cosine_distance(features, reference)[readable])
+            one, two = partners(readable)
+            means.add(OTHER, cosine_distance(reference[one], reference[two]))
+    num_unreadable = count_unreadable(session, files, unreadable)
+    return means.reduce(session), num_unreadable
+
+
+def _plot(path: Path, curves: Mapping[str, Means], data: str) -> None:
+    save_line_plot(
+        path,
+        {
+            label: {scale: means[scale].value for scale in STABILITY_SCALES}
+            for label, means in curves.items()
+        },
+        "area of the crop",
+        "cosine distance",
+        errors={
+            label: {scale: means[scale].standard_error for scale in STABILITY_SCALES}
+            for label, means in curves.items()
+        },
+        references={label: means[OTHER].value for label, means in curves.items()},
+        title=f"on {data}; dashed: another image",
+    )

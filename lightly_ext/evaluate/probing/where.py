@@ -1,0 +1,304 @@
+"""Localization against ground-truth masks, without training anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.probing.localization import (
+    best_overlap,
+    best_parts_iou,
+    one_to_one_overlap,
+    overlap_counts,
+    overlap_ious,
+    parts_iou,
+    require_localization,
+    uniform_parts,
+)
+from lightly_ext.evaluate.probing.masks import (
+    LabelValues,
+    MaskedImages,
+    check_values,
+    find_masks,
+    listed_files,
+)
+from lightly_ext.evaluate.probing.reduction import (
+    ImageMeans,
+    count_unreadable,
+    reduce_sum,
+)
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import WHERE, Protocol
+from stellar_plugin.visualize import (
+    overlay,
+    tile_pictures,
+    to_pictures,
+    token_palette,
+)
+
+FOREGROUND = ("foreground_iou", "foreground_iou_oracle")
+OVERLAP = ("token_overlap", "token_overlap_one_to_one")
+# The model, and the reference that knows nothing of the image.
+PREFIXES = ("", "grid_")
+NUM_PICTURES = 6
+
+
+def run_where(
+    session: Session,
+    data: str,
+    masks: str,
+    split: str | None = None,
+    background: tuple[int, ...] | int = 0,
+    ignore: tuple[int, ...] | int = 255,
+) -> Result:
+    """Scores where the tokens are: the strongest token of each patch against masks.
+
+    Args:
+        session:
+            Model, devices and folder of the run.
+        data:
+            Folder of images, or the name of a known set.
+        masks:
+            Folder of label images with the names of the images, one integer per px, for
+            example Pascal VOC's `SegmentationClass`.
+        split:
+            File with the names of the images to use, one per line. None uses all.
+        background:
+            Label value, or several as '[0, 1]', of the background; '[]' if there is
+            none, then there is no foreground score.
+        ignore:
+            Label value, or several, of px that count nowhere.
+
+    Returns:
+        The scores, see `stellar_plugin.protocols.WHERE`; those that start with "grid_"
+        are of a uniform grid with as many cells as there are tokens.
+
+    Raises:
+        ValueError: If the model has no localization, or images and masks do not fit.
+        RuntimeError: If too few images have a segment.
+    """
+    require_localization(session.model)
+    values = LabelValues(_as_tuple(background), _as_tuple(ignore))
+    name, files = find_images(data)
+    if split is not None:
+        files = listed_files(files, split)
+        name = f"{name} ({Path(split).stem})"
+    protocol = session.protocol(WHERE, data=name, classes=str(values))
+    images = _pair_up(session, files.limited(session.limit), masks, values, protocol)
+    session.announce(protocol)
+    counts, num_unreadable = _count(session, images, values)
+    scores, errors = _reduce(session, counts, bool(values.background))
+    num_empty = len(images) - num_unreadable - scores["num_images"]
+    if num_empty:
+        session.say(f"Left out: {num_empty} images without any segment in the crop.")
+    provenance = {"num_unreadable": num_unreadable, "num_empty": num_empty}
+    provenance |= {"standard_error": errors, "masks": masks}
+    result = session.result("where", name, protocol, scores, **provenance)
+    folder = session.save(result)
+    if session.rank == 0:
+        _save_picture(folder / "where.png", session, images, values)
+    return result
+
+
+@dataclass
+class ImageCounts:
+    """How the parts of one image and its labels overlap.
+
+    Attributes:
+        number:
+            Number of the image.
+        counts:
+            For the tokens and for the grid: px in each part with each label, ignored
+            px left out, int64 with shape (num_parts, num_labels).
+        segments:
+            Which labels are segments, bool with shape (num_labels,).
+    """
+
+    number: int
+    counts: tuple[Tensor, ...]
+    segments: Tensor
+
+    def hits(self, partition: int) -> Tensor:
+        """Foreground px in each part."""
+        return self.counts[partition][:, self.segments].sum(dim=1)
+
+    def misses(self, partition: int) -> Tensor:
+        """Background px in each part."""
+        return self.counts[partition][:, ~self.segments].sum(dim=1)
+
+
+def token_parts(
+    localization: Tensor, grid_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Strongest token at each px.
+
+    Args:
+        localization:
+            Localization matrices with shape (batch_size, num_patches, num_queries).
+        grid_size:
+            Height and width of the patch grid.
+        size:
+            Height and width of the image in px.
+
+    Returns:
+        Number of the token, int64 with shape (batch_size, height, width).
+    """
+    winners = localization.argmax(dim=2).unflatten(1, grid_size)
+    maps = F.interpolate(winners[:, None].float(), size=size, mode="nearest-exact")
+    return maps[:, 0].long()
+
+
+def count_image(
+    number: int, parts: Tensor, mask: Tensor, num_parts: int, values: LabelValues
+) -> ImageCounts | None:
+    """Counts overlaps of an image; None if it has no segment.
+
+    Args:
+        number:
+            Number of the image.
+        parts:
+            Part of each px, for the tokens and for the grid: int64 with shape (2,
+            height, width).
+        mask:
+            Label of each px, with shape (height, width).
+        num_parts:
+            Number of parts.
+        values:
+            Which labels are no segments.
+    """
+    valid = ~torch.isin(mask, torch.tensor(values.ignore, dtype=mask.dtype))
+    both = [overlap_counts(p[valid], mask[valid], num_parts) for p in parts]
+    labels = both[0][1]
+    background = torch.tensor(values.background, dtype=mask.dtype)
+    segments = ~torch.isin(labels, background)
+    if not segments.any():
+        return None
+    return ImageCounts(number, tuple(counts for counts, _ in both), segments)
+
+
+def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
+    return (values,) if isinstance(values, int) else tuple(values)
+
+
+def _pair_up(
+    session: Session,
+    files: ImageFiles,
+    masks: str,
+    values: LabelValues,
+    protocol: Protocol,
+) -> MaskedImages:
+    paths = find_masks(files, masks)
+    check_values(paths, values)
+    return MaskedImages(files, paths, protocol, session.model.origin.interpolation)
+
+
+def _count(
+    session: Session, images: MaskedImages, values: LabelValues
+) -> tuple[list[ImageCounts], int]:
+    """Counts of the images of this process; unreadable images of all processes."""
+    num_parts = session.model.num_queries
+    loader = session.loader(cast(Any, images))
+    found, unreadable = [], []
+    for batch in session.progress(loader, "where", len(loader)):
+        unreadable += batch.number[~batch.readable].tolist()
+        size = batch.mask.shape[1:]
+        tokens = _tokens(session, batch.image)
+        grid = uniform_parts(num_parts, size)
+        for i in batch.readable.nonzero().flatten().tolist():
+            parts = torch.stack([tokens[i], grid])
+            number = int(batch.number[i])
+            counts = count_image(number, parts, batch.mask[i], num_parts, values)
+            found += [] if counts is None else [counts]
+    return found, count_unreadable(session, images.files, unreadable)
+
+
+def _tokens(session: Session, images: Tensor) -> Tensor:
+    """Strongest token at each px of uint8 images, on the CPU."""
+    with torch.no_grad(), session.fabric.autocast():
+        result = session.model(session.fabric.to_device(images))
+        localization = result.localization.float().cpu()
+    height, width = images.shape[-2:]
+    return token_parts(localization, result.grid_size, (height, width))
+
+
+def _reduce(
+    session: Session, counts: list[ImageCounts], foreground: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Scores and standard errors over the images of all processes."""
+    kinds = (*FOREGROUND, *OVERLAP) if foreground else OVERLAP
+    means = ImageMeans[str](prefix + kind for prefix in PREFIXES for kind in kinds)
+    for partition, prefix in enumerate(PREFIXES):
+        roles = _roles(session, counts, partition) if foreground else None
+        for image in counts:
+            for kind, value in _image_scores(image, partition, roles).items():
+                means.add(prefix + kind, torch.tensor([value], dtype=torch.float64))
+    reduced = means.reduce(session)
+    scores: dict[str, Any] = {name: mean.value for name, mean in reduced.items()}
+    scores["num_images"] = next(iter(reduced.values())).num_images
+    return scores, {name: mean.standard_error for name, mean in reduced.items()}
+
+
+def _roles(session: Session, counts: list[ImageCounts], partition: int) -> Tensor:
+    """Which parts are foreground in even and in odd images: (2, num_parts), bool.
+
+    Decided on the images of the other half, by majority of px.
+    """
+    num_parts = session.model.num_queries
+    sums = torch.zeros(2, 2, num_parts, dtype=torch.int64)
+    for image in counts:
+        sums[image.number % 2, 0] += image.hits(partition)
+        sums[image.number % 2, 1] += image.misses(partition)
+    sums = reduce_sum(session, sums)
+    if not sums.sum(dim=(1, 2)).all():
+        raise RuntimeError(
+            "Fewer than two images with a segment, one of even and one of odd number: "
+            "too few to decide on tokens in some images and to score others."
+        )
+    hits, misses = sums.flip(0).unbind(1)
+    return hits > misses
+
+
+def _image_scores(
+    image: ImageCounts, partition: int, roles: Tensor | None
+) -> dict[str, float]:
+    ious = overlap_ious(image.counts[partition])[:, image.segments]
+    names, values = [*OVERLAP], [best_overlap(ious), one_to_one_overlap(ious)]
+    if roles is not None:
+        hits, misses = image.hits(partition), image.misses(partition)
+        names += FOREGROUND
+        values.append(parts_iou(hits, misses, roles[image.number % 2]))
+        values.append(best_parts_iou(hits, misses))
+    return dict(zip(names, values, strict=True))
+
+
+def _save_picture(
+    path: Path, session: Session, images: MaskedImages, values: LabelValues
+) -> None:
+    """Rows: images, their masks, the strongest token of each patch."""
+    count = min(NUM_PICTURES, len(images))
+    samples = [images[i * len(images) // count] for i in range(count)]
+    pixels = torch.stack([sample.image for sample in samples])
+    masks = torch.stack([sample.mask for sample in samples])
+    pictures = to_pictures(pixels / 255)
+    labels = masks.unique(return_inverse=True)[1]
+    colours = _coloured(labels)
+    no_segment = torch.tensor((*values.background, *values.ignore), dtype=masks.dtype)
+    colours[torch.isin(masks, no_segment).numpy()] = 0
+    rows = [pictures, colours, overlay(pictures, _coloured(_tokens(session, pixels)))]
+    Image.fromarray(tile_pictures(rows)).save(path, optimize=True)
+
+
+def _coloured(numbers: Tensor) -> NDArray[np.uint8]:
+    """One colour per number, (..., height, width) to (..., height, width, 3)."""
+    return token_palette(int(numbers.max()) + 1)[numbers.numpy()]

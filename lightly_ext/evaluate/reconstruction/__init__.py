@@ -1,0 +1,1 @@
+"""Images back from frozen latents, and how good they are."""

@@ -1,0 +1,274 @@
+"""A decoder trained on a frozen latent, with Lightning; stored beside the result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lightly_ext.evaluate.features import MOST_UNREADABLE
+from lightly_ext.evaluate.images import (
+    EvaluationImages,
+    ImageFiles,
+    Sample,
+    train_crop,
+)
+from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
+from lightly_ext.evaluate.reconstruction.decoder_files import (
+    check_same,
+    load_decoder,
+    read_config,
+    save_decoder,
+    write_config,
+)
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
+from stellar_plugin.protocols import Protocol
+
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+# All else of a checkpoint is frozen and has files of its own.
+TRAINED = "autoencoder.decoder."
+UNREADABLE = "unreadable"
+
+
+class DecoderTraining(LightningModule):
+    """Trains the decoder of an autoencoder.
+
+    Expects batches of `Sample`s. An unreadable image has no part in the loss.
+
+    Attributes:
+        autoencoder:
+            Encoder and tokenizer stay as they are.
+        protocol:
+            Says learning rate and weight decay.
+        num_images:
+            Number of training images.
+    """
+
+    unreadable: Tensor
+
+    def __init__(
+        self, autoencoder: FrozenAutoencoder, protocol: Protocol, num_images: int
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold what is trained
+        self.autoencoder = autoencoder
+        self.autoencoder.decoder.requires_grad_(True)
+        self.protocol = protocol
+        self.register_buffer(UNREADABLE, torch.zeros(num_images, dtype=torch.bool))
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """Returns the mean loss of the readable images."""
+        images, number, readable = batch
+        assert isinstance(number, Tensor) and isinstance(readable, Tensor)
+        self.unreadable[number[~readable]] = True
+        losses = self.autoencoder.losses(images) * readable
+        loss = losses.sum() / readable.sum().clamp(min=1)
+        self.log(
+            "loss",
+            loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(images),
+            sync_dist=self.trainer.world_size > 1,
+        )
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW with a constant learning rate."""
+        assert self.protocol.lrs is not None and self.protocol.weight_decay is not None
+        return AdamW(
+            self.autoencoder.decoder.parameters(),
+            lr=self.protocol.lrs[0],
+            weight_decay=self.protocol.weight_decay,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what is frozen."""
+        checkpoint["state_dict"] = {
+            name: tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith((TRAINED, UNREADABLE))
+        }
+
+
+class TrainingViews(Dataset[Sample]):
+    """Random views that depend on nothing but the seed, the epoch and the image.
+
+    Index `epoch * len(images) + i` is image i in that epoch. So a run that was
+    interrupted goes on exactly as it would have, with any number of workers.
+
+    Attributes:
+        images:
+            Images with a random transform.
+        seed:
+            Decides on the views.
+    """
+
+    def __init__(self, images: EvaluationImages, seed: int) -> None:
+        self.images = images
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads an image and cuts a view."""
+        # torch's generator on the CPU takes no more than 32 bits of a seed.
+        mixed = np.random.SeedSequence((self.seed, index)).generate_state(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(mixed[0]))
+            return self.images[index % len(self)]
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffled share of a process, as indices of `TrainingViews`."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields indices of the current epoch."""
+        start = self.epoch * len(self.dataset)  # type: ignore[arg-type] # has a length
+        return (start + index for index in super().__iter__())
+
+
+def train_decoder(
+    session: Session,
+    autoencoder: FrozenAutoencoder,
+    files: ImageFiles,
+    protocol: Protocol,
+    folder: Path,
+    identity: dict[str, Any],
+) -> int:
+    """Trains the decoder and stores it, or continues, or takes what is there.
+
+    Args:
+        session:
+            Gives devices, precision and seed.
+        autoencoder:
+            Its decoder is changed in place.
+        files:
+            Training images.
+        protocol:
+            Says how to train.
+        folder:
+            Place for checkpoints, logs and the trained decoder.
+        identity:
+            What tells this training from others.
+
+    Returns:
+        Number of unreadable training images.
+
+    Raises:
+        ValueError: If the folder holds another training, or the batch is no multiple of
+            the number of devices.
+        RuntimeError: If training was interrupted, or too many images are unreadable.
+    """
+    config = {**identity, "images": files.fingerprint, "seed": session.seed}
+    if (folder / CONFIG_NAME).exists():
+        check_same(read_config(folder), config, folder)
+    if (folder / WEIGHTS_NAME).exists():
+        session.say(f"The trained decoder is in {folder} already.")
+        load_decoder(autoencoder, folder)
+        return int(read_config(folder)["num_unreadable"])
+    if session.rank == 0:
+        write_config(folder, config, autoencoder)
+    session.fabric.barrier()
+    module = DecoderTraining(autoencoder, protocol, len(files))
+    loader = _loader(session, files, protocol)
+    trainer = _trainer(session, protocol, folder, num_steps=len(loader))
+    last = folder / LAST_CHECKPOINT
+    if last.exists():
+        session.say(f"Continues the training in {folder}.")
+    # They are meant to be: the encoder and the tokenizer.
+    warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")
+    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
+    module.to(session.fabric.device)  # Lightning leaves everything on the CPU
+    if trainer.current_epoch != protocol.epochs:
+        raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
+    num_unreadable = count_unreadable(session, module.unreadable, files)
+    if session.rank == 0:
+        write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
+        save_decoder(autoencoder, folder)
+    session.fabric.barrier()
+    return num_unreadable
+
+
+def count_unreadable(session: Session, flags: Tensor, files: ImageFiles) -> int:
+    """Counts the unreadable images of all processes, and says which they are.
+
+    Args:
+        session:
+            Gives the processes.
+        flags:
+            Which images this process could not read, bool with shape (len(files),).
+        files:
+            The images.
+
+    Raises:
+        RuntimeError: If more than 5 % are unreadable.
+    """
+    total: Any = session.fabric.all_reduce(flags.int(), reduce_op="sum")
+    found = total.nonzero().flatten().tolist()
+    if not found:
+        return 0
+    first = ", ".join(str(files.root / files.names[i]) for i in found[:3])
+    text = f"{len(found)} of {len(files)} images are unreadable ({first}"
+    text += ", ...)" if len(found) > 3 else ")"
+    if len(found) > MOST_UNREADABLE * len(files):
+        raise RuntimeError(f"{text}, too many for a score: repair or remove them.")
+    session.say(f"Skipped: {text}.")
+    return len(found)
+
+
+def _trainer(
+    session: Session, protocol: Protocol, folder: Path, num_steps: int
+) -> Trainer:
+    return Trainer(
+        accelerator=session.fabric.device.type,
+        devices=session.world_size,
+        strategy="ddp" if session.world_size > 1 else "auto",
+        precision=session.precision,
+        max_epochs=protocol.epochs,
+        gradient_clip_val=protocol.clip,
+        logger=CSVLogger(folder, name="log"),
+        callbacks=[ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")],
+        log_every_n_steps=min(10, num_steps),
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def _loader(
+    session: Session, files: ImageFiles, protocol: Protocol
+) -> DataLoader[Sample]:
+    assert protocol.batch_sizes is not None
+    batch_size, rest = divmod(protocol.batch_sizes[0], session.world_size)
+    if rest:
+        raise ValueError(
+            f"A batch of {protocol.batch_sizes[0]} images cannot be shared by "
+            f"{session.world_size} devices: choose another number of devices."
+        )
+    views = TrainingViews(
+        EvaluationImages(files, train_crop(protocol, "bicubic")), session.seed
+    )
+    sampler = EpochSampler(
+        views, session.world_size, session.rank, shuffle=True, seed=session.seed
+    )
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=session.num_workers if len(files) > batch_size else 0,
+        pin_memory=session.fabric.device.type == "cuda",
+    )

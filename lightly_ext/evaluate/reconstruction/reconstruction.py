@@ -1,0 +1,288 @@
+"""`stellar evaluate reconstruction`: how good images decoded from the latent are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.reconstruction.autoencoder import (
+    FrozenAutoencoder,
+    Latent,
+    Target,
+    build_autoencoder,
+    weights_sha256,
+)
+from lightly_ext.evaluate.reconstruction.decoder_files import (
+    check_stored,
+    load_decoder,
+    read_config,
+)
+from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
+from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
+from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import (
+    FID_IMAGES,
+    RECONSTRUCTION,
+    RECONSTRUCTION_FINETUNED,
+    RECONSTRUCTION_SCRATCH,
+    Protocol,
+)
+
+Form = Literal["pretrained", "finetuned", "scratch"]
+PROTOCOLS = {
+    "pretrained": RECONSTRUCTION,
+    "finetuned": RECONSTRUCTION_FINETUNED,
+    "scratch": RECONSTRUCTION_SCRATCH,
+}
+# What a decoder that is trained already brings into the card.
+TRAINING_FIELDS = (
+    *("split", "train_views", "train_scale", "optimizer", "lrs", "batch_sizes"),
+    *("weight_decay", "clip", "epochs", "schedule"),
+)
+NOT_COMPARABLE = (
+    "The published numbers are of random crops and flips, these of resized centre "
+    "crops: the two cannot be compared one to one."
+)
+
+
+def run_reconstruction(
+    session: Session,
+    data: str,
+    form: Form = "pretrained",
+    latent: Latent = "lowrank",
+    target: Target | None = None,
+    train: str | None = None,
+    tokenizer: str | None = None,
+    decoder: str | None = None,
+    epochs: int | None = None,
+    inception: str | None = None,
+    lpips_net: str | None = None,
+    force: bool = False,
+) -> Result:
+    """Decodes images from a frozen latent, and scores and shows them.
+
+    Args:
+        session:
+            Gives model, devices and the folder for the result.
+        data:
+            Folder of the images to score, nested to any depth.
+        form:
+            The decoder: as pretrained, fine-tuned on the frozen latent, or trained on
+            it from scratch (for any encoder). Scores of two forms are never compared.
+        latent:
+            What the decoder reads: "lowrank" (STELLAR alone) or "dense".
+        target:
+            What a decoder from scratch predicts, "tokens" by default.
+        train:
+            Folder of images to train the decoder on.
+        tokenizer:
+            File of the frozen tokenizer for the target "tokens", where the model does
+            not hold it.
+        decoder:
+            Folder of a decoder that an earlier run trained, to score it again.
+        epochs:
+            Passes over the training images, instead of the protocol's.
+        inception:
+            File with the weights of FID's network. None takes torch.hub's, or downloads
+            it.
+        lpips_net:
+            File with AlexNet's weights for LPIPS. None takes torch.hub's, or downloads
+            it.
+        force:
+            Score fewer than 2048 images too, with a FID that means little.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If options do not fit the model or each other.
+        RuntimeError: If too many images are unreadable.
+    """
+    _check_options(form, train, decoder, epochs)
+    name, files = find_images(data)
+    files = files.limited(session.limit)
+    _check_number(len(files), session.world_size, force)
+    training_set = _training_set(session, train, files)
+    if decoder is not None and form == "scratch":
+        target = target or read_config(Path(decoder))["target"]
+    protocol = session.protocol(PROTOCOLS[form], data=name)
+    crop = protocol.crop
+    assert crop is not None
+    autoencoder = build_autoencoder(
+        session, form != "scratch", latent, target, tokenizer, crop
+    )
+    networks = load_networks(session, inception, lpips_net)
+    protocol = protocol.replace(
+        networks=networks.identity,
+        target=_target_name(autoencoder),
+        epochs=epochs or protocol.epochs,
+    )
+    protocol, provenance = _prepare(
+        session, form, autoencoder, protocol, training_set, decoder
+    )
+    scores, num_unreadable = score_images(
+        session, autoencoder, files, protocol, networks
+    )
+    _check_number(scores["num_images"], 1, force)
+    provenance |= {"form": form, "num_unreadable": num_unreadable}
+    result = _result(session, autoencoder, protocol, scores, **provenance)
+    folder = session.save(result)
+    if session.rank == 0:
+        save_pictures(session, autoencoder, files, protocol, folder)
+    session.fabric.barrier()
+    return result
+
+
+def _check_options(
+    form: Form, train: str | None, decoder: str | None, epochs: int | None
+) -> None:
+    if form == "pretrained" and (train or decoder or epochs):
+        raise ValueError(
+            "--form pretrained trains nothing: --train, --decoder and --epochs are for "
+            "--form finetuned and scratch."
+        )
+    if form != "pretrained" and not train and not decoder:
+        raise ValueError(
+            f"--form {form} trains a decoder: name its images with --train FOLDER, or "
+            "a decoder that is trained already with --decoder FOLDER."
+        )
+    if decoder and (train or epochs):
+        raise ValueError(
+            "--decoder is trained already: leave --train and --epochs out."
+        )
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+
+
+def _check_number(num_images: int, world_size: int, force: bool) -> None:
+    if num_images < max(2, world_size):
+        raise ValueError(
+            f"FID needs an image for every device and two at least, got {num_images}."
+        )
+    if num_images < FID_IMAGES and not force:
+        raise ValueError(
+            f"There are {num_images} images, FID needs {FID_IMAGES}: with fewer the "
+            "covariance of its 2048 features is singular, and the score says little. "
+            "Name a larger folder, or add --force true."
+        )
+
+
+def _training_set(
+    session: Session, train: str | None, scored: ImageFiles
+) -> tuple[str, ImageFiles] | None:
+    """Name and images of the training set, none of which is scored."""
+    if train is None:
+        return None
+    name, files = find_images(train, "train")
+    files = files.limited(session.limit)
+    shared = _paths(files) & _paths(scored)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} images are in the training set and scored too, for example "
+            f"'{min(shared)}': name other folders."
+        )
+    return name, files
+
+
+def _paths(files: ImageFiles) -> set[str]:
+    root = files.root.resolve()
+    return {os.path.join(root, name) for name in files.names}
+
+
+def _target_name(autoencoder: FrozenAutoencoder) -> str:
+    if autoencoder.tokenizer is None:
+        return "pixels, mean squared error"
+    digest = weights_sha256(autoencoder.tokenizer)
+    return (
+        "cross-entropy with the codes of the image resized (bicubic) so that both grids"
+        f" agree; tokenizer sha256 {digest}"
+    )
+
+
+def _prepare(
+    session: Session,
+    form: Form,
+    autoencoder: FrozenAutoencoder,
+    protocol: Protocol,
+    training_set: tuple[str, ImageFiles] | None,
+    decoder: str | None,
+) -> tuple[Protocol, dict[str, Any]]:
+    """Prints the card; trains the decoder, or loads it, or leaves it as it is.
+
+    Returns:
+        The protocol with all that decides on the decoder, and its provenance.
+    """
+    identity: dict[str, Any] = {
+        "form": form,
+        "latent": autoencoder.latent,
+        "target": autoencoder.target,
+        "predicts": protocol.target,
+        "encoder": session.model.origin.sha256,
+        "crop": protocol.crop,
+    }
+    if decoder is not None:
+        stored = read_config(Path(decoder))
+        check_stored(stored, identity, decoder)
+        protocol = protocol.replace(**stored["training"])
+    elif training_set is not None:
+        trained_on = f"{training_set[0]}, {len(training_set[1])} images"
+        protocol = protocol.replace(split=f"decoder: {trained_on}; {protocol.split}")
+    session.announce(protocol)
+    session.say(NOT_COMPARABLE)
+    _say_grids(session, autoencoder, protocol)
+    if decoder is not None:
+        load_decoder(autoencoder, Path(decoder))
+        return protocol, {"num_unreadable_train": stored["num_unreadable"]}
+    if training_set is None:
+        return protocol, {}
+    folder = session.folder(_result(session, autoencoder, protocol, {})) / "decoder"
+    identity["training"] = {name: getattr(protocol, name) for name in TRAINING_FIELDS}
+    num_unreadable = train_decoder(
+        session, autoencoder, training_set[1], protocol, folder, identity
+    )
+    return protocol, {"num_unreadable_train": num_unreadable}
+
+
+def _say_grids(
+    session: Session, autoencoder: FrozenAutoencoder, protocol: Protocol
+) -> None:
+    assert protocol.crop is not None
+    height, width = autoencoder.grid_size(protocol.crop)
+    text = f"The latent is a grid of {height} x {width}."
+    if autoencoder.tokenizer is not None:
+        factor = autoencoder.tokenizer.downsample_factor
+        text += (
+            f" The tokenizer works on {height * factor} x {width * factor} px, the "
+            f"scores are of {protocol.crop} x {protocol.crop} px; its own stand beside "
+            "them."
+        )
+    session.say(text)
+
+
+def _result(
+    session: Session,
+    autoencoder: FrozenAutoencoder,
+    protocol: Protocol,
+    scores: dict[str, Any],
+    **provenance: Any,
+) -> Result:
+    """A result; another latent than the model's own makes another row."""
+    assert protocol.crop is not None
+    result = session.result(
+        "reconstruction",
+        str(protocol.data),
+        protocol,
+        scores,
+        latent=autoencoder.latent,
+        grid=list(autoencoder.grid_size(protocol.crop)),
+        decoder_sha256=weights_sha256(autoencoder.decoder),
+        note=NOT_COMPARABLE,
+        **provenance,
+    )
+    if session.model.num_queries and autoencoder.latent == "dense":
+        return replace(result, model=f"{result.model} (dense)")
+    return result

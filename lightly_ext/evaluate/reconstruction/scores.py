@@ -1,0 +1,121 @@
+"""Scores and pictures of what a frozen autoencoder decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder, resized
+from lightly_ext.evaluate.reconstruction.decoder_training import count_unreadable
+from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
+from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.encoder import Factorization
+from stellar_plugin.protocols import Protocol
+from stellar_plugin.visualize import (
+    overlay_localization,
+    strongest_token,
+    tile_pictures,
+    to_pictures,
+)
+
+NUM_PICTURES = 8
+
+
+def score_images(
+    session: Session,
+    autoencoder: FrozenAutoencoder,
+    files: ImageFiles,
+    protocol: Protocol,
+    networks: MetricNetworks,
+) -> tuple[dict[str, Any], int]:
+    """Decodes and scores images, each in one process.
+
+    Args:
+        session:
+            Gives devices and precision.
+        autoencoder:
+            Decodes; where it has a tokenizer, that is scored beside it.
+        files:
+            The images.
+        protocol:
+            Says how they are cut.
+        networks:
+            The networks of the metrics.
+
+    Returns:
+        Scores of all readable images by name, and the number of the others.
+
+    Raises:
+        RuntimeError: If too many images are unreadable, or decoded values not finite.
+    """
+    images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
+    prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
+    metrics = ImageScores(networks, prefixes, session.fabric.device)
+    unreadable = torch.zeros(len(files), dtype=torch.bool, device=session.fabric.device)
+    loader = session.loader(images)
+    for batch in session.progress(loader, "reconstruction", len(loader)):
+        unreadable[batch.number[~batch.readable]] = True
+        readable = session.fabric.to_device(batch.image[batch.readable])
+        if len(readable):
+            _, decoded = _decode(session, autoencoder, readable)
+            metrics.update(readable, decoded)
+    num_unreadable = count_unreadable(session, unreadable, files)
+    return metrics.compute(), num_unreadable
+
+
+@torch.no_grad()
+def _decode(
+    session: Session, autoencoder: FrozenAutoencoder, images: Tensor
+) -> tuple[Factorization, list[Tensor]]:
+    """What the encoder finds; uint8 images by the decoder and by the tokenizer."""
+    with session.fabric.autocast():
+        result, latent = autoencoder.encode(images)
+        prediction = autoencoder.decoder(latent, result.grid_size)
+    decoded = [autoencoder.to_images(prediction, result.grid_size)]
+    if autoencoder.tokenizer is not None:
+        codes = autoencoder.codes(images, result.grid_size)
+        decoded.append(autoencoder.tokenizer.decode_unclamped(codes))
+    return result, [to_uint8(resized(d, images.shape[-2:])) for d in decoded]
+
+
+def save_pictures(
+    session: Session,
+    autoencoder: FrozenAutoencoder,
+    files: ImageFiles,
+    protocol: Protocol,
+    folder: Path,
+) -> None:
+    """Shows the first images: input, decoded, the tokenizer's, strongest token.
+
+    Args:
+        session:
+            Gives device and precision.
+        autoencoder:
+            Decodes.
+        files:
+            The images, of which the first 8 are shown.
+        protocol:
+            Says how they are cut.
+        folder:
+            Folder for reconstruction.png.
+    """
+    images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
+    first = list(range(min(NUM_PICTURES, len(images))))
+    batch = next(iter(session.loader(images, first, batch_size=NUM_PICTURES)))
+    inputs = session.fabric.to_device(batch.image[batch.readable])
+    if not len(inputs):
+        return
+    result, decoded = _decode(session, autoencoder, inputs)
+    rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
+    if session.model.num_queries:
+        tokens = strongest_token(result.localization)
+        rows.append(overlay_localization(rows[0], tokens, result.grid_size))
+    path = folder / "reconstruction.png"
+    Image.fromarray(tile_pictures(rows)).save(path)
+    session.say(f"Pictures in {path}.")

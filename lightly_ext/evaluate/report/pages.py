@@ -1,0 +1,286 @@
+"""Tables of results as Markdown, JSON and one HTML page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import jinja2
+
+from lightly_ext.evaluate.report.scores import score_title, shown_score
+from lightly_ext.evaluate.report.tables import (
+    Column,
+    Row,
+    Table,
+    card_differences,
+    learning_gains,
+)
+from lightly_ext.evaluate.result import shown_value
+
+OUT_OF_SCOPE = (
+    "TiTok is out of scope: it is neither read nor compared with, so its rows of the "
+    "paper's tables 1 and 2 are missing."
+)
+READING = (
+    "A column is one data set under one card: only equal cards share it. Published "
+    "numbers are other people's measurements, under the card of their source. Several "
+    "seeds are shown as mean [min, max] and their number n."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report says.
+
+    Attributes:
+        tables: The tables.
+        notes: What was skipped, and why.
+        num_results: Number of results in the tables.
+    """
+
+    tables: Sequence[Table]
+    notes: Sequence[str]
+    num_results: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text with the cards below it.
+
+    Attributes:
+        title: What was measured.
+        head: Titles of the columns.
+        rows: Kind of row and its cells, the name first.
+        card_ids: A letter per card.
+        shared: Fields of the card that all columns share.
+        differences: Fields in which cards differ: name and a value per card.
+        gains: Rows of trained against untrained, the head first; empty if there is
+            nothing to compare.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[tuple[str, list[str]]]
+    card_ids: list[str]
+    shared: dict[str, str]
+    differences: list[list[str]]
+    gains: list[list[str]]
+
+
+def to_grid(table: Table) -> Grid:
+    """A table as text.
+
+    Args:
+        table:
+            The table.
+    """
+    letters = _card_letters(table)
+    differences = card_differences(table.cards)
+    card = next(iter(table.cards.values()))
+    return Grid(
+        _title(table),
+        ["model", *(_column_title(c, letters) for c in table.columns)],
+        [(row.kind, [_row_title(row), *_cells(table, row)]) for row in table.rows],
+        list(letters.values()),
+        {k: shown_value(v) for k, v in card.items() if k not in differences},
+        [
+            [name, *("-" if v is None else shown_value(v) for v in values)]
+            for name, values in differences.items()
+        ],
+        _gain_rows(table, letters),
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown.
+
+    Args:
+        report:
+            The report.
+    """
+    parts = ["# Evaluation report", READING, OUT_OF_SCOPE]
+    if report.notes:
+        parts.append("\n".join(f"- {_escaped(note)}" for note in report.notes))
+    for grid in map(to_grid, report.tables):
+        parts.append(f"## {_escaped(grid.title)}")
+        rows = [_named(kind, cells) for kind, cells in grid.rows]
+        parts.append(_markdown_table([grid.head, *rows]))
+        if grid.gains:
+            parts.append("Learning, against the best untrained feature:")
+            parts.append(_markdown_table(grid.gains))
+        if grid.differences:
+            parts.append("Where the cards differ:")
+            head = ["field", *grid.card_ids]
+            parts.append(_markdown_table([head, *grid.differences]))
+        shared = "\n".join(f"- {k}: {_escaped(v)}" for k, v in grid.shared.items())
+        parts.append(f"{_card_heading(grid)}\n\n{shared}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(report: Report) -> str:
+    """The report as a page that needs nothing else; everything in it is escaped.
+
+    Args:
+        report:
+            The report.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lightly_ext.evaluate.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        grids=[to_grid(table) for table in report.tables],
+        notes=report.notes,
+        num_results=report.num_results,
+        reading=READING,
+        out_of_scope=OUT_OF_SCOPE,
+        date=datetime.date.today().isoformat(),
+        card_heading=_card_heading,
+    )
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report with unrounded numbers.
+
+    Args:
+        report:
+            The report.
+    """
+    return {
+        "tables": [_table_json(table) for table in report.tables],
+        "notes": list(report.notes),
+        "out_of_scope": OUT_OF_SCOPE,
+    }
+
+
+def _table_json(table: Table) -> dict[str, Any]:
+    return {
+        "task": table.task,
+        "protocol": table.protocol,
+        "cards": {digest: dict(card) for digest, card in table.cards.items()},
+        "cells": [
+            {
+                **_place(row, column),
+                "mean": mean(cell.values),
+                "min": min(cell.values),
+                "max": max(cell.values),
+                "n": len(cell.values),
+                "seeds": cell.seeds,
+                "values": cell.values,
+            }
+            for (row, column), cell in table.cells.items()
+        ],
+        "gains": [
+            {
+                **_place(gain.row, gain.column),
+                "gain": gain.value,
+                "untrained": _place(gain.untrained, gain.untrained_column),
+            }
+            for gain in learning_gains(table)
+        ],
+    }
+
+
+def _place(row: Row, column: Column) -> dict[str, str]:
+    return {
+        "model": row.model,
+        "kind": row.kind,
+        "detail": row.detail,
+        "data": column.data,
+        "card": column.digest,
+        "score": row.score or column.score,
+        "at": column.at,
+    }
+
+
+def _title(table: Table) -> str:
+    """Task, protocol where it has another name, and data set of curves."""
+    title = table.task
+    if not table.protocol.startswith(table.task):
+        title = f"{title}, {table.protocol}"
+    elif table.protocol != table.task:
+        title = table.protocol
+    first = table.columns[0]
+    return f"{title}: {first.data}" if first.at else title
+
+
+def _card_letters(table: Table) -> dict[str, str]:
+    """A letter for each card, then A1, B1, ..."""
+    names: dict[str, str] = {}
+    for i, digest in enumerate(table.cards):
+        letter = chr(ord("A") + i % 26)
+        names[digest] = letter if i < 26 else f"{letter}{i // 26}"
+    return names
+
+
+def _column_title(column: Column, letters: Mapping[str, str]) -> str:
+    if column.at:
+        return column.at
+    letter = f"{letters[column.digest]}. " if len(letters) > 1 else ""
+    feature = column.card.get("features", "auto")
+    of_feature = "" if feature == "auto" else f", {feature}"
+    return f"{letter}{column.data}{of_feature}: {score_title(column.score)}"
+
+
+def _row_title(row: Row) -> str:
+    return f"{row.title}: {score_title(row.score)}" if row.score else row.title
+
+
+def _cells(table: Table, row: Row) -> list[str]:
+    found = [table.cells.get((row, column)) for column in table.columns]
+    return [
+        "" if cell is None else cell.text(row.score or column.score)
+        for cell, column in zip(found, table.columns, strict=True)
+    ]
+
+
+def _gain_rows(table: Table, letters: Mapping[str, str]) -> list[list[str]]:
+    """Trained, best untrained with its feature, and the difference of the means."""
+    rows = []
+    for gain in learning_gains(table):
+        score = gain.column.score
+        untrained = table.cells[gain.untrained, gain.untrained_column]
+        feature = gain.untrained_column.card.get("features")
+        rows.append(
+            [
+                gain.row.title,
+                _column_title(gain.column, letters),
+                table.cells[gain.row, gain.column].text(score),
+                f"{untrained.text(score)} ({gain.untrained.title}"
+                + (f", {feature})" if feature else ")"),
+                _signed(score, gain.value),
+            ]
+        )
+    head = ["model", "column", "trained", "best untrained", "gain"]
+    return [head, *rows] if rows else []
+
+
+def _signed(score: str, value: float) -> str:
+    text = shown_score(score, value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _card_heading(grid: Grid) -> str:
+    if len(grid.card_ids) == 1:
+        return "The card:"
+    return f"What the cards {', '.join(grid.card_ids)} share:"
+
+
+def _named(kind: str, cells: list[str]) -> list[str]:
+    return [f"*{cells[0]}*", *cells[1:]] if kind == "published" else cells
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Text that ends no cell and is no tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.datasets import ClassificationSet
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.probing import rank
+from lightly_ext.evaluate.probing.rank import run_rank, sessions_by_rank, stored_result
+from lightly_ext.evaluate.reconstruction import reconstruction
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import LINEAR, RECONSTRUCTION, Protocol
+from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
+from tests.lightly_ext.evaluate.small import (
+    run_options,
+    write_classes,
+    write_images,
+    write_model,
+)
+
+
+def write_models(folder: Path, *num_tokens: int) -> list[str]:
+    return [write_model(folder / f"r{r}", num_queries=r) for r in num_tokens]
+
+
+def make_session(tmp_path: Path, model: str, **kwargs: Any) -> Session:
+    return Session(
+        model,
+        output=str(tmp_path / "out"),
+        accelerator="cpu",
+        num_workers=0,
+        resize=32,
+        crop=32,
+        **kwargs,
+    )
+
+
+class Fakes:
+    """Stands for both evaluations: accuracy falls with r, FID too."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.target: dict[int, str] = {}
+        monkeypatch.setattr(rank, "run_linear", self.linear)
+        monkeypatch.setattr(rank, "run_reconstruction", self.reconstruction)
+        monkeypatch.setattr(rank, "load_networks", tiny_networks)
+
+    def linear(self, session: Session, data: str) -> Result:
+        protocol = session.protocol(LINEAR, data=Path(data).name)
+        score = 1 - session.model.num_queries / 100
+        return self._stored(session, "linear", protocol, {"accuracy": score})
+
+    def reconstruction(self, session: Session, data: str, **kwargs: Any) -> Result:
+        r = session.model.num_queries
+        protocol = session.protocol(
+            RECONSTRUCTION,
+            data=Path(data).name,
+            networks=("tiny",),
+            target=self.target.get(r, "pixels"),
+        )
+        return self._stored(session, "reconstruction", protocol, {"fid": 40.0 / r})
+
+    def _stored(
+        self, session: Session, task: str, protocol: Protocol, scores: dict[str, float]
+    ) -> Result:
+        self.calls.append((task, session.name))
+        result = session.result(task, str(protocol.data), protocol, scores)
+        session.save(result)
+        return result
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    return Fakes(monkeypatch)
+
+
+class TestSessionsByRank:
+    def test_sessions_by_rank__ascending(self, tmp_path: Path) -> None:
+        first, *others = write_models(tmp_path, 4, 6, 2)
+        sessions = sessions_by_rank(make_session(tmp_path, first), others)
+        assert [(r, s.name) for r, s in sessions.items()] == [
+            (2, "r2"),
+            (4, "r4"),
+            (6, "r6"),
+        ]
+
+    def test_sessions_by_rank__the_same_number_twice(self, tmp_path: Path) -> None:
+        first = write_model(tmp_path / "a")
+        other = write_model(tmp_path / "b")
+        with pytest.raises(ValueError, match=r"'.*a' and '.*b' both have 4 tokens"):
+            sessions_by_rank(make_session(tmp_path, first), [other])
+
+    def test_sessions_by_rank__no_tokens(self, tmp_path: Path) -> None:
+        session = make_session(tmp_path, "timm:resnet10t", untrained=True)
+        with pytest.raises(ValueError, match="'timm:resnet10t' has no sparse tokens"):
+            sessions_by_rank(session, ["timm:resnet10t"])
+
+    def test_sessions_by_rank__one_model(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="One model makes no curve"):
+            sessions_by_rank(make_session(tmp_path, "unread"), [])
+
+
+class TestRunRank:
+    def test_run_rank__curve_and_figure(self, tmp_path: Path, fakes: Fakes) -> None:
+        data = write_classes(tmp_path / "set", num=1)
+        first, *others = write_models(tmp_path, 4, 6, 2)
+        session = make_session(tmp_path, first)
+        result = run_rank(session, str(data), others)
+        assert result.scores == {
+            "accuracy": {"2": 0.98, "4": 0.96, "6": 0.94},
+            "fid": {"2": 20.0, "4": 10.0, "6": 40.0 / 6},
+        }
+        assert result.model == "r2, r4, r6"
+        assert result.provenance["num_queries"] == [2, 4, 6]
+        (path,) = (tmp_path / "out").glob("rank-*/result.json")
+        assert json.loads(path.read_text())["scores"] == result.scores
+        assert (path.parent / "rank.png").read_bytes()[:4] == b"\x89PNG"
+        assert (path.parent / "rank.md").read_text().splitlines()[2:] == [
+            "| 2 | r2 | 98.00 | 20.00 |",
+            "| 4 | r4 | 96.00 | 10.00 |",
+            "| 6 | r6 | 94.00 | 6.67 |",
+        ]
+
+    def test_run_rank__repeats_nothing(self, tmp_path: Path, fakes: Fakes) -> None:
+        data = str(write_classes(tmp_path / "set", num=1))
+        first, other = write_models(tmp_path, 4, 2)
+        before = run_rank(make_session(tmp_path, first), data, [other])
+        assert len(fakes.calls) == 4
+        again = run_rank(make_session(tmp_path, first), data, [other])
+        assert len(fakes.calls) == 4
+        assert again.scores == before.scores
+        run_rank(make_session(tmp_path, first, seed=1), data, [other])
+        assert len(fakes.calls) == 8
+        run_rank(make_session(tmp_path, first, limit=2), data, [other])
+        assert len(fakes.calls) == 12
+
+    def test_run_rank__other_weights_are_evaluated(
+        self, tmp_path: Path, fakes: Fakes
+    ) -> None:
+        data = str(write_classes(tmp_path / "set", num=1))
+        first, other = write_models(tmp_path, 4, 2)
+        run_rank(make_session(tmp_path, first), data, [other])
+        fakes.calls.clear()
+        write_model(Path(first), num_queries=4, mlp_ratio=2)
+        run_rank(make_session(tmp_path, first), data, [other])
+        assert fakes.calls == [("reconstruction", "r4"), ("linear", "r4")]
+
+    def test_run_rank__cards_differ(self, tmp_path: Path, fakes: Fakes) -> None:
+        data = str(write_classes(tmp_path / "set", num=1))
+        first, other = write_models(tmp_path, 4, 2)
+        fakes.target = {2: "tokens"}
+        with pytest.raises(
+            ValueError, match="cards of reconstruction differ in target"
+        ):
+            run_rank(make_session(tmp_path, first), data, [other])
+
+    def test_run_rank__training_images_are_not_reconstructed(
+        self, tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = ImageFiles(tmp_path, ["a.png"], [0], ["a"])
+        found = ClassificationSet("pets", files, files, (0.5, 1.0))
+        monkeypatch.setattr(rank, "find_classification_set", lambda data: found)
+        first, other = write_models(tmp_path, 4, 2)
+        with pytest.raises(ValueError, match=r"share '.*': name the images"):
+            run_rank(make_session(tmp_path, first), str(tmp_path), [other])
+        assert not fakes.calls
+
+    def test_run_rank__command(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rank, "load_networks", tiny_networks)
+        monkeypatch.setattr(reconstruction, "load_networks", tiny_networks)
+        data = write_classes(tmp_path / "set", num=24)
+        images = write_images(tmp_path / "photos", 12)
+        first, other = write_models(tmp_path, 4, 2)
+        main(
+            [
+                *("rank", "--model", first, "--others", other, "--data", str(data)),
+                *("--images", str(images), "--force"),
+                *run_options(tmp_path),
+            ]
+        )
+        (path,) = (tmp_path / "out").glob("rank-*/result.json")
+        scores = json.loads(path.read_text())["scores"]
+        assert list(scores["accuracy"]) == ["2", "4"]
+        for task in ("linear", "reconstruction"):
+            stored = list((tmp_path / "out").glob(f"{task}-*/result.json"))
+            values = {
+                str(r.provenance["num_queries"]): r.scores
+                for r in map(Result.load, stored)
+            }
+            name = "accuracy" if task == "linear" else "fid"
+            assert scores[name] == {k: values[k][name] for k in ("2", "4")}
+
+
+def test_stored_result__broken_files_are_passed_over(tmp_path: Path) -> None:
+    session = make_session(tmp_path, write_model(tmp_path / "a"))
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    (tmp_path / "out" / "x" / "result.json").write_text("{")
+    assert stored_result(session, LINEAR) is None

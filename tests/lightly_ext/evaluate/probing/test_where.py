@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightly_ext.demo.boards import make_board_sets
+from lightly_ext.demo.export import export_segmentation_set
+from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.probing.where import run_where, token_parts
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.encoder import Factorization
+from tests.lightly_ext.evaluate.small import run_options, write_model
+
+PATCH = 8
+SIZE = 32
+NUM_TOKENS = 4
+
+
+class RedSaysWhere(nn.Module):
+    """The red value of a patch, in units of 20, is the number of its token."""
+
+    num_queries = NUM_TOKENS
+
+    def forward(self, images: Tensor) -> Factorization:
+        red = images[:, 0, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
+        tokens = (red * 255 / 20).round().long().clamp(0, NUM_TOKENS - 1)
+        localization = F.one_hot(tokens.flatten(1), NUM_TOKENS).float()
+        sparse = torch.zeros(len(images), NUM_TOKENS, 2)
+        size = (tokens.shape[1], tokens.shape[2])
+        return Factorization(None, sparse, localization, size, lambda dense, _: dense)
+
+
+def _session(tmp_path: Path, **options: Any) -> Session:
+    values = {
+        **{"output": str(tmp_path / "out"), "accelerator": "cpu", "num_workers": 0},
+        **{"resize": SIZE, "crop": SIZE, "batch_size": 3, **options},
+    }
+    session = Session("red", **values)
+    origin = Origin("red", "STELLAR", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1))
+    session.model = FrozenModel(RedSaysWhere(), origin)
+    return session
+
+
+def _write(folder: Path, arrays: list[np.ndarray], suffix: str = ".png") -> None:
+    folder.mkdir(parents=True)
+    for i, array in enumerate(arrays):
+        Image.fromarray(array.astype(np.uint8)).save(folder / f"{i}{suffix}")
+
+
+def _write_set(root: Path, tokens: list[np.ndarray], masks: list[np.ndarray]) -> dict:
+    """Images whose patches have these tokens, and masks of full size."""
+    blocks = [np.kron(t, np.ones((PATCH, PATCH))) * 20 for t in tokens]
+    zeros = np.zeros((SIZE, SIZE))
+    _write(root / "images", [np.stack([b, zeros, zeros], axis=2) for b in blocks])
+    _write(root / "masks", masks)
+    return {"data": str(root / "images"), "masks": str(root / "masks")}
+
+
+def _random_set(num: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Tokens of 4 x 4 patches, and masks of values 0 to 5 and 255."""
+    rng = np.random.default_rng(seed)
+    tokens = list(rng.integers(NUM_TOKENS, size=(num, 4, 4)))
+    values = np.array([0, 0, 0, 1, 2, 3, 4, 5, 255])
+    coarse = values[rng.integers(len(values), size=(num, 6, 6))]
+    masks = [np.kron(c, np.ones((6, 6)))[:SIZE, :SIZE].astype(int) for c in coarse]
+    return tokens, masks
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+def _brute_force(parts: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, float]:
+    """All scores, px by px, from maps of parts; background 0, ignored 255."""
+    valid = [mask != 255 for mask in masks]
+    roles = []
+    for half in (1, 0):  # of even images, decided on odd ones
+        role = []
+        for token in range(NUM_TOKENS):
+            won = [
+                m[(p == token) & v]
+                for p, m, v in list(zip(parts, masks, valid, strict=True))[half::2]
+            ]
+            values = np.concatenate(won)
+            role.append((values > 0).sum() > (values == 0).sum())
+        roles.append(np.array(role))
+    rows = []
+    for i, (part, mask, v) in enumerate(zip(parts, masks, valid, strict=True)):
+        part, foreground = part[v], mask[v] > 0
+        segments = [mask[v] == s for s in np.unique(mask[v]) if s > 0]
+        tokens = [part == t for t in range(NUM_TOKENS)]
+        ious = np.array([[_iou(t, s) for s in segments] for t in tokens])
+        subsets = itertools.product([False, True], repeat=NUM_TOKENS)
+        # Lacking tokens or segments stand for nothing, with IoU 0.
+        side = max(ious.shape)
+        padded = np.zeros((side, side))
+        padded[: ious.shape[0], : ious.shape[1]] = ious
+        sums = [
+            padded[list(order), range(side)].sum()
+            for order in itertools.permutations(range(side))
+        ]
+        rows.append(
+            {
+                "foreground_iou": _iou(roles[i % 2][part], foreground),
+                "foreground_iou_oracle": max(
+                    _iou(np.array(chosen)[part], foreground) for chosen in subsets
+                ),
+                "token_overlap": ious.max(axis=0).mean(),
+                "token_overlap_one_to_one": max(sums) / len(segments),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+class TestRunWhere:
+    def test_run_where__brute_force(self, tmp_path: Path) -> None:
+        tokens, masks = _random_set(5)
+        result = run_where(_session(tmp_path), **_write_set(tmp_path, tokens, masks))
+        parts = [np.kron(t, np.ones((PATCH, PATCH), dtype=int)) for t in tokens]
+        expected = _brute_force(parts, masks)
+        y, x = np.mgrid[:SIZE, :SIZE] // 16
+        grid = _brute_force([2 * y + x] * 5, masks)
+        expected.update({f"grid_{name}": value for name, value in grid.items()})
+        assert result.scores.pop("num_images") == 5  # type: ignore[attr-defined]
+        assert result.scores == pytest.approx(expected, abs=1e-12)
+        assert len(set(expected.values())) > 6
+
+    def test_run_where__perfect_localization(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        tokens = [rng.permutation(np.arange(16) % 4).reshape(4, 4) for _ in range(4)]
+        masks = [np.kron(t, np.ones((PATCH, PATCH))) for t in tokens]
+        data = _write_set(tmp_path, tokens, masks)
+        scores = run_where(_session(tmp_path), **data).scores
+        names = ("foreground_iou", "token_overlap")
+        assert [scores[name] for name in names] == [1.0, 1.0]
+        assert scores["foreground_iou_oracle"] == 1.0
+        assert scores["token_overlap_one_to_one"] == 1.0
+        assert scores["grid_token_overlap"] < 0.5
+
+    def test_run_where__perfect_grid(self, tmp_path: Path) -> None:
+        # Quarters of the image as segments, one token everywhere.
+        y, x = np.mgrid[:SIZE, :SIZE] // 16
+        data = _write_set(tmp_path, [np.zeros((4, 4))] * 2, [2 * y + x] * 2)
+        scores = run_where(_session(tmp_path), **data).scores
+        assert scores["grid_token_overlap"] == scores["grid_foreground_iou"] == 1.0
+        assert scores["token_overlap"] == pytest.approx(1 / 4)
+        assert scores["token_overlap_one_to_one"] == pytest.approx(1 / 12)
+        # The token is foreground: three quarters of its px are.
+        assert scores["foreground_iou"] == scores["foreground_iou_oracle"] == 3 / 4
+
+    def test_run_where__without_background(self, tmp_path: Path) -> None:
+        tokens, masks = _random_set(3)
+        data = _write_set(tmp_path, tokens, masks)
+        result = run_where(_session(tmp_path), **data, background=())
+        assert not [name for name in result.scores if "foreground" in name]
+        shifted = [np.where(m == 255, 255, m + 1) for m in masks]
+        data = _write_set(tmp_path / "shifted", tokens, shifted)
+        with pytest.raises(ValueError, match=r"No px is background 0: 3 masks .* 1, 2"):
+            run_where(_session(tmp_path), **data)
+        again = run_where(_session(tmp_path), **data, background=1)
+        images, masks_folder = (str(tmp_path / x) for x in ("images", "masks"))
+        plain = run_where(_session(tmp_path), images, masks_folder)
+        assert again.scores == plain.scores
+        assert 0 < plain.scores["foreground_iou"] < 1
+
+    def test_run_where__images_without_segments_are_counted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tokens, masks = _random_set(6)
+        empty = [np.zeros((SIZE, SIZE)), np.full((SIZE, SIZE), 255)]
+        data = _write_set(tmp_path / "a", tokens + tokens[:2], masks + empty)
+        result = run_where(_session(tmp_path), **data)
+        assert "2 images without any segment" in capsys.readouterr().out
+        assert result.provenance["num_empty"] == 2
+        data = _write_set(tmp_path / "b", tokens, masks)
+        assert result.scores == run_where(_session(tmp_path), **data).scores
+
+    def test_run_where__unreadable_pairs(self, tmp_path: Path) -> None:
+        tokens, masks = _random_set(42)
+        data = _write_set(tmp_path, tokens, masks)
+        (tmp_path / "images" / "5.png").write_bytes(b"no PNG")
+        cut = (tmp_path / "masks" / "11.png").read_bytes()[:60]
+        (tmp_path / "masks" / "11.png").write_bytes(cut)
+        result = run_where(_session(tmp_path), **data)
+        assert result.provenance["num_unreadable"] == 2
+        assert result.scores["num_images"] == 40
+
+    def test_run_where__resized_and_cut_alike(self, tmp_path: Path) -> None:
+        # Twice as large, and a border that the crop removes.
+        tokens, masks = _random_set(3)
+        data = _write_set(tmp_path / "a", tokens, masks)
+        scores = run_where(_session(tmp_path), **data).scores
+        rng = np.random.default_rng(1)
+        for kind in ("images", "masks"):
+            (tmp_path / "b" / kind).mkdir(parents=True)
+            for path in (tmp_path / "a" / kind).iterdir():
+                pixels = np.array(Image.open(path)).repeat(2, 0).repeat(2, 1)
+                pad = [(8, 8), (20, 20), (0, 0)][: pixels.ndim]
+                pixels = np.pad(pixels, pad, constant_values=rng.integers(1, 5))
+                Image.fromarray(pixels).save(tmp_path / "b" / kind / path.name)
+        data = {k: str(tmp_path / "b" / Path(v).name) for k, v in data.items()}
+        session = _session(tmp_path, resize=40, crop=32)
+        assert run_where(session, **data).scores == pytest.approx(scores)
+
+    def test_run_where__listed_images(self, tmp_path: Path) -> None:
+        tokens, masks = _random_set(7)
+        data = _write_set(tmp_path / "a", tokens, masks)
+        (tmp_path / "a" / "masks" / "6.png").unlink()
+        (tmp_path / "val.txt").write_text("1\n3.png\n4\n\n")
+        with pytest.raises(ValueError, match=r"1 of 7 images have no mask.*'6.png'"):
+            run_where(_session(tmp_path), **data)
+        result = run_where(_session(tmp_path), **data, split=str(tmp_path / "val.txt"))
+        assert result.data == result.protocol["data"] == "images (val)"
+        some = [1, 3, 4]
+        few = _write_set(
+            tmp_path / "b", [tokens[i] for i in some], [masks[i] for i in some]
+        )
+        assert result.scores == run_where(_session(tmp_path), **few).scores
+
+    def test_run_where__wrong_files(self, tmp_path: Path) -> None:
+        tokens, masks = _random_set(2)
+        data = _write_set(tmp_path, tokens, masks)
+        run = partial(run_where, _session(tmp_path), **data)
+        (tmp_path / "none.txt").write_text("\n")
+        (tmp_path / "wrong.txt").write_text("0\n8\n")
+        with pytest.raises(ValueError, match="lists no image"):
+            run(split=str(tmp_path / "none.txt"))
+        with pytest.raises(ValueError, match=r"lists 1 images .* example '8'"):
+            run(split=str(tmp_path / "wrong.txt"))
+        with pytest.raises(ValueError, match=r"share the values \[0\]"):
+            run(ignore=(0, 255))
+        with pytest.raises(ValueError, match=r"Labels are 0 or more, got \[-1\]"):
+            run(ignore=-1)
+        with pytest.raises(ValueError, match=r"All px are background 0, 1, .* ignored"):
+            run(background=tuple(range(6)))
+        with pytest.raises(ValueError, match="There is no folder"):
+            run_where(_session(tmp_path), data["data"], str(tmp_path / "nowhere"))
+        with pytest.raises(ValueError, match="crop 33 is more than resize 32"):
+            run_where(_session(tmp_path, crop=33), **data)
+        path = tmp_path / "masks" / "1.png"
+        Image.open(path).resize((30, 32)).save(path)
+        with pytest.raises(
+            ValueError, match=r"1.png' is 30 x 32 px, its image 32 x 32"
+        ):
+            run()
+        Image.open(path).convert("RGB").save(path)
+        with pytest.raises(ValueError, match=r"1.png' is no label image.*mode RGB"):
+            run()
+        assert not (tmp_path / "out").exists()
+
+    def test_run_where__one_image(self, tmp_path: Path) -> None:
+        data = _write_set(tmp_path, *_random_set(1))
+        with pytest.raises(RuntimeError, match="Fewer than two images with a segment"):
+            run_where(_session(tmp_path), **data)
+
+    def test_run_where__no_stellar(self, tmp_path: Path) -> None:
+        session = Session(
+            "timm:resnet10t", untrained=True, output=str(tmp_path), accelerator="cpu"
+        )
+        with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
+            run_where(session, str(tmp_path), str(tmp_path))
+
+    def test_run_where__boards_from_the_command_line(self, tmp_path: Path) -> None:
+        sets = make_board_sets(0, num_train=1, num_test=6, num_train_single=1)
+        export_segmentation_set(sets, tmp_path / "boards")
+        source = write_model(tmp_path / "model")
+        options = [
+            *("where", "--model", source, *run_options(tmp_path)),
+            *("--data", str(tmp_path / "boards" / "images" / "validation")),
+            *("--masks", str(tmp_path / "boards" / "annotations" / "validation")),
+        ]
+        with pytest.raises(SystemExit, match="No px is background 0"):
+            main(options)
+        main([*options, "--background", "1", "--ignore", "[0]", "--untrained", "true"])
+        main([*options, "--background", "[1]", "--ignore", "0"])
+        folders = list((tmp_path / "out").iterdir())
+        assert len(folders) == 2
+        for folder in folders:
+            stored = json.loads((folder / "result.json").read_text())
+            scores = stored["scores"]
+            assert scores["foreground_iou"] <= scores["foreground_iou_oracle"] < 1
+            assert scores["token_overlap_one_to_one"] <= scores["token_overlap"] < 1
+            assert scores["num_images"] == 6
+            classes = "background 1; ignored 0; all others are segments"
+            assert stored["protocol"]["classes"] == classes
+            picture = Image.open(folder / "where.png")
+            assert picture.size == (6 * 34 + 2, 3 * 34 + 2)
+
+
+class TestTokenParts:
+    def test_token_parts__blocks_of_px(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        winners = torch.randint(5, (2, 6), generator=generator)
+        localization = F.one_hot(winners, 5).float()
+        parts = token_parts(localization, (2, 3), (8, 12))
+        blocks = winners.view(2, 2, 3)
+        expected = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+        assert torch.equal(parts, expected)

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightly_ext.evaluate.images import EvaluationImages, folder_images, train_crop
+from lightly_ext.evaluate.reconstruction.autoencoder import (
+    FrozenAutoencoder,
+    build_autoencoder,
+    weights_sha256,
+)
+from lightly_ext.evaluate.reconstruction.decoder_files import load_decoder
+from lightly_ext.evaluate.reconstruction.decoder_training import (
+    DecoderTraining,
+    EpochSampler,
+    TrainingViews,
+    train_decoder,
+)
+from lightly_ext.evaluate.session import Session
+from stellar_plugin.protocols import RECONSTRUCTION_SCRATCH
+from tests.lightly_ext.evaluate.small import IMAGE_SIZE, write_images, write_model
+from tests.tokenizer_weights import reference_tokenizer
+
+PROTOCOL = RECONSTRUCTION_SCRATCH.replace(
+    resize=IMAGE_SIZE, crop=IMAGE_SIZE, lrs=(1e-3,), batch_sizes=(4,), epochs=4
+)
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return _session(write_model(tmp_path / "model"), tmp_path)
+
+
+def _session(model: str, tmp_path: Path, **kwargs: Any) -> Session:
+    return Session(
+        model,
+        output=str(tmp_path / "out"),
+        batch_size=8,
+        num_workers=0,
+        accelerator="cpu",
+        **kwargs,
+    )
+
+
+def _tokenizer(tmp_path: Path) -> str:
+    path = tmp_path / "tokenizer.bin"
+    torch.save(reference_tokenizer().state_dict(), path)
+    return str(path)
+
+
+def _small(autoencoder: FrozenAutoencoder) -> FrozenAutoencoder:
+    """The same with a smaller decoder."""
+    torch.manual_seed(0)
+    old: Any = autoencoder.decoder
+    size = {"decoder_dim": 32, "depth": 1, "num_heads": 2}
+    own = (
+        old.head.kernel_size[0]
+        if autoencoder.target == "pixels"
+        else old.head.out_features
+    )
+    autoencoder.decoder = type(old)(old.proj.in_features, own, **size)
+    return autoencoder
+
+
+def _build(session: Session, target: str, tmp_path: Path) -> FrozenAutoencoder:
+    tokenizer = _tokenizer(tmp_path) if target == "tokens" else None
+    return _small(
+        build_autoencoder(session, False, "lowrank", target, tokenizer, IMAGE_SIZE)  # type: ignore[arg-type]
+    )
+
+
+def _epoch_losses(folder: Path) -> list[float]:
+    losses = []
+    for path in sorted(folder.glob("log/version_*/metrics.csv")):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        losses += [float(r["loss_epoch"]) for r in rows if r.get("loss_epoch")]
+    return losses
+
+
+class TestTrainDecoder:
+    @pytest.mark.parametrize("target", ["pixels", "tokens"])
+    def test_train_decoder__lowers_its_loss_and_stores_the_decoder(
+        self, session: Session, tmp_path: Path, target: str
+    ) -> None:
+        files = folder_images(write_images(tmp_path / "train", 8))
+        autoencoder = _build(session, target, tmp_path)
+        encoder = weights_sha256(session.model)
+        folder = tmp_path / "decoder"
+        train_decoder(session, autoencoder, files, PROTOCOL, folder, {"form": "x"})
+        losses = _epoch_losses(folder)
+        assert len(losses) == PROTOCOL.epochs
+        assert losses[-1] < losses[0]
+        assert weights_sha256(session.model) == encoder
+        assert not any(p.requires_grad for p in session.model.parameters())
+        again = _build(session, target, tmp_path)
+        load_decoder(again, folder)
+        assert weights_sha256(again.decoder) == weights_sha256(autoencoder.decoder)
+
+    def test_train_decoder__resumes_exactly(
+        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = folder_images(write_images(tmp_path / "train", 6))
+        whole = _build(session, "pixels", tmp_path)
+        train_decoder(session, whole, files, PROTOCOL, tmp_path / "whole", {})
+        step = DecoderTraining.training_step
+        calls = Counter[str]()
+
+        def power_cut(self: DecoderTraining, *args: Any) -> Tensor:
+            calls["step"] += 1
+            if calls["step"] == 6:  # in the middle of the third epoch
+                raise OSError("power cut")
+            return step(self, *args)
+
+        monkeypatch.setattr(DecoderTraining, "training_step", power_cut)
+        parts = _build(session, "pixels", tmp_path)
+        with pytest.raises(OSError, match="power cut"):
+            train_decoder(session, parts, files, PROTOCOL, tmp_path / "parts", {})
+        assert not (tmp_path / "parts" / "model.safetensors").exists()
+        parts = _build(session, "pixels", tmp_path)
+        torch.rand(3)  # the state of the global generator does not matter
+        train_decoder(session, parts, files, PROTOCOL, tmp_path / "parts", {})
+        assert weights_sha256(parts.decoder) == weights_sha256(whole.decoder)
+        assert _epoch_losses(tmp_path / "parts") == _epoch_losses(tmp_path / "whole")
+
+    def test_train_decoder__takes_what_is_there(
+        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = folder_images(write_images(tmp_path / "train", 4))
+        first = _build(session, "pixels", tmp_path)
+        folder = tmp_path / "decoder"
+        train_decoder(session, first, files, PROTOCOL, folder, {"form": "x"})
+        monkeypatch.setattr(DecoderTraining, "training_step", None)
+        again = _build(session, "pixels", tmp_path)
+        train_decoder(session, again, files, PROTOCOL, folder, {"form": "x"})
+        assert weights_sha256(again.decoder) == weights_sha256(first.decoder)
+        with pytest.raises(ValueError, match="another training, which differs in form"):
+            train_decoder(session, again, files, PROTOCOL, folder, {"form": "y"})
+
+    def test_train_decoder__checkpoint_holds_what_is_trained(
+        self, session: Session, tmp_path: Path
+    ) -> None:
+        files = folder_images(write_images(tmp_path / "train", 4))
+        autoencoder = _build(session, "tokens", tmp_path)
+        protocol = PROTOCOL.replace(epochs=1)
+        train_decoder(session, autoencoder, files, protocol, tmp_path / "d", {})
+        last = tmp_path / "d" / "checkpoints" / "last.ckpt"
+        state = torch.load(last, weights_only=True)["state_dict"]
+        names = {name.split(".")[0] for name in state}
+        assert names == {"autoencoder", "unreadable"}
+        assert not any("model" in name or "tokenizer" in name for name in state)
+
+    def test_train_decoder__unreadable_image_has_no_part(
+        self, session: Session, tmp_path: Path
+    ) -> None:
+        folder = write_images(tmp_path / "train", 25)
+        (folder / "0003.png").write_bytes(b"broken")
+        autoencoder = _build(session, "pixels", tmp_path)
+        protocol = PROTOCOL.replace(epochs=1)
+        count = train_decoder(
+            session, autoencoder, folder_images(folder), protocol, tmp_path / "d", {}
+        )
+        assert count == 1
+        config = json.loads((tmp_path / "d" / "config.json").read_text())
+        assert config["num_unreadable"] == 1
+
+    def test_train_decoder__too_many_unreadable(
+        self, session: Session, tmp_path: Path
+    ) -> None:
+        folder = write_images(tmp_path / "train", 4)
+        (folder / "0003.png").write_bytes(b"broken")
+        autoencoder = _build(session, "pixels", tmp_path)
+        with pytest.raises(RuntimeError, match=r"1 of 4 images .*0003.png.*too many"):
+            train_decoder(
+                session,
+                autoencoder,
+                folder_images(folder),
+                PROTOCOL.replace(epochs=1),
+                tmp_path / "d",
+                {},
+            )
+
+
+class TestDecoderTraining:
+    def test_training_step__loss_of_readable_images(
+        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        autoencoder = _build(session, "pixels", tmp_path)
+        module = DecoderTraining(autoencoder, PROTOCOL, 9)
+        monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+        module._trainer = type("T", (), {"world_size": 1})()
+        images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+        batch: Any = (
+            images,
+            torch.tensor([5, 7, 2]),
+            torch.tensor([True, False, True]),
+        )
+        loss = module.training_step(batch, 0)
+        expected = autoencoder.losses(images[[0, 2]]).mean()
+        torch.testing.assert_close(loss, expected)
+        assert module.unreadable.nonzero().tolist() == [[7]]
+
+
+class TestTrainingViews:
+    def test_getitem__depends_on_seed_epoch_and_image_alone(
+        self, tmp_path: Path
+    ) -> None:
+        files = folder_images(write_images(tmp_path, 3))
+        images = EvaluationImages(files, train_crop(PROTOCOL, "bicubic"))
+        views, other = TrainingViews(images, 0), TrainingViews(images, 1)
+        first = views[1]
+        torch.manual_seed(5)
+        assert torch.equal(views[1].image, first.image)
+        assert views[4].number == first.number == 1  # the same image an epoch later
+        assert not torch.equal(views[4].image, first.image)
+        assert not torch.equal(other[1].image, first.image)
+
+
+class TestEpochSampler:
+    def test_iter__every_image_once_an_epoch(self, tmp_path: Path) -> None:
+        files = folder_images(write_images(tmp_path, 7))
+        images = EvaluationImages(files, train_crop(PROTOCOL, "bicubic"))
+        views = TrainingViews(images, 0)
+        shares = [EpochSampler(views, 2, rank, seed=3) for rank in range(2)]
+        orders = []
+        for epoch in range(2):
+            for sampler in shares:
+                sampler.set_epoch(epoch)
+            found = [i for sampler in shares for i in sampler]
+            assert {i // 7 for i in found} == {epoch}
+            assert {i % 7 for i in found} == set(range(7))
+            assert len(found) == 8  # one image twice: shares are equal in training
+            orders.append([i % 7 for i in found])
+        assert orders[0] != orders[1]
+
+
+def test_batch__not_divisible(session: Session, tmp_path: Path) -> None:
+    files = folder_images(write_images(tmp_path / "train", 4))
+    autoencoder = _build(session, "pixels", tmp_path)
+    protocol = PROTOCOL.replace(batch_sizes=(5,))
+    two: Any = _TwoDevices(session)
+    with pytest.raises(ValueError, match="5 images cannot be shared by 2 devices"):
+        train_decoder(two, autoencoder, files, protocol, tmp_path / "d", {})
+
+
+class _TwoDevices:
+    world_size, rank = 2, 0
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)

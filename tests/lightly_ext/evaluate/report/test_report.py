@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import json
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.presets import PRESETS
+from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
+from lightly_ext.evaluate.report.published import TABLE_2, Published, all_published
+from lightly_ext.evaluate.report.report import collect_results, related, run_report
+from lightly_ext.evaluate.report.scores import SCORES
+from lightly_ext.evaluate.report.tables import (
+    Table,
+    build_tables,
+    card_differences,
+    learning_gains,
+)
+from lightly_ext.evaluate.result import Result
+from stellar_plugin.protocols import (
+    EFFICIENCY,
+    IMAGENET_TRAIN_SCALE,
+    KNN,
+    LINEAR,
+    LINEAR_PAPER,
+    RECONSTRUCTION,
+    SEGMENTATION_ADE20K,
+    SEGMENTATION_PAPER_ADE20K,
+    Protocol,
+    card_digest,
+)
+from tests.lightly_ext.evaluate.small import run_options, write_classes, write_model
+
+BOARDS = KNN.replace(data="boards")
+
+
+def make_result(
+    model: str,
+    value: float,
+    protocol: Protocol = BOARDS,
+    seed: int = 0,
+    sha256: str | None = None,
+    task: str = "knn",
+    score: str = "accuracy",
+) -> Result:
+    scores: dict[str, Any] = {score: value, "num_test": 40}
+    provenance = {"sha256": sha256 or f"hash of {model}", "seed": seed}
+    return Result(task, model, str(protocol.data), scores, protocol.card(), provenance)
+
+
+def values_of(table: Table) -> dict[tuple[str, str, str], list[float]]:
+    """Values by model, card and score."""
+    return {
+        (row.title, column.digest, row.score or column.score + column.at): cell.values
+        for (row, column), cell in table.cells.items()
+    }
+
+
+class TestBuildTables:
+    def test_build_tables__two_models_two_seeds_two_protocols(self) -> None:
+        coarse = BOARDS.replace(crop=96)
+        measured = {
+            (model, protocol, seed): random.Random(f"{model}{seed}").random()
+            for model in ("a", "b")
+            for protocol in (BOARDS, coarse)
+            for seed in (0, 1)
+        }
+        results = [make_result(m, v, p, s) for (m, p, s), v in measured.items()]
+        (table,) = build_tables(results)
+        assert (table.task, table.protocol) == ("knn", "knn")
+        assert [row.title for row in table.rows] == ["a", "b"]
+        assert {c.digest for c in table.columns} == {
+            card_digest(p.card()) for p in (BOARDS, coarse)
+        }
+        assert values_of(table) == {
+            (model, card_digest(protocol.card()), "accuracy"): [
+                measured[model, protocol, seed] for seed in (0, 1)
+            ]
+            for model in ("a", "b")
+            for protocol in (BOARDS, coarse)
+        }
+
+    def test_build_tables__a_column_holds_one_card_only(self) -> None:
+        protocols = [
+            BOARDS,
+            BOARDS.replace(neighbours=10),
+            BOARDS.replace(limit=8),
+            BOARDS.replace(features="dense"),
+            BOARDS.replace(data="other"),
+            LINEAR.replace(data="boards"),
+            LINEAR_PAPER.replace(data="boards"),
+        ]
+        chooser = random.Random(0)
+        results = [
+            make_result(f"m{i % 5}", 0.5, chooser.choice(protocols), i // 5)
+            for i in range(60)
+        ]
+        tables = build_tables(results, all_published())
+        for table in tables:
+            for (_, column), _ in table.cells.items():
+                assert column.digest == card_digest(dict(column.card))
+        in_tables = sorted(
+            (column.digest, len(cell.values))
+            for table in tables
+            for (row, column), cell in table.cells.items()
+            if row.kind != "published"
+        )
+        groups: dict[tuple[str, str], int] = {}
+        for r in results:
+            key = (card_digest(dict(r.protocol)), r.model)
+            groups[key] = groups.get(key, 0) + 1
+        assert in_tables == sorted((digest, n) for (digest, _), n in groups.items())
+
+    def test_build_tables__other_weights_are_another_row(self) -> None:
+        results = [
+            make_result("a", 0.5, sha256="1111111122"),
+            make_result("a", 0.7, sha256="2222222233"),
+            make_result("b", 0.9, seed=0, sha256="3333"),
+            make_result("b", 0.8, seed=1, sha256="4444"),
+        ]
+        (table,) = build_tables(results)
+        titles = [row.title for row in table.rows]
+        assert titles == ["a (sha256 11111111)", "a (sha256 22222222)", "b"]
+        assert sorted(values_of(table).values()) == [[0.5], [0.7], [0.9, 0.8]]
+
+    def test_build_tables__untrained_never_averaged_with_trained(self) -> None:
+        results = [
+            make_result("a", 0.5, seed=0),
+            make_result("a", 0.1, seed=1, sha256="random weights of seed 1"),
+        ]
+        (table,) = build_tables(results)
+        assert [row.title for row in table.rows] == ["a", "a (untrained)"]
+        (table,) = build_tables([make_result("patches", 0.2, sha256="no weights")])
+        assert [row.kind for row in table.rows] == ["untrained"]
+
+    def test_build_tables__random_weights_of_mmseg_are_untrained(self) -> None:
+        card = SEGMENTATION_ADE20K.card()
+        results = [
+            Result("segmentation", "STELLAR", "ADE20K", {"mIoU": 0.1}, card, of)
+            for of in (
+                {"checkpoint": "random weights", "sha256": None, "seed": 0},
+                {"checkpoint": "stellar-b16", "sha256": "12345678", "seed": 0},
+            )
+        ]
+        (table,) = build_tables(results)
+        assert [row.title for row in table.rows] == ["STELLAR", "STELLAR (untrained)"]
+
+    def test_build_tables__curves_have_their_points_as_columns(self) -> None:
+        protocol = EFFICIENCY.replace(data="a machine")
+        scores = {"encoder_ms": {"4": 1.0, "8": 2.0}, "decoder_ms": {"4": 0.5}}
+        scores["encoder_iqr_ms"] = {"4": None}  # type: ignore[dict-item]
+        result = Result("efficiency", "a", "a machine", scores, protocol.card(), {})
+        (table,) = build_tables([result])
+        assert [c.at for c in table.columns] == ["4", "8"]
+        assert [row.score for row in table.rows] == ["encoder_ms", "decoder_ms"]
+
+    def test_build_tables__limited_is_marked(self) -> None:
+        (table,) = build_tables([make_result("a", 0.5, BOARDS.replace(limit=8))])
+        assert table.columns[0].data == "boards (limited to 8 images)"
+
+
+class TestLearningGains:
+    def test_learning_gains__against_the_best_untrained_feature(self) -> None:
+        dense = BOARDS.replace(features="dense")
+        other = BOARDS.replace(data="other", features="dense")
+        results = [
+            make_result("a", 0.9, seed=0),
+            make_result("a", 0.7, seed=1),
+            make_result("a (untrained)", 0.2),
+            make_result("a (untrained)", 0.3, dense, seed=0),
+            make_result("a (untrained)", 0.5, dense, seed=1),
+            make_result("a (untrained)", 0.99, other),
+        ]
+        (table,) = build_tables(results)
+        (gain,) = learning_gains(table)
+        assert gain.value == pytest.approx(0.8 - 0.4)
+        assert gain.untrained_column.card["features"] == "dense"
+
+    def test_learning_gains__least_fid_is_best(self) -> None:
+        protocol = RECONSTRUCTION.replace(data="boards")
+        named = {"protocol": protocol, "task": "reconstruction", "score": "fid"}
+        results = [
+            make_result("a", 10.0, **named),  # type: ignore[arg-type]
+            make_result("a (untrained)", 90.0, **named),  # type: ignore[arg-type]
+            make_result("b (untrained)", 60.0, **named),  # type: ignore[arg-type]
+        ]
+        (gain,) = learning_gains(build_tables(results)[0])
+        assert gain.value == pytest.approx(10.0 - 60.0)
+
+    def test_learning_gains__none_without_untrained(self) -> None:
+        assert learning_gains(build_tables([make_result("a", 0.9)])[0]) == []
+
+
+class TestPublished:
+    @pytest.mark.parametrize(
+        ("model", "protocol", "data", "features", "score", "value"),
+        [
+            ("STELLAR ViT-B", "linear-paper", "ImageNet-1K", "auto", "accuracy", 73.26),
+            (
+                "STELLAR ViT-B",
+                "linear-paper",
+                "ImageNet-1K",
+                "dense",
+                "accuracy",
+                72.21,
+            ),
+            ("MAE ViT-B", "knn", "ImageNet-1K", "auto", "accuracy", 25.82),
+            ("STELLAR ViT-L", "linear-paper", "Places365", "auto", "accuracy", 49.25),
+            ("STELLAR ViT-B", "finetune", "ImageNet-1K", "auto", "accuracy", 80.05),
+            ("DINOv2 ViT-B/14", "segmentation", "ADE20K", "dense", "mIoU", 47.3),
+            ("STELLAR ViT-H", "segmentation-paper", "ADE20K", "dense", "mIoU", 36.66),
+            ("iBOT ViT-B", "segmentation-finetune", "ADE20K", "dense", "mIoU", 42.76),
+            (
+                "STELLAR ViT-B",
+                "reconstruction-pretrained",
+                "ImageNet-1K",
+                None,
+                "fid",
+                314,
+            ),
+            (
+                "STELLAR ViT-B",
+                "reconstruction-finetuned",
+                "ImageNet-1K",
+                None,
+                "fid",
+                306,
+            ),
+            (
+                "STELLAR ViT-H",
+                "reconstruction-pretrained",
+                "ImageNet-1K",
+                None,
+                "fid",
+                260,
+            ),
+        ],
+    )
+    def test_all_published__numbers_of_the_paper(
+        self,
+        model: str,
+        protocol: str,
+        data: str,
+        features: str | None,
+        score: str,
+        value: float,
+    ) -> None:
+        place = (model, protocol, data, features)
+        (found,) = [
+            p.scores[score]
+            for p in all_published()
+            if score in p.scores
+            and place
+            == (p.model, p.protocol.name, p.protocol.data, p.protocol.features)
+        ]
+        assert found == pytest.approx(value / 100)
+
+    def test_all_published__one_number_per_place(self) -> None:
+        places = [
+            (p.model, p.source, card_digest(p.protocol.card()), score)
+            for p in all_published()
+            for score in p.scores
+        ]
+        assert len(places) == len(set(places))
+
+    def test_all_published__sets_as_the_commands_call_and_cut_them(self) -> None:
+        scales = {preset.name: preset.train_scale for preset in PRESETS.values()}
+        probed = [p.protocol for p in all_published() if p.protocol.train_scale]
+        for protocol in probed:
+            if protocol.name in ("linear-paper", "finetune"):
+                assert protocol.train_scale == scales[str(protocol.data)]
+
+    def test_all_published__fractions_and_known_scores(self) -> None:
+        for p in all_published():
+            for score, value in p.scores.items():
+                assert score in SCORES
+                assert 0 < value < 1 or score == "fid"
+            assert "TiTok" not in p.model
+        assert all(len(values) == 7 for values in TABLE_2.values())
+
+    def test_build_tables__published_only_under_their_own_card(self) -> None:
+        imagenet = {"data": "ImageNet-1K", "train_scale": IMAGENET_TRAIN_SCALE}
+        same = LINEAR_PAPER.replace(**imagenet)
+        results = [
+            make_result("ours", 0.7, same, task="linear-paper"),
+            make_result("ours", 0.6, same.replace(limit=9), task="linear-paper"),
+            make_result("ours", 0.5, LINEAR.replace(data="ImageNet-1K"), task="linear"),
+            make_result("ours", 0.4, KNN.replace(data="ImageNet-1K")),
+            make_result(
+                "ours", 0.3, SEGMENTATION_ADE20K, task="segmentation", score="mIoU"
+            ),
+        ]
+        shared: dict[str, set[str]] = {}
+        for table in build_tables(results, related(all_published(), results)):
+            for column in table.columns:
+                kinds = {row.kind for row in table.rows if (row, column) in table.cells}
+                if kinds == {"trained", "published"}:
+                    shared[column.digest] = {
+                        row.model
+                        for row in table.rows
+                        if (row, column) in table.cells and row.kind == "published"
+                    }
+        assert shared.keys() == {
+            card_digest(same.card()),
+            card_digest(SEGMENTATION_ADE20K.card()),
+        }
+        assert shared[card_digest(SEGMENTATION_ADE20K.card())] == {
+            "DINOv2 ViT-B/14",
+            "DINO ViT-B/8",
+            "MAE ViT-H/14",
+            "iBOT ViT-L/16",
+        }
+        assert {"STELLAR ViT-B", "MAE ViT-L"} <= shared[card_digest(same.card())]
+
+    def test_related__only_data_sets_with_results(self) -> None:
+        results = [make_result("a", 0.5, SEGMENTATION_PAPER_ADE20K)]
+        names = {p.protocol.data for p in related(all_published(), results)}
+        assert names == {"ADE20K"}
+        assert related(all_published(), [make_result("a", 0.5)]) == []
+
+
+def test_card_differences__only_what_differs() -> None:
+    cards = {"A": KNN.card(), "B": KNN.replace(crop=96, limit=4).card()}
+    assert card_differences(cards) == {"crop": [224, 96], "limit": [None, 4]}
+
+
+class TestCollectResults:
+    def test_collect_results__skips_and_names(self, tmp_path: Path) -> None:
+        make_result("a", 0.5).save(tmp_path / "good")
+        stale = make_result("a", 0.5, seed=3)
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "result.json").write_text("{")
+        (tmp_path / "foreign").mkdir()
+        (tmp_path / "foreign" / "result.json").write_text('{"loss": 1}')
+        for name, fields in {
+            "stale": {"protocol": {**stale.protocol, "old_field": 1}},
+            "words": {"scores": {"accuracy": "high"}},
+            "shape": {"scores": [1, 2]},
+        }.items():
+            of_file = {**json.loads((tmp_path / "good" / "result.json").read_text())}
+            (tmp_path / name).mkdir()
+            text = json.dumps({**of_file, **fields})
+            (tmp_path / name / "result.json").write_text(text)
+        results, notes = collect_results([tmp_path])
+        assert [r.model for r in results] == ["a"]
+        text = "\n".join(notes)
+        assert len(notes) == 5
+        for name in ("broken", "foreign", "stale", "words", "shape"):
+            assert str(tmp_path / name / "result.json") in text
+        assert "fields of another version (old_field)" in text
+        assert "score 'accuracy' is no number: high" in text
+
+    def test_collect_results__repeated_run_counts_once(self, tmp_path: Path) -> None:
+        old, new = make_result("a", 0.5), make_result("a", 0.6)
+        for date, name, result in (("2026-01-02", "x", new), ("2026-01-01", "y", old)):
+            provenance = {**result.provenance, "date": date}
+            Result(**{**result.__dict__, "provenance": provenance}).save(
+                tmp_path / name
+            )
+        results, notes = collect_results([tmp_path, tmp_path / "x"])
+        assert [r.scores["accuracy"] for r in results] == [0.6]
+        assert len(notes) == 1
+        assert "repeated by" in notes[0]
+
+    def test_collect_results__no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no folder '.*nowhere'"):
+            collect_results([tmp_path / "nowhere"])
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str | None] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+class TestPages:
+    def _report(self, model: str = "a") -> Report:
+        results = [
+            make_result(model, 0.5, seed=0),
+            make_result(model, 0.75, seed=1),
+            make_result("a (untrained)", 0.25),
+            make_result(model, 0.125, BOARDS.replace(crop=96, limit=8)),
+        ]
+        return Report(build_tables(results), ["Skipped '<x>': broken."], len(results))
+
+    def test_to_html__escapes_everything(self) -> None:
+        page = _Tags()
+        page.feed(to_html(self._report("<script>alert(1)</script>")))
+        assert "script" not in page.tags
+        assert page.addresses == []  # self-contained
+        assert "<script>alert(1)</script>" in page.text
+        assert "Skipped '<x>': broken." in page.text
+
+    def test_to_html__says_what_the_table_says(self) -> None:
+        page = _Tags()
+        page.feed(to_html(self._report()))
+        for text in (
+            "62.50 [50.00, 75.00], n 2",
+            "A. boards: accuracy, %",
+            "B. boards (limited to 8 images): accuracy, %",
+            "+37.50",
+            "TiTok is out of scope",
+        ):
+            assert text in page.text
+
+    def test_to_markdown__expected_table(self) -> None:
+        lines = to_markdown(self._report("a|b")).splitlines()
+        start = lines.index("## knn")
+        assert lines[start + 2 : start + 6] == [
+            "| model | A. boards: accuracy, % "
+            "| B. boards (limited to 8 images): accuracy, % |",
+            "| --- | --- | --- |",
+            "| a\\|b | 62.50 [50.00, 75.00], n 2 | 12.50 |",
+            "| a (untrained) | 25.00 |  |",
+        ]
+        assert (
+            "| a\\|b | A. boards: accuracy, % | 62.50 [50.00, 75.00], n 2 | 25.00 (a "
+            "(untrained), auto) | +37.50 |" in lines
+        )
+        assert "| limit | - | 8 |" in lines
+        assert "- neighbours: 20" in lines
+
+    def test_to_json__unrounded(self) -> None:
+        (table,) = to_json(self._report())["tables"]
+        cell = table["cells"][0]
+        assert (cell["mean"], cell["min"], cell["max"], cell["n"]) == (
+            0.625,
+            0.5,
+            0.75,
+            2,
+        )
+        assert cell["seeds"] == [0, 1]
+        assert table["cards"][cell["card"]] == BOARDS.card()
+        assert table["gains"][0]["gain"] == 0.375
+
+
+class TestRunReport:
+    def test_run_report__command(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runs, work_dirs = tmp_path / "runs", tmp_path / "work_dirs"
+        make_result("ours", 0.5).save(runs / "knn-boards-ours-0")
+        make_result(
+            "ours", 0.3, SEGMENTATION_ADE20K, task="segmentation", score="mIoU"
+        ).save(work_dirs / "stellar_ade20k" / "deep")
+        (runs / "result.json").write_text("[]")
+        main(["report", f"[{runs}, {work_dirs}]", "--output", str(tmp_path / "out")])
+        said = capsys.readouterr().out
+        assert f"Skipped '{runs / 'result.json'}'" in said
+        assert "2 results" in said
+        names = {path.name for path in (tmp_path / "out").iterdir()}
+        assert names == {"report.md", "report.json", "report.html"}
+        text = (tmp_path / "out" / "report.md").read_text()
+        assert "*DINOv2 ViT-B/14 (published, DINOv2 section 7.4)* | 47.30 |" in text
+        tables = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
+        assert [t["protocol"] for t in tables[:2]] == ["knn", "segmentation"]
+
+    def test_run_report__what_the_commands_store(self, tmp_path: Path) -> None:
+        model = write_model(tmp_path / "tiny")
+        data = write_classes(tmp_path / "colours", num=8)
+        options = ["--model", model, "--data", str(data), "--neighbours", "5"]
+        for seed in ("0", "1"):
+            for more in ([], ["--untrained"]):
+                seeded = [*options, *run_options(tmp_path), "--seed", seed, *more]
+                main(["knn", *seeded])
+        main(["report", str(tmp_path / "out")])
+        text = (tmp_path / "out" / "report" / "report.json").read_text()
+        (table,) = json.loads(text)["tables"]
+        stored = [Result.load(p) for p in (tmp_path / "out").glob("knn-*/result.json")]
+        expected = {
+            kind: [r.scores["accuracy"] for r in stored if r.model == kind]
+            for kind in ("tiny", "tiny (untrained)")
+        }
+        cells = {cell["model"]: cell for cell in table["cells"]}
+        assert {m: sorted(c["values"]) for m, c in cells.items()} == {
+            m: sorted(v) for m, v in expected.items()
+        }
+        assert [sorted(c["seeds"]) for c in cells.values()] == [[0, 1], [0, 1]]
+        (gain,) = table["gains"]
+        means = {m: sum(v) / 2 for m, v in expected.items()}
+        assert gain["gain"] == pytest.approx(means["tiny"] - means["tiny (untrained)"])
+
+    def test_run_report__one_folder_is_its_own_output(self, tmp_path: Path) -> None:
+        make_result("ours", 0.5).save(tmp_path / "a")
+        main(["report", str(tmp_path)])
+        assert (tmp_path / "report" / "report.html").is_file()
+
+    def test_run_report__no_results(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"No result in '.*': `stellar evaluate"):
+            run_report(str(tmp_path))
+
+
+def test_published__result_keeps_the_card() -> None:
+    entry = Published("a", "knn", BOARDS, {"accuracy": 0.5}, "table 1")
+    assert entry.result.protocol == BOARDS.card()
