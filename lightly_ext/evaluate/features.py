@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,36 @@ def cache_features(
     return _opened(session, files, folder, list(shapes))
 
 
+def say_unreadable(
+    session: Session, files: ImageFiles, unreadable: Sequence[int], remedy: str = ""
+) -> None:
+    """Says how many images could not be read, and which.
+
+    Args:
+        session:
+            The run.
+        files:
+            All images.
+        unreadable:
+            Numbers of the unreadable ones.
+        remedy:
+            What else to do than to repair or to remove them.
+
+    Raises:
+        RuntimeError: If they are more than 5 %.
+    """
+    if not unreadable:
+        return
+    first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
+    text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
+    text += ", ...)" if len(unreadable) > 3 else ")"
+    if len(unreadable) > MOST_UNREADABLE * len(files):
+        raise RuntimeError(
+            f"{text}, too many for a score. Repair or remove them{remedy}."
+        )
+    session.say(f"Skipped: {text}.")
+
+
 def _fill(
     batches: Iterable[Any],
     compute: Callable[[Tensor], Mapping[str, Tensor]],
@@ -191,17 +221,8 @@ def _opened(
     session: Session, files: ImageFiles, folder: Path, names: list[str]
 ) -> CachedFeatures:
     state = np.load(folder / "state.npy")
-    unreadable = np.flatnonzero(state == UNREADABLE)
-    if len(unreadable):
-        first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
-        text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
-        text += ", ...)" if len(unreadable) > 3 else ")"
-        if len(unreadable) > MOST_UNREADABLE * len(files):
-            raise RuntimeError(
-                f"{text}, too many for a score. Repair or remove them, and delete "
-                f"'{folder}'."
-            )
-        session.say(f"Skipped: {text}.")
+    unreadable = np.flatnonzero(state == UNREADABLE).tolist()
+    say_unreadable(session, files, unreadable, f" and delete '{folder}'")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     readable = torch.from_numpy(np.flatnonzero(state == DONE))
     return CachedFeatures(arrays, readable, len(unreadable))

@@ -6,6 +6,7 @@ import torch
 
 from stellar_plugin import create_model
 from stellar_plugin.model import Stellar
+from stellar_plugin.pca import pca_pictures, principal_components
 from stellar_plugin.visualize import (
     colour_tokens,
     denormalize,
@@ -13,8 +14,6 @@ from stellar_plugin.visualize import (
     overlay,
     overlay_localization,
     overlay_token,
-    pca_pictures,
-    principal_components,
     reconstruction_rows,
     strongest_token,
     threshold_maps,

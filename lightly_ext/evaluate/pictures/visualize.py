@@ -15,12 +15,12 @@ from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_na
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import read_checkpoint
+from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE, Protocol
 from stellar_plugin.visualize import (
     Uint8Array,
     highlight,
     overlay_localization,
-    pca_pictures,
     strongest_token,
     threshold_maps,
     to_pictures,

@@ -17,7 +17,7 @@ from lightly_ext.evaluate.images import (
 )
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.probing.localization import require_localization
-from lightly_ext.evaluate.probing.reduction import (
+from lightly_ext.evaluate.reduction import (
     ImageMeans,
     Mean,
     count_unreadable,

@@ -18,7 +18,7 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.plots import save_line_plot
-from lightly_ext.evaluate.probing.reduction import (
+from lightly_ext.evaluate.reduction import (
     ImageMeans,
     Mean,
     count_unreadable,

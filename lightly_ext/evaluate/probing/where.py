@@ -32,7 +32,7 @@ from lightly_ext.evaluate.probing.masks import (
     find_masks,
     listed_files,
 )
-from lightly_ext.evaluate.probing.reduction import (
+from lightly_ext.evaluate.reduction import (
     ImageMeans,
     count_unreadable,
     reduce_sum,

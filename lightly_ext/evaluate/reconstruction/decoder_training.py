@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightly_ext.evaluate.features import MOST_UNREADABLE
 from lightly_ext.evaluate.images import (
     EvaluationImages,
     ImageFiles,
@@ -31,6 +30,7 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
     save_decoder,
     write_config,
 )
+from lightly_ext.evaluate.reduction import count_unreadable
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from stellar_plugin.protocols import Protocol
@@ -196,39 +196,14 @@ def train_decoder(
     module.to(session.fabric.device)  # Lightning leaves everything on the CPU
     if trainer.current_epoch != protocol.epochs:
         raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
-    num_unreadable = count_unreadable(session, module.unreadable, files)
+    num_unreadable = count_unreadable(
+        session, files, module.unreadable.nonzero().flatten().tolist()
+    )
     if session.rank == 0:
         write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
         save_decoder(autoencoder, folder)
     session.fabric.barrier()
     return num_unreadable
-
-
-def count_unreadable(session: Session, flags: Tensor, files: ImageFiles) -> int:
-    """Counts the unreadable images of all processes, and says which they are.
-
-    Args:
-        session:
-            Gives the processes.
-        flags:
-            Which images this process could not read, bool with shape (len(files),).
-        files:
-            The images.
-
-    Raises:
-        RuntimeError: If more than 5 % are unreadable.
-    """
-    total: Any = session.fabric.all_reduce(flags.int(), reduce_op="sum")
-    found = total.nonzero().flatten().tolist()
-    if not found:
-        return 0
-    first = ", ".join(str(files.root / files.names[i]) for i in found[:3])
-    text = f"{len(found)} of {len(files)} images are unreadable ({first}"
-    text += ", ...)" if len(found) > 3 else ")"
-    if len(found) > MOST_UNREADABLE * len(files):
-        raise RuntimeError(f"{text}, too many for a score: repair or remove them.")
-    session.say(f"Skipped: {text}.")
-    return len(found)
 
 
 def _trainer(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder, resized
-from lightly_ext.evaluate.reconstruction.decoder_training import count_unreadable
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
+from lightly_ext.evaluate.reduction import count_unreadable
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import Protocol
@@ -57,16 +57,15 @@ def score_images(
     images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
     prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
     metrics = ImageScores(networks, prefixes, session.fabric.device)
-    unreadable = torch.zeros(len(files), dtype=torch.bool, device=session.fabric.device)
+    unreadable: list[int] = []
     loader = session.loader(images)
     for batch in session.progress(loader, "reconstruction", len(loader)):
-        unreadable[batch.number[~batch.readable]] = True
+        unreadable += batch.number[~batch.readable].tolist()
         readable = session.fabric.to_device(batch.image[batch.readable])
         if len(readable):
             _, decoded = _decode(session, autoencoder, readable)
             metrics.update(readable, decoded)
-    num_unreadable = count_unreadable(session, unreadable, files)
-    return metrics.compute(), num_unreadable
+    return metrics.compute(), count_unreadable(session, files, unreadable)
 
 
 @torch.no_grad()

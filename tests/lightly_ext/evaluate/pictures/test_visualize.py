@@ -19,11 +19,11 @@ from lightly_ext.evaluate.pictures.visualize import (
 from lightly_ext.evaluate.session import Session
 from lightly_ext.image_folder import read_image
 from stellar_plugin import Stellar
+from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE
 from stellar_plugin.visualize import (
     Uint8Array,
     overlay_localization,
-    pca_pictures,
     strongest_token,
     to_pictures,
     token_palette,

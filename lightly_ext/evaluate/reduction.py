@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightly_ext.evaluate.features import MOST_UNREADABLE
+from lightly_ext.evaluate.features import say_unreadable
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.session import Session
 
@@ -132,13 +132,7 @@ def count_unreadable(
     found = torch.zeros(len(files))
     found[list(numbers)] = 1
     unreadable = reduce_sum(session, found).nonzero().flatten().tolist()
-    if unreadable:
-        first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
-        text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
-        text += ", ...)" if len(unreadable) > 3 else ")"
-        if len(unreadable) > MOST_UNREADABLE * len(files):
-            raise RuntimeError(f"{text}, too many for a score. Repair or remove them.")
-        session.say(f"Skipped: {text}.")
+    say_unreadable(session, files, unreadable)
     return len(unreadable)
 
 

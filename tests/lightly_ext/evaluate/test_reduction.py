@@ -13,14 +13,14 @@ from PIL import Image
 
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
-from lightly_ext.evaluate.probing.reduction import (
+from lightly_ext.evaluate.probing.stability import run_stability
+from lightly_ext.evaluate.probing.where import run_where
+from lightly_ext.evaluate.reduction import (
     ImageMeans,
     count_unreadable,
     pair_loader,
     partners,
 )
-from lightly_ext.evaluate.probing.stability import run_stability
-from lightly_ext.evaluate.probing.where import run_where
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from tests import distributed
