@@ -23,6 +23,7 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names, body",
     [

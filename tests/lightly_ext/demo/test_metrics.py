@@ -99,6 +99,7 @@ class TestPatchMIoU:
 
 
 class TestScores:
+    @pytest.mark.slow
     def test_model_scores__all_rows_of_the_table(
         self, model: Stellar, sets: BoardSets
     ) -> None:

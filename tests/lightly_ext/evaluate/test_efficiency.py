@@ -151,6 +151,7 @@ def test_table_rows__medians_and_multiples() -> None:
 
 
 class TestRunEfficiency:
+    @pytest.mark.slow
     def test_run_efficiency__command(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -172,6 +173,7 @@ class TestRunEfficiency:
         assert (path.parent / "efficiency.png").read_bytes()[:4] == b"\x89PNG"
         assert "Median (IQR)" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_run_efficiency__a_timm_name_needs_no_weights(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
