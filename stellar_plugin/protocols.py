@@ -133,6 +133,8 @@ def card_digest(card: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+NEIGHBOURS = 20
+VOTE_TEMPERATURE = 0.07
 KNN = Protocol(
     name="knn",
     source="STELLAR table 1; k, temperature and similarity are our choice",
@@ -141,8 +143,8 @@ KNN = Protocol(
     pooling="mean over tokens",
     resize=256,
     crop=224,
-    neighbours=20,
-    temperature=0.07,
+    neighbours=NEIGHBOURS,
+    temperature=VOTE_TEMPERATURE,
     rule="cosine similarity, neighbours vote with exp(similarity / temperature)",
     averaging="over test images",
 )

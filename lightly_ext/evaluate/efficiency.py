@@ -217,7 +217,7 @@ def _words(name: str) -> str:
 def _shown(time: Time | None) -> str:
     if time is None:
         return "-"
-    spread = "once" if time.iqr is None else f"{time.iqr:.2g}"
+    spread = "once" if time.iqr is None else f"{time.iqr:.3g}"
     return f"{time.median:.4g} ({spread})"
 
 

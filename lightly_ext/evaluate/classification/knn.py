@@ -14,10 +14,8 @@ from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.features import pooled_features
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import KNN
+from stellar_plugin.protocols import KNN, NEIGHBOURS, VOTE_TEMPERATURE
 
-NUM_NEIGHBOURS = 20
-TEMPERATURE = 0.07
 # exp(1 / temperature) must fit into float32, and a sum of them too.
 MIN_TEMPERATURE = 0.0125
 QUERIES_AT_ONCE = 1024
@@ -29,8 +27,8 @@ def run_knn(
     session: Session,
     data: str,
     features: str = "auto",
-    neighbours: int = NUM_NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = VOTE_TEMPERATURE,
 ) -> Result:
     """Accuracy of k nearest neighbours: nothing is trained.
 
@@ -105,8 +103,8 @@ def knn_accuracy(
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
-    num_neighbours: int = NUM_NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    num_neighbours: int = NEIGHBOURS,
+    temperature: float = VOTE_TEMPERATURE,
 ) -> float:
     """Accuracy of cosine-weighted voting among the nearest training features.
 

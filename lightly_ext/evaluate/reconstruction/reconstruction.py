@@ -167,7 +167,7 @@ def _check_number(num_images: int, world_size: int, force: bool) -> None:
         raise ValueError(
             f"There are {num_images} images, FID needs {FID_IMAGES}: with fewer the "
             "covariance of its 2048 features is singular, and the score says little. "
-            "Name a larger folder, or add --force true."
+            "Name a larger folder, or add --force."
         )
 
 
