@@ -32,20 +32,29 @@ SCORES = {
     "psnr_db": Score("PSNR, dB", 1, 2, True),
     "ssim": Score("SSIM", 1, 4, True),
     "foreground_iou": Score("foreground IoU, %", 100, 2, True),
+    "foreground_iou_oracle": Score("foreground IoU, oracle, %", 100, 2, True),
     "token_overlap": Score("token overlap, %", 100, 2, True),
+    "token_overlap_one_to_one": Score("token overlap, one to one, %", 100, 2, True),
     "zero_shot_top1": Score("zero-shot top 1, %", 100, 2, True),
     "zero_shot_top5": Score("zero-shot top 5, %", 100, 2, True),
     "t2i_recall_1": Score("text to image R@1, %", 100, 2, True),
+    "t2i_recall_5": Score("text to image R@5, %", 100, 2, True),
     "i2t_recall_1": Score("image to text R@1, %", 100, 2, True),
+    "i2t_recall_5": Score("image to text R@5, %", 100, 2, True),
     "winoground_text": Score("Winoground text, %", 100, 2, True),
     "winoground_image": Score("Winoground image, %", 100, 2, True),
+    "winoground_group": Score("Winoground group, %", 100, 2, True),
     "mmvp": Score("MMVP, %", 100, 2, True),
 }
 
 
+# The same scores of what a model is compared with.
+REFERENCES = {"grid_": "uniform grid", "tokenizer_": "tokenizer"}
+
+
 def shown_score(score: str, value: float) -> str:
     """A score as text, in the unit of its title."""
-    known = SCORES.get(score)
+    known = _known(score)[1]
     if known is None:
         return f"{value:.4g}"
     return f"{known.scale * value:.{known.digits}f}"
@@ -53,4 +62,13 @@ def shown_score(score: str, value: float) -> str:
 
 def score_title(score: str) -> str:
     """Name of a score with its unit."""
-    return SCORES[score].title if score in SCORES else score.replace("_", " ")
+    reference, known = _known(score)
+    return score.replace("_", " ") if known is None else f"{reference}{known.title}"
+
+
+def _known(score: str) -> tuple[str, Score | None]:
+    """What is compared with, if it is that, and how the score is shown."""
+    for prefix, name in REFERENCES.items():
+        if score.startswith(prefix) and score.removeprefix(prefix) in SCORES:
+            return f"{name}, ", SCORES[score.removeprefix(prefix)]
+    return "", SCORES.get(score)

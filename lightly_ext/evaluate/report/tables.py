@@ -124,14 +124,15 @@ class Table:
 
     @property
     def columns(self) -> list[Column]:
-        """By data set; cards with measured numbers first, then by feature."""
+        """By data set; cards with measured numbers first, then by feature and point."""
         measured = {c.digest for r, c in self.cells if r.kind != "published"}
 
         def place(column: Column) -> tuple[Any, ...]:
             feature = str(column.card.get("features", ""))
             unmeasured = column.digest not in measured
             data = str(column.card.get("data"))
-            return data, unmeasured, feature != "auto", feature, column.digest
+            card = (data, unmeasured, feature != "auto", feature, column.digest)
+            return *card, _point(column.at)
 
         return sorted(dict.fromkeys(column for _, column in self.cells), key=place)
 
@@ -175,6 +176,14 @@ def build_tables(
             cells[key][place] = Cell([None], [value])
     tables = [Table(key[0], key[1], of_table) for key, of_table in cells.items()]
     return sorted(tables, key=_table_place)
+
+
+def _point(at: str) -> float:
+    """Place of a point on a curve, 0 where it is no number."""
+    try:
+        return float(at)
+    except ValueError:
+        return 0.0
 
 
 def learning_gains(table: Table) -> list[Gain]:

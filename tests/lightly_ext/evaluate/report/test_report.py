@@ -13,7 +13,7 @@ from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import TABLE_2, Published, all_published
 from lightly_ext.evaluate.report.report import collect_results, related, run_report
-from lightly_ext.evaluate.report.scores import SCORES
+from lightly_ext.evaluate.report.scores import SCORES, score_title, shown_score
 from lightly_ext.evaluate.report.tables import (
     Table,
     build_tables,
@@ -148,6 +148,24 @@ class TestBuildTables:
         ]
         (table,) = build_tables(results)
         assert [row.title for row in table.rows] == ["STELLAR", "STELLAR (untrained)"]
+
+    def test_build_tables__points_of_curves_by_size(self) -> None:
+        curves = {"change_of_l": {"5": 0.2, "30": 0.5}, "moved_back": {"12": 0.1}}
+        card = EFFICIENCY.replace(data="boards").card()
+        (table,) = build_tables(
+            [Result("equivariance", "a", "boards", curves, card, {})]
+        )
+        assert [column.at for column in table.columns] == ["5", "12", "30"]
+
+    def test_score_title__of_what_a_model_is_compared_with(self) -> None:
+        assert score_title("grid_token_overlap") == "uniform grid, token overlap, %"
+        assert shown_score("grid_token_overlap", 0.1958) == "19.58"
+        assert score_title("tokenizer_fid") == "tokenizer, FID"
+        assert shown_score("tokenizer_fid", 1.414) == "1.41"
+        assert (score_title("grid_of_ours"), shown_score("x", 0.12345)) == (
+            "grid of ours",
+            "0.1235",
+        )
 
     def test_build_tables__curves_have_their_points_as_columns(self) -> None:
         protocol = EFFICIENCY.replace(data="a machine")
