@@ -35,8 +35,16 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
         ),
         ((*LEARNING, "sklearn"), "import stellar_plugin.mmseg"),
         ((*OPENMMLAB, "sklearn"), "import lightly_ext.pretrain_cli"),
+        (
+            (*OPENMMLAB, "sklearn", "open_clip"),
+            "from importlib import import_module\n"
+            "from lightly_ext.evaluate.cli import TASKS\n"
+            "for task, (module, _) in TASKS.items():\n"
+            "    if task != 'align-text':\n"
+            "        import_module(f'lightly_ext.evaluate.{module}')",
+        ),
     ],
-    ids=["model", "mmseg", "learning"],
+    ids=["model", "mmseg", "learning", "evaluation"],
 )
 def test_import__without_the_others(names: tuple[str, ...], body: str) -> None:
     result = run_without(names, body)
