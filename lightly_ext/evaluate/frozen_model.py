@@ -22,17 +22,24 @@ from stellar_plugin.checkpoints import (
     untrained_encoder,
 )
 from stellar_plugin.checkpoints.files import read_tensors
-from stellar_plugin.checkpoints.layouts import OFFICIAL, STELLAR
+from stellar_plugin.checkpoints.layouts import (
+    OFFICIAL,
+    STELLAR,
+    TRANSFORMERS,
+    Checkpoint,
+)
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.protocols import FEATURE_OF_METHOD, FEATURES
 
 TIMM = "timm:"
 NOT_A_VIT = "pooled by the network"
+MAE = "MAE"
+CLASSIFIER = "a classifier"
 PATCHES = "patches"
 RAW_PATCHES = "raw patches"
 # Tags of timm's names, "vit_base_patch16_224.dino".
-METHOD_OF_TAG = {"dinov2": "DINOv2", "dino": "DINO or iBOT", "mae": "MAE"}
+METHOD_OF_TAG = {"dinov2": "DINOv2", "dino": "DINO or iBOT", "mae": MAE}
 
 
 @dataclass(frozen=True)
@@ -290,17 +297,25 @@ def _of_patches(source: str) -> FrozenModel:
 def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
     checkpoint = read_checkpoint(source)
     encoder = untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
-    stellar = checkpoint.layout in (STELLAR, OFFICIAL)
-    method = "STELLAR" if stellar else checkpoint.layout
     digest = _sha256(checkpoint.path, encoder)
     origin = Origin(
         source,
-        method,
+        _method(checkpoint),
         digest,
         mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
     )
     return FrozenModel(encoder, origin)
+
+
+def _method(checkpoint: Checkpoint) -> str:
+    """Method that trained a checkpoint, or its layout if that does not tell."""
+    if checkpoint.layout in (STELLAR, OFFICIAL):
+        return "STELLAR"
+    if checkpoint.layout == MAE and "head.weight" in checkpoint.ignored:
+        return CLASSIFIER  # DeiT and others wrap their weights as MAE does
+    decoder = any(name.startswith("decoder.") for name in checkpoint.ignored)
+    return MAE if checkpoint.layout == TRANSFORMERS and decoder else checkpoint.layout
 
 
 def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
@@ -310,7 +325,7 @@ def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel
         checkpoint = read_checkpoint(weights)
         encoder = StellarEncoder(name, num_queries=0)
         load_encoder_weights(encoder, checkpoint)
-        method = method if checkpoint.layout == "timm" else checkpoint.layout
+        method = method if checkpoint.layout == "timm" else _method(checkpoint)
         digest = _sha256(checkpoint.path, encoder)
     else:
         encoder = (

@@ -201,6 +201,20 @@ class TestAuto:
         frozen = load_frozen_model("timm:test_resnet", untrained=True)
         assert frozen.resolve_feature("auto") == "cls"
 
+    def test_mae_of_transformers(self, tmp_path: Path) -> None:
+        state = timm_vit(embed_dim=WIDTH, depth=1).state_dict()
+        state = prefixed(transformers_names(state, 4), "vit.")
+        state["decoder.mask_token"] = torch.zeros(1, 1, 8)
+        frozen = load_frozen_model(str(save(state, tmp_path / "model.safetensors")))
+        assert frozen.resolve_feature("auto") == "dense"
+
+    def test_classifier_in_the_wrapping_of_mae(self, tmp_path: Path) -> None:
+        state = timm_vit(embed_dim=WIDTH, depth=1).state_dict()
+        state["head.weight"] = torch.zeros(5, WIDTH)
+        frozen = load_frozen_model(str(save({"model": state}, tmp_path / "deit.pth")))
+        with pytest.raises(ValueError, match="read as a classifier"):
+            frozen.resolve_feature("auto")
+
     @pytest.mark.parametrize("layout", ["timm", "transformers"])
     def test_a_method_that_weights_do_not_tell(
         self, tmp_path: Path, layout: str
