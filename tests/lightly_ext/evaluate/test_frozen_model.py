@@ -313,7 +313,7 @@ class TestWeightsFile:
         assert len(frozen.origin.sha256) == 64
 
     def test_vit__method_of_the_file(self, tmp_path: Path) -> None:
-        state = timm.create_model("test_vit").state_dict()
+        state = timm.create_model("test_vit", num_classes=0).state_dict()
         path = save({"model": state}, tmp_path / "mae.pth")
         frozen = load_frozen_model("timm:test_vit", weights=str(path))
         assert frozen.origin.method == "MAE"
