@@ -71,15 +71,22 @@ def pooled_features(
         Features, float32 with shape (num_readable, dim); labels, int64 with shape
         (num_readable,); number of unreadable images.
     """
-    cached = cache_features(
+    cached = cache_pooled(session, files, protocol, feature)
+    labels = files.label_tensor[cached.readable]
+    return cached.rows("features"), labels, cached.num_unreadable
+
+
+def cache_pooled(
+    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+) -> CachedFeatures:
+    """The cache of one vector per image, the array "features"; see `cache_features`."""
+    return cache_features(
         session,
         files,
         protocol,
         f"pooled {feature}",
         lambda images: {"features": session.model.pooled(images, feature)},
     )
-    labels = files.label_tensor[cached.readable]
-    return cached.rows("features"), labels, cached.num_unreadable
 
 
 def cache_features(

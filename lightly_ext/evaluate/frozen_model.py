@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -15,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
 from stellar_plugin.checkpoints import (
     create_encoder,
     load_encoder_weights,
@@ -30,6 +29,7 @@ from stellar_plugin.checkpoints.layouts import (
 )
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.hashes import file_sha256, weights_sha256
 from stellar_plugin.protocols import FEATURE_OF_METHOD, FEATURES
 
 TIMM = "timm:"
@@ -160,58 +160,6 @@ class FrozenModel(nn.Module):
     def num_queries(self) -> int:
         """Number of latent queries, 0 for every model that is not STELLAR."""
         return int(getattr(self.backbone, "num_queries", 0))
-
-
-class TimmBackbone(nn.Module):
-    """A timm model that is no plain ViT: CLS is what it pools, dense its last map."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Factorization:
-        """Computes pooled features and the feature map of normalised images."""
-        model: Any = self.model
-        features = model.forward_features(images)
-        pooled = model.forward_head(features, pre_logits=True).flatten(1)
-        if features.ndim == 4:
-            if getattr(model, "output_fmt", "NCHW") == "NCHW":
-                features = features.permute(0, 2, 3, 1)
-            grid_size = (features.shape[1], features.shape[2])
-            dense = features.flatten(1, 2)
-        else:
-            dense = features[:, getattr(model, "num_prefix_tokens", 0) :]
-            grid_size = _grid_size(dense.shape[1], images)
-        return Factorization(pooled, dense[:, :0], dense, grid_size, _no_localization)
-
-
-class RawPatches(nn.Module):
-    """No model: dense is the pixels of each patch, CLS their mean and their spread.
-
-    What any encoder must beat for a claim that it has learned something.
-    """
-
-    def __init__(self, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-
-    def forward(self, images: Tensor) -> Factorization:
-        """Cuts normalised images into patches.
-
-        Raises:
-            ValueError: If the image is no multiple of the patch size.
-        """
-        p, (height, width) = self.patch_size, images.shape[-2:]
-        if height % p or width % p:
-            raise ValueError(
-                f"Image size {height} x {width} is no multiple of the patch size {p}: "
-                f"name '{PATCHES}:SIZE' or another crop."
-            )
-        dense = nn.functional.unfold(images, p, stride=p).mT
-        spread = dense.std(dim=1, correction=0)
-        pooled = torch.cat([dense.mean(dim=1), spread], dim=1)
-        grid_size = (height // p, width // p)
-        return Factorization(pooled, dense[:, :0], dense, grid_size, _no_localization)
 
 
 def load_frozen_model(
@@ -390,25 +338,5 @@ def _on_meta(name: str) -> nn.Module:
         return timm.create_model(name, num_classes=0)
 
 
-def _grid_size(num_patches: int, images: Tensor) -> tuple[int, int]:
-    """Grid of patches in the shape of the image."""
-    height, width = images.shape[-2:]
-    rows = max(1, round((num_patches * height / width) ** 0.5))
-    return rows, num_patches // rows
-
-
-def _no_localization(dense: Tensor, sparse: Tensor) -> Tensor:
-    return dense.new_zeros(*dense.shape[:2], 0)
-
-
 def _sha256(path: Path, model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return f"weights {digest.hexdigest()}"
+    return file_sha256(path) if path.is_file() else f"weights {weights_sha256(model)}"

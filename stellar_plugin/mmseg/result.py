@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 
+from stellar_plugin.hashes import file_sha256
 from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
 from stellar_plugin.mmseg.labels import check_dataset, check_labels
 
@@ -142,13 +142,7 @@ class SegmentationResultHook(Hook):
 
 def sha256(path: Path) -> str | None:
     """Hash of a file, None where there is none."""
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path) if path.is_file() else None
 
 
 def _model(runner: Runner) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightly_ext.evaluate.classification.train_views import TrainViews, epoch_order
-from lightly_ext.evaluate.features import MOST_UNREADABLE, cache_features
+from lightly_ext.evaluate.features import MOST_UNREADABLE, cache_pooled
 from lightly_ext.evaluate.images import ImageFiles, train_crop
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import Protocol
@@ -85,13 +85,7 @@ def cached_rows(
         feature:
             One of `FEATURES`.
     """
-    cached = cache_features(
-        session,
-        files,
-        protocol,
-        f"pooled {feature}",
-        lambda images: {"features": session.model.pooled(images, feature)},
-    )
+    cached = cache_pooled(session, files, protocol, feature)
     source: Any = cached.arrays["features"]
     device = session.fabric.device
     if device.type == "cuda" and (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -168,15 +167,6 @@ def resized(images: Tensor, size: Sequence[int]) -> Tensor:
     if list(images.shape[-2:]) == list(size):
         return images
     return F.interpolate(images, list(size), mode="bicubic", antialias=True)
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Hash of the names and values of a module's tensors, wherever they come from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _own_decoder(

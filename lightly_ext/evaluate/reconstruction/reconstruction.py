@@ -14,7 +14,6 @@ from lightly_ext.evaluate.reconstruction.autoencoder import (
     Latent,
     Target,
     build_autoencoder,
-    weights_sha256,
 )
 from lightly_ext.evaluate.reconstruction.decoder_files import (
     check_stored,
@@ -26,6 +25,7 @@ from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
 from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
+from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import (
     FID_IMAGES,
     RECONSTRUCTION,

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.session import Session
+from stellar_plugin.hashes import weights_sha256
 
 # Texts that are embedded at once.
 CHUNK = 512
+# Of a CLIP model, but not of the embedding.
+NO_PART = ("logit_scale", "logit_bias")
 # They name a folder or a hub repository that holds the weights too.
 SCHEMAS = ("local-dir:", "hf-hub:")
 
@@ -43,7 +46,7 @@ class TextTower(nn.Module):
             del model.visual
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.sha256 = _sha256(model)
+        self.sha256 = weights_sha256(model, without=NO_PART)
         self.dim = int(self(["a photo"]).shape[1])
 
     def train(self, mode: bool = True) -> TextTower:
@@ -199,12 +202,3 @@ def _digest(tower: TextTower, texts: Sequence[str]) -> str:
     for text in texts:
         digest.update(f"\0{text}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def _sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in ("logit_scale", "logit_bias"):  # no part of the embedding
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

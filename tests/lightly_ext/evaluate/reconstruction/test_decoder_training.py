@@ -14,7 +14,6 @@ from lightly_ext.evaluate.images import EvaluationImages, folder_images, train_c
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     build_autoencoder,
-    weights_sha256,
 )
 from lightly_ext.evaluate.reconstruction.decoder_files import load_decoder
 from lightly_ext.evaluate.reconstruction.decoder_training import (
@@ -24,6 +23,7 @@ from lightly_ext.evaluate.reconstruction.decoder_training import (
     train_decoder,
 )
 from lightly_ext.evaluate.session import Session
+from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import RECONSTRUCTION_SCRATCH
 from tests.lightly_ext.evaluate.small import IMAGE_SIZE, write_images, write_model
 from tests.tokenizer_weights import reference_tokenizer

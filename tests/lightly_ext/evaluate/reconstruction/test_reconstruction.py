@@ -22,7 +22,6 @@ from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     build_autoencoder,
     resized,
-    weights_sha256,
 )
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
@@ -30,6 +29,7 @@ from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.decoder import PixelDecoder
+from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import MOST_PSNR_DB, RECONSTRUCTION
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
