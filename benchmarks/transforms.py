@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2 as T
 
-from lightly_ext.image_folder import read_image
+from lightly_ext.data import read_image
 from lightly_ext.transforms import STELLARColorAugment, STELLARTransform
 
 BICUBIC = T.InterpolationMode.BICUBIC

@@ -11,7 +11,7 @@ EVALUATE = "lightly_ext.evaluate.cli"
 # Module and extra of each command; imported only when the command runs.
 COMMANDS = {
     "convert": ("stellar_plugin.convert_cli", "export", "convert weights"),
-    "pretrain": ("lightly_ext.pretrain_cli", "pretrain", "pretrain on images"),
+    "pretrain": ("lightly_ext.pretrain.cli", "pretrain", "pretrain on images"),
     "evaluate": (EVALUATE, "eval", "every table and figure of the paper"),
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
     "concepts": (EVALUATE, "eval", "nearest tokens of a folder, as a page"),

@@ -16,7 +16,7 @@ from lightly_ext.loss import SetKoLeoLoss, sinkhorn_knopp
 from lightly_ext.modules import focal_bump, random_focal_mask
 from lightly_ext.transforms import STELLARColorAugment
 from tests import parity, reference
-from tests.lightly_ext.test_pretrain import reference_module, reference_step, tiny
+from tests.pretraining import reference_module, reference_step, tiny
 
 
 class TestColours:

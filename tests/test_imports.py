@@ -34,7 +34,7 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
             "print(m.reconstruct(torch.zeros(1, 3, 224, 224)).shape)",
         ),
         ((*LEARNING, "sklearn"), "import stellar_plugin.mmseg"),
-        ((*OPENMMLAB, "sklearn"), "import lightly_ext.pretrain_cli"),
+        ((*OPENMMLAB, "sklearn"), "import lightly_ext.pretrain.cli"),
         (
             (*OPENMMLAB, "sklearn", "open_clip"),
             "from importlib import import_module\n"

@@ -18,8 +18,6 @@ from lightly_ext.demo.features import (
     reconstructions,
     to_unit_range,
 )
-from lightly_ext.evaluate.classification.knn import knn_accuracy
-from lightly_ext.evaluate.collapse import prototype_usage
 from lightly_ext.evaluate.probes import (
     linear_accuracy,
     mean_iou,
@@ -27,6 +25,7 @@ from lightly_ext.evaluate.probes import (
     patch_predictions,
 )
 from lightly_ext.evaluate.probing.localization import foreground_iou, query_roles
+from lightly_ext.metrics import knn_accuracy, prototype_usage
 from lightly_ext.modules.heads import STELLARProjectionHead
 from stellar_plugin.model import Stellar
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from lightly_ext import pretrain_cli
 from lightly_ext.demo.boards import BoardSets, make_board_sets
 from lightly_ext.demo.export import export_image_folders, export_segmentation_set
 from lightly_ext.demo.metrics import Scores, model_free_scores, model_scores
@@ -38,6 +37,7 @@ from lightly_ext.demo.table import (
     to_markdown,
 )
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import cli as pretrain_cli
 
 RECIPE = "digit_boards"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from lightly_ext.image_folder import list_images, read_image
+from lightly_ext.data import list_images, read_image
 from stellar_plugin.protocols import Protocol
 
 

@@ -14,8 +14,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lightly_ext.data import list_images
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.image_folder import list_images
 from stellar_plugin.protocols import IMAGENET_TRAIN_SCALE, LINEAR_PAPER
 
 Parts = tuple[ImageFiles, ImageFiles]

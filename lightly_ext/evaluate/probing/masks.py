@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from lightly_ext.data import list_images
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
-from lightly_ext.image_folder import list_images
 from stellar_plugin.protocols import Protocol
 
 # JPEG and WebP change the values that they store.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightly_ext.data import read_image
 from lightly_ext.evaluate.features import (
     CachedFeatures,
     cache_features,
@@ -16,7 +17,6 @@ from lightly_ext.evaluate.features import (
 )
 from lightly_ext.evaluate.images import ImageFiles, centre_crop, folder_images
 from lightly_ext.evaluate.session import Session
-from lightly_ext.image_folder import read_image
 from stellar_plugin.protocols import KNN
 from tests.lightly_ext.evaluate.small import write_images, write_model
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from lightly_ext.data import read_image
 from lightly_ext.evaluate.images import (
     EvaluationImages,
     ImageFiles,
@@ -15,7 +16,6 @@ from lightly_ext.evaluate.images import (
     folder_images,
     train_crop,
 )
-from lightly_ext.image_folder import read_image
 from stellar_plugin.protocols import KNN, LINEAR_PAPER
 from tests.lightly_ext.evaluate.small import write_images
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightly_ext.data import read_image
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
 from lightly_ext.evaluate.pictures.concept_queries import chosen_tokens
@@ -22,7 +23,6 @@ from lightly_ext.evaluate.pictures.token_index import (
     unit_length,
 )
 from lightly_ext.evaluate.session import Session
-from lightly_ext.image_folder import read_image
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import read_checkpoint, save_heads
 from stellar_plugin.protocols import CONCEPTS

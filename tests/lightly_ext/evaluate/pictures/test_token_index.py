@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from lightly_ext.data import read_image
 from lightly_ext.evaluate.images import centre_crop, folder_images
 from lightly_ext.evaluate.pictures import token_index
 from lightly_ext.evaluate.pictures.token_index import (
@@ -20,7 +21,6 @@ from lightly_ext.evaluate.pictures.token_index import (
     unit_length,
 )
 from lightly_ext.evaluate.session import Session
-from lightly_ext.image_folder import read_image
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CONCEPTS

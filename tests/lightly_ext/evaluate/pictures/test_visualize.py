@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightly_ext.data import read_image
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.images import centre_crop
 from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
@@ -17,7 +18,6 @@ from lightly_ext.evaluate.pictures.visualize import (
     token_pictures,
 )
 from lightly_ext.evaluate.session import Session
-from lightly_ext.image_folder import read_image
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE

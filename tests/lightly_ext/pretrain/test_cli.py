@@ -11,7 +11,8 @@ import torch
 import yaml
 from torchvision.io import write_png
 
-from lightly_ext import cli, pretrain_cli
+from lightly_ext import cli
+from lightly_ext.pretrain import cli as pretrain_cli
 from stellar_plugin import Stellar
 
 SMALL = [

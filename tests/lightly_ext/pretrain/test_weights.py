@@ -10,8 +10,8 @@ from pytorch_lightning import Trainer
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from lightly_ext.callbacks import ExportModel
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain.callbacks import ExportModel
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import read_checkpoint
 from tests import reference

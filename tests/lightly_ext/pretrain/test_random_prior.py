@@ -8,14 +8,14 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from lightly_ext import pretrain_cli
 from lightly_ext.pretrain import StellarPretraining
-from tests.lightly_ext.test_recipes import TINY, merged
+from lightly_ext.pretrain import cli as pretrain_cli
+from tests.pretraining import TINY_OPTIONS, merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 
 SHORT = [
-    *TINY,
+    *TINY_OPTIONS,
     "--data.path=images",
     "--data.batch_size=4",
     "--data.num_workers=0",

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightly_ext.evaluate.collapse import (
+from lightly_ext.metrics import (
     effective_rank,
     mean_token_cosine,
     prototype_usage,

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from lightly_ext.pretrain import StellarPretraining
-from tests.lightly_ext.test_pretrain import loader, tiny, trainer
+from tests.pretraining import loader, tiny, trainer
 
 # No draw differs between runs, and every step is a large one.
 STILL = {

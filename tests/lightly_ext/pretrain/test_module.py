@@ -10,117 +10,21 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor
 
-from lightly_ext.loss import STELLARLossTerms
 from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.transforms import STELLARViews
 from tests import reference
-
-TINY = {
-    "model": {
-        "model_name": "stellar_vit_tiny_patch16_224",
-        "img_size": 32,
-        "patch_size": 8,
-        "embed_dim": 24,
-        "depth": 1,
-        "num_heads": 2,
-        "num_queries": 3,
-        "decoder_dim": 16,
-        "decoder_depth": 1,
-        "decoder_num_heads": 2,
-    },
-    "head": {"hidden_dim": 16, "output_dim": 8, "num_prototypes": 12},
-    "augment": {"gaussian_blur": 0.0},
-    "mask_ratio": 0.5,
-}
-
-
-def tiny(**kwargs: Any) -> StellarPretraining:
-    seed_everything(0)
-    return StellarPretraining(**{**TINY, **kwargs})
-
-
-class Views(torch.utils.data.Dataset):
-    """Views of random images, already stacked."""
-
-    def __init__(self, length: int = 8, num_local: int = 2) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def views(count: int, size: int) -> Tensor:
-            shape = (length, count, 3, size, size)
-            images = torch.randint(256, shape, generator=generator)
-            return images.to(torch.uint8)
-
-        self.num_unreadable = 0
-        self.views = views(2, 32), views(num_local, 16)
-
-    def __len__(self) -> int:
-        return len(self.views[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(views[index] for views in self.views)
-
-
-def loader(batch_size: int = 4, **kwargs: Any) -> torch.utils.data.DataLoader:
-    return torch.utils.data.DataLoader(Views(**kwargs), batch_size)
-
-
-def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
-    settings = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "default_root_dir": tmp_path,
-    }
-    return Trainer(**{**settings, **kwargs})
+from tests.pretraining import (
+    TINY,
+    loader,
+    reference_module,
+    reference_step,
+    tiny,
+    trainer,
+)
 
 
 class StopAfterTwoEpochs(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         trainer.should_stop = trainer.current_epoch == 1
-
-
-def reference_module(teacher: bool) -> StellarPretraining:
-    module = StellarPretraining(
-        model=reference.model_arguments(),
-        head=reference.head_arguments(),
-        teacher_momentum=0.9 if teacher else None,
-    )
-    load_reference(module.model.encoder, module, reference.weights())
-    module.model.load_state_dict(reference.model_state(reference.weights()))
-    if teacher:
-        state = reference.teacher_weights()
-        load_reference(module.teacher["encoder"], module.teacher, state)
-    return module
-
-
-def load_reference(encoder: Any, heads: Any, state: dict[str, Tensor]) -> None:
-    model_state = reference.model_state(state)
-    prefix = "encoder."
-    encoder.load_state_dict(
-        {k[len(prefix) :]: v for k, v in model_state.items() if k.startswith(prefix)}
-    )
-    get = heads.__getitem__ if hasattr(heads, "keys") else heads.get_submodule
-    for name, theirs in (
-        ("sparse_head", "clustering_head"),
-        ("cls_head", "cls_cluster_head"),
-    ):
-        get(name).load_state_dict(reference.head_state(state, theirs))
-
-
-def reference_step(module: StellarPretraining) -> STELLARLossTerms:
-    data = reference.load("train")
-    views = STELLARViews(
-        *(
-            reference.normalized(data[name])
-            for name in ("image", "global_views", "local_views")
-        )
-    )
-    terms, _ = module.loss_terms(views, data["ids_keep"].view(3, 2, -1))
-    return terms
 
 
 class TestStellarPretrainingReference:

@@ -20,11 +20,15 @@ from pytorch_lightning.cli import (
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from lightly_ext.callbacks import ExportModel, ImagesPerSecond, ReportUnreadable
 from lightly_ext.data import StellarDataModule, num_cpus
-from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain.callbacks import (
+    ExportModel,
+    ImagesPerSecond,
+    ReportUnreadable,
+)
+from lightly_ext.pretrain.module import StellarPretraining
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 # What every recipe starts from.
 BASE_RECIPE = RECIPES / "base.yaml"
 

@@ -9,7 +9,7 @@ import torch
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.transforms import STELLARViews
 from stellar_plugin import Stellar
-from tests.lightly_ext.test_pretrain import TINY, loader, tiny, trainer
+from tests.pretraining import TINY, loader, tiny, trainer
 from tests.tokenizer_weights import reference_tokenizer
 
 TOKENS = {**TINY["model"], "target": "tokens", "num_codes": 64}

@@ -8,18 +8,12 @@ from typing import Any, Literal
 import torch
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import CosineWarmupScheduler
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from lightly_ext.evaluate.classification.knn import knn_accuracy
-from lightly_ext.evaluate.collapse import (
-    effective_rank,
-    mean_token_cosine,
-    prototype_usage,
-)
 from lightly_ext.loss import (
     CLSViews,
     SparseViews,
@@ -27,7 +21,9 @@ from lightly_ext.loss import (
     STELLARLossTerms,
     TeacherTargets,
 )
+from lightly_ext.metrics import effective_rank, mean_token_cosine, prototype_usage
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
+from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar, create_model
 from stellar_plugin.checkpoints import (
@@ -170,8 +166,6 @@ class StellarPretraining(LightningModule):
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
         self.teacher = None if teacher_momentum is None else self._make_teacher()
-        self._features: list[list[Tensor]] = [[], []]
-        self._labels: list[list[Tensor]] = [[], []]
 
     def forward(self, images: Tensor) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
@@ -273,23 +267,16 @@ class StellarPretraining(LightningModule):
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Collects pooled sparse tokens of the bank (0) and of the queries (1)."""
+    ) -> dict[str, Tensor]:
+        """Returns pooled sparse tokens of plain uint8 views, and their labels."""
         images, labels = batch
         images = self.augment.normalize(images.float() / 255)
-        features = self.model(images).sparse.mean(dim=1)
-        self._features[dataloader_idx].append(features.float())
-        self._labels[dataloader_idx].append(labels)
+        features = self.model(images).sparse.mean(dim=1).float()
+        return {"features": features, "labels": labels}
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the online kNN accuracy."""
-        (bank, queries), (bank_labels, labels) = (
-            [self._gather_dataset(torch.cat(part), i) for i, part in enumerate(parts)]
-            for parts in (self._features, self._labels)
-        )
-        self._features, self._labels = [[], []], [[], []]
-        accuracy = knn_accuracy(bank, bank_labels, queries, labels)
-        self.log("knn_top1", accuracy, prog_bar=True, rank_zero_only=True)
+    def configure_callbacks(self) -> list[Callback]:
+        """What reads the validation steps."""
+        return [OnlineKNN()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes a checkpoint loadable without the files that training started from."""
@@ -445,16 +432,6 @@ class StellarPretraining(LightningModule):
                     "raise the batch size."
                 )
         return lr
-
-    def _gather_dataset(self, values: Tensor, dataloader_idx: int) -> Tensor:
-        """Values of the whole dataset, in its order, without repeated samples."""
-        if self.trainer.world_size == 1:
-            return values
-        # The sampler deals samples out in turn and repeats some at the end.
-        gathered: Any = self.all_gather(values)  # (processes, samples, ...)
-        loaders: Any = self.trainer.val_dataloaders
-        count = len(loaders[dataloader_idx].dataset)
-        return gathered.transpose(0, 1).flatten(0, 1)[:count]
 
 
 def _tokenizer_inside(checkpoint: Checkpoint) -> dict[str, Any] | None:

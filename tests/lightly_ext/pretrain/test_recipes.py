@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from lightly_ext import pretrain_cli
 from lightly_ext.data import StellarDataModule
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import cli as pretrain_cli
 from stellar_plugin import MaskGITVQGAN
-from tests.lightly_ext.test_pretrain import loader, trainer
+from tests.pretraining import TINY_OPTIONS, loader, merged, trainer
 
 # The command line is called from here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -23,23 +21,6 @@ NO_FILES = {
     "ablations/prior_dino": ["--model.prior=null"],
     "random_stage2": ["--model.weights=null"],
 }
-TINY = [
-    "--model.model.model_name=stellar_vit_tiny_patch16_224",
-    "--model.model.img_size=32",
-    "--model.model.patch_size=16",
-    "--model.model.embed_dim=24",
-    "--model.model.depth=1",
-    "--model.model.num_heads=2",
-    "--model.model.decoder_dim=16",
-    "--model.model.decoder_depth=1",
-    "--model.model.decoder_num_heads=2",
-    "--model.head.hidden_dim=16",
-    "--model.head.output_dim=8",
-    "--model.head.num_prototypes=12",
-    "--model.mask_ratio=0.5",
-    # The kernel of the blur is larger than the crops.
-    "--model.augment={gaussian_blur: 0.0}",
-]
 SPARSE, CLS, DECODER = "sparse_head", "cls_head", "decoder"
 # What each ablation builds beside the encoder.
 ABLATIONS: dict[str, set[str]] = {
@@ -74,11 +55,6 @@ def build(name: str, tmp_path: Path, *options: str) -> pretrain_cli.PretrainCLI:
         seed_everything_default=False,
         parser_kwargs={"default_config_files": [str(pretrain_cli.BASE_RECIPE)]},
     )
-
-
-def merged(*names: str) -> dict[str, Any]:
-    (config,) = pretrain_cli.merge_recipes([f"--config={name}" for name in names])
-    return json.loads(config.removeprefix("--config="))
 
 
 class TestMergeRecipes:
@@ -193,7 +169,7 @@ class TestAblations:
         recipe = "random_stage1" if name == "stage1" else f"ablations/{name}"
         options = tokens_options(tmp_path) if name == "target_tokens" else []
         torch.manual_seed(0)
-        module = build(recipe, tmp_path, *TINY, *options).model
+        module = build(recipe, tmp_path, *TINY_OPTIONS, *options).model
         built = {SPARSE, CLS} & {child for child, _ in module.named_children()}
         if module.model.decoder is not None:
             built.add(DECODER)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning.cli import LightningCLI
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightly_ext.data import (
+    ImageFolderDataset,
+    StellarDataModule,
+    collate_views,
+)
+from lightly_ext.transforms import STELLARTransform
+from tests.lightly_ext.data.image_files import write_folder, write_image, write_noise
+
+SMALL = STELLARTransform(2, 3, global_crop_size=24, local_crop_size=12)
+
+
+class _Module(LightningModule):
+    """Remembers what the loaders give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.validated: list[tuple[int, list[int]]] = []
+        self.trained: list[tuple[torch.Size, torch.Size | None]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor | None], _: int) -> Tensor:
+        global_views, local_views = batch
+        local_shape = None if local_views is None else local_views.shape
+        self.trained.append((global_views.shape, local_shape))
+        return self.weight
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0
+    ) -> None:
+        self.validated.append((dataloader_idx, batch[1].tolist()))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TestStellarDataModule:
+    def _trainer(self, path: Path) -> Trainer:
+        return Trainer(
+            default_root_dir=path,
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+    def test_fit__views_and_knn(self, tmp_path: Path) -> None:
+        for name in ("bank/a/1.png", "bank/b/1.png", "bank/b/2.png", "query/a/1.png"):
+            write_image(tmp_path / name)
+        write_image(tmp_path / "query/b/1.png")
+        data = StellarDataModule(
+            str(write_folder(tmp_path / "train", 7)),
+            knn_train=str(tmp_path / "bank"),
+            knn_val=str(tmp_path / "query"),
+            batch_size=3,
+            num_workers=0,
+            transform=SMALL,
+        )
+        module = _Module()
+        self._trainer(tmp_path).fit(module, datamodule=data)
+        shapes = (torch.Size([3, 2, 3, 24, 24]), torch.Size([3, 3, 3, 12, 12]))
+        assert module.trained == [shapes, shapes]
+        assert module.validated == [(0, [0, 1, 1]), (1, [0, 1])]
+        view, _ = next(iter(data.val_dataloader()[0]))
+        assert view.shape == (3, 3, 24, 24)
+        assert view.dtype == torch.uint8
+        assert data.train_dataset.num_unreadable == 0
+
+    def test_fit__without_knn_and_local_views(self, tmp_path: Path) -> None:
+        data = StellarDataModule(
+            str(write_folder(tmp_path / "train")),
+            batch_size=8,
+            num_workers=0,
+            transform=STELLARTransform(1, 0, global_crop_size=24),
+        )
+        module = _Module()
+        self._trainer(tmp_path).fit(module, datamodule=data)
+        assert module.trained == [(torch.Size([8, 1, 3, 24, 24]), None)]
+        assert module.validated == []
+
+    def _epochs(self, path: Path, seed: int) -> Tensor:
+        """Global views of two epochs, (2 x 4 batches, 2, 2, 3, 24, 24)."""
+        seed_everything(seed, workers=True, verbose=False)
+        data = StellarDataModule(str(path), None, None, 2, 2, SMALL)
+        loader = data.train_dataloader()
+        return torch.stack([batch.global_views for _ in range(2) for batch in loader])
+
+    def test_train_dataloader__random_but_reproducible(self, tmp_path: Path) -> None:
+        # Eight copies of one image: all differences come from the views.
+        for number in range(8):
+            write_noise(tmp_path / f"{number}.png")
+        first, again = self._epochs(tmp_path, 1), self._epochs(tmp_path, 1)
+        other = self._epochs(tmp_path, 2)
+        assert torch.equal(first, again)
+        # Both workers, two epochs and another seed: every view is a new one.
+        views = torch.cat([first, other]).flatten(0, 2).flatten(1)
+        assert views.shape[0] == 64
+        assert len(torch.unique(views, dim=0)) == 64
+
+    def test_val_dataloader__order_is_fixed(self, tmp_path: Path) -> None:
+        for name in ("a/1.png", "b/1.png", "c/1.png"):
+            write_image(tmp_path / name)
+        path = str(tmp_path)
+        data = StellarDataModule(path, path, path, batch_size=2, num_workers=0)
+        for loader in data.val_dataloader():
+            assert [labels.tolist() for _, labels in loader] == [[0, 1], [2]]
+
+    def test_train_dataloader__workers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.data.datamodule.num_cpus", lambda: 6)
+        data = StellarDataModule(str(write_folder(tmp_path)))
+        loader = data.train_dataloader()
+        assert loader.num_workers == 6
+        assert loader.drop_last
+        assert loader.persistent_workers
+
+    def test_setup__fewer_images_than_a_batch(self, tmp_path: Path) -> None:
+        data = StellarDataModule(str(write_folder(tmp_path)), batch_size=9)
+        with pytest.raises(ValueError, match=r"The 8 images .*batch_size=9 on 1"):
+            data.setup()
+
+    def test_setup__different_classes(self, tmp_path: Path) -> None:
+        for name in ("bank/a/1.png", "bank/b/1.png", "query/a/1.png", "query/c/1.png"):
+            write_image(tmp_path / name)
+        data = StellarDataModule(
+            str(tmp_path),
+            str(tmp_path / "bank"),
+            str(tmp_path / "query"),
+            batch_size=1,
+        )
+        with pytest.raises(ValueError, match=r"same class folders.*: b, c"):
+            data.setup()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"batch_size": 0}, "batch_size must be at least 1"),
+            ({"num_workers": -1}, "num_workers must be at least 0"),
+            ({"knn_train": "a"}, "needs both knn_train and knn_val"),
+            ({"knn_val": "a"}, "needs both knn_train and knn_val"),
+            (
+                {
+                    "transform": STELLARTransform(
+                        normalize={"mean": [0.5] * 3, "std": [0.5] * 3}
+                    )
+                },
+                "normalize=None",
+            ),
+        ],
+    )
+    def test_init__bad_arguments(self, arguments: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            StellarDataModule("path", **arguments)
+
+    @pytest.mark.parametrize("with_class_path", [True, False])
+    def test_init__from_yaml(self, tmp_path: Path, with_class_path: bool) -> None:
+        arguments = {
+            "num_global_views": "6",
+            "global_crop_size": "60",
+            "global_crop_scale": "[1.0, 1.0]",
+            "num_local_views": "0",
+        }
+        indent = "      " if with_class_path else "    "
+        lines = [f"{indent}{name}: {value}" for name, value in arguments.items()]
+        if with_class_path:
+            name = "lightly_ext.transforms.STELLARTransform"
+            lines = [f"    class_path: {name}", "    init_args:", *lines]
+        text = ["data:", "  path: photos", "  batch_size: 4", "  transform:", *lines]
+        (tmp_path / "recipe.yaml").write_text("\n".join(text))
+        cli = LightningCLI(
+            _Module,
+            StellarDataModule,
+            args=["--config", str(tmp_path / "recipe.yaml"), "--data.batch_size=5"],
+            run=False,
+            save_config_callback=None,
+        )
+        data = cli.datamodule
+        assert data.batch_size == 5
+        assert data.transform.num_global_views == 6
+        assert data.transform.global_crop_size == 60
+        views = data.transform(torch.zeros(3, 60, 60, dtype=torch.uint8))
+        assert len(views) == 6
+
+    @pytest.mark.slow
+    def test_loader__with_spawned_workers(self, tmp_path: Path) -> None:
+        # macOS and Windows start workers this way: everything must be picklable.
+        dataset = ImageFolderDataset(write_folder(tmp_path), SMALL)
+        dataset.file(5).write_bytes(b"not an image")
+        loader = DataLoader(
+            dataset,
+            batch_size=4,
+            num_workers=1,
+            multiprocessing_context="spawn",
+            collate_fn=partial(collate_views, num_global_views=2),
+        )
+        assert len(list(loader)) == 2
+        assert dataset.num_unreadable == 1
