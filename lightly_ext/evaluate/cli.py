@@ -12,28 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightly_ext.evaluate.session import Session
-
-# Module and purpose of each task, which is the function `run_TASK` there; imported only
-# when the task runs.
-TASKS = {
-    "knn": ("classification.knn", "k nearest neighbours of frozen features"),
-    "linear": ("classification.linear", "linear probe on cached features"),
-    "linear-paper": ("classification.linear", "linear probe on augmented views"),
-    "finetune": ("classification.finetune", "the whole network, fine-tuned"),
-    "reconstruction": (
-        "reconstruction.reconstruction",
-        "FID, LPIPS, PSNR, SSIM",
-    ),
-    "equivariance": ("probing.equivariance", "S and L under shifts"),
-    "stability": ("probing.stability", "features under random crops"),
-    "rank": ("probing.rank", "number of tokens against FID and accuracy"),
-    "where": ("probing.where", "localization against ground-truth masks"),
-    "efficiency": ("efficiency", "time of each part"),
-    "align-text": ("text.align_text", "a probe towards a text tower"),
-    "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),
-    "concepts": ("pictures.concepts", "nearest tokens of a folder, as a page"),
-    "report": ("report.report", "stored results as the paper's tables"),
-}
+from stellar_cli.tasks import TASKS
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,13 +20,8 @@ def main(argv: Sequence[str]) -> None:
 
     Args:
         argv:
-            Arguments behind the command: the task, then its options.
+            A task of `stellar_cli.tasks.TASKS`, then its options.
     """
-    if not argv or argv[0] not in TASKS:
-        text = "\n".join(f"  {name:15} {what}" for name, (_, what) in TASKS.items())
-        print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
-        print("\n`stellar evaluate TASK --help` lists the options of a task.")
-        sys.exit(0 if argv and argv[0] in ("-h", "--help") else 2)
     task, options = argv[0], list(argv[1:])
     module_name, what = TASKS[task]
     function = getattr(_import(task, module_name), f"run_{task.replace('-', '_')}")

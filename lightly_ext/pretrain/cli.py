@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import warnings
 from collections.abc import Sequence
@@ -97,8 +98,8 @@ def main(argv: Sequence[str]) -> Trainer:
 
     Args:
         argv:
-            Arguments behind the command. `--config` takes a file or the name of a
-            recipe of this package; several are merged, later ones win.
+            Arguments behind the command. `-c` and `--config` take a file or the name of
+            a recipe of this package; several are merged, later ones win.
 
     Returns:
         The trainer, after training.
@@ -138,10 +139,11 @@ def recipe_names() -> list[str]:
 
 
 def merge_recipes(argv: Sequence[str]) -> list[str]:
-    """Makes one recipe of the base and all that `--config` names, later ones winning.
+    """Makes one recipe of the base and all that `-c` and `--config` name.
 
-    jsonargparse replaces arguments that are dictionaries as a whole: a recipe with one
-    weight of the loss would silently drop what the base says of the others.
+    Later ones win. jsonargparse replaces arguments that are dictionaries as a whole: a
+    recipe with one weight of the loss would silently drop what the base says of the
+    others.
 
     Args:
         argv:
@@ -153,17 +155,13 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: If a recipe does not exist.
     """
-    names, rest = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--config":
-            names.append(next(arguments, ""))
-        elif argument.startswith("--config="):
-            names.append(argument.removeprefix("--config="))
-        else:
-            rest.append(argument)
+    parser = argparse.ArgumentParser(
+        "stellar pretrain", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", action="append", default=[])
+    known, rest = parser.parse_known_args(argv)
     recipe: Any = {}
-    for path in [BASE_RECIPE, *map(_recipe_path, names)]:
+    for path in [BASE_RECIPE, *map(_recipe_path, known.config)]:
         recipe = _merged(recipe, get_loader("yaml")(path.read_text()) or {})
     return [f"--config={json.dumps(recipe)}", *rest]
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightly_ext.cli import main
+from stellar_cli.__main__ import main
 from stellar_plugin import Stellar, create_model
 from stellar_plugin.checkpoints import create_encoder, read_checkpoint, save_heads
 from stellar_plugin.checkpoints.export import timm_call, to_timm

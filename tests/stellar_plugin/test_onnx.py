@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightly_ext.cli import main
+from stellar_cli.__main__ import main
 from stellar_plugin import Stellar, StellarEncoder, create_model
 from stellar_plugin import onnx as stellar_onnx
 from stellar_plugin.onnx import export_onnx

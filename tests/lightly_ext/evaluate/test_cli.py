@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from lightly_ext.evaluate import cli, efficiency
+from lightly_ext.evaluate import efficiency
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.session import Session
+from stellar_cli.tasks import TASKS
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -60,7 +61,7 @@ class TestMain:
     def test_main__documented_commands_are_understood(
         self, command: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module_name, _ = cli.TASKS[command[0]]
+        module_name, _ = TASKS[command[0]]
         name = f"run_{command[0].replace('-', '_')}"
         module = importlib.import_module(f"lightly_ext.evaluate.{module_name}")
         calls = []
@@ -79,26 +80,6 @@ class TestMain:
         assert len(calls) == 1
         if command[0] == "rank":
             assert calls[0]["others"] == ["stellar-b16", "stellar-b24"]
-
-    def test_main__names_the_tasks(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit, match="2"):
-            main(["unknown"])
-        said = capsys.readouterr().out
-        assert all(f"  {task} " in said for task in cli.TASKS)
-
-    @pytest.mark.parametrize(
-        ("argv", "code"), [([], 2), (["knnn"], 2), (["--help"], 0), (["-h"], 0)]
-    )
-    def test_main__usage(
-        self, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        with pytest.raises(SystemExit) as ended:
-            main(argv)
-        assert ended.value.code == code
-        said = capsys.readouterr().out
-        assert said.startswith("usage: stellar evaluate TASK --model SOURCE ...")
-        assert "knn             k nearest neighbours of frozen features" in said
-        assert "`stellar evaluate TASK --help` lists the options" in said
 
     def test_main__help_of_a_task(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
@@ -124,7 +105,7 @@ class TestMain:
     def test_main__own_module_missing_is_no_missing_package(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(cli.TASKS, "knn", ("gone", ""))
+        monkeypatch.setitem(TASKS, "knn", ("gone", ""))
         with pytest.raises(ModuleNotFoundError, match=r"lightly_ext\.evaluate\.gone"):
             main(["knn"])
 

@@ -11,7 +11,6 @@ import torch
 import yaml
 from torchvision.io import write_png
 
-from lightly_ext import cli
 from lightly_ext.pretrain import cli as pretrain_cli
 from stellar_plugin import Stellar
 
@@ -112,6 +111,20 @@ class TestPretrain:
         )
         assert logged(output, 0, "knn_top1") == [1.0]
 
+    def test_main__resume_without_a_run(self, tmp_path: Path) -> None:
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "stellar_cli", "pretrain", "--resume"),
+                *("--config=digit_boards", "--data.path=images"),
+                f"--output={tmp_path}",
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode != 0
+        assert "Nothing to resume" in result.stderr
+
 
 class TestRecipes:
     @pytest.mark.parametrize(
@@ -135,37 +148,3 @@ class TestRecipes:
         assert base["model"]["head"]["num_prototypes"] == 16384
         assert base["model"]["lr"] == 1.5e-4
         assert base["data"]["batch_size"] * 16 == 2048
-
-
-class TestMain:
-    def test_main__help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["--help"])
-        assert stop.value.code == 0
-        printed = capsys.readouterr().out
-        assert all(name in printed for name in cli.COMMANDS)
-
-    def test_main__names_the_missing_extra(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(name: str) -> None:
-            raise ModuleNotFoundError(name="pytorch_lightning")
-
-        monkeypatch.setattr(cli.importlib, "import_module", refuse)
-        with pytest.raises(SystemExit, match=r"stellar-plugin\[pretrain\]"):
-            cli.main(["pretrain"])
-
-    @pytest.mark.slow
-    def test_main__resume_without_a_run(self, tmp_path: Path) -> None:
-        result = subprocess.run(
-            [
-                *(sys.executable, "-m", "lightly_ext.cli", "pretrain", "--resume"),
-                *("--config=digit_boards", "--data.path=images"),
-                f"--output={tmp_path}",
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode != 0
-        assert "Nothing to resume" in result.stderr

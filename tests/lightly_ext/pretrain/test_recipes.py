@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,31 @@ class TestMergeRecipes:
                 seed_everything_default=False,
             )
         assert built.model.criterion.weights["koleo"] == 0.25
+        assert built.model.criterion.gather_distributed
+
+    @pytest.mark.parametrize("form", ["--config=", "--config", "-c=", "-c"])
+    def test_merge_recipes__every_form_of_the_option(self, form: str) -> None:
+        names = ["vit_large", "ablations/no_koleo"]
+        given = [[form + x] if form.endswith("=") else [form, x] for x in names]
+        options = [
+            "--trainer.max_steps",
+            "-1",
+            "--data.path=a b",
+            "--model.loss={a: 1}",
+        ]
+        config, *rest = pretrain_cli.merge_recipes(
+            [*given[0], *options[:3], *given[1], *options[3:]]
+        )
+        assert rest == options
+        assert json.loads(config.removeprefix("--config=")) == merged(*names)
+
+    def test_merge_recipes__short_option_keeps_what_the_base_says(
+        self, tmp_path: Path
+    ) -> None:
+        # One weight of the loss; the base says gather_distributed.
+        with torch.device("meta"):
+            built = build("vit_base", tmp_path, "-c", "ablations/no_koleo")
+        assert built.model.criterion.weights["koleo"] == 0.0
         assert built.model.criterion.gather_distributed
 
     def test_merge_recipes__file_wins_and_unknown_is_named(

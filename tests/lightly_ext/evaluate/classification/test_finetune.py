@@ -311,7 +311,7 @@ def test_finetune__two_processes_equal_one(tmp_path: Path, model: str) -> None:
     output = str(tmp_path / "1" / "out")
     session = _session(tmp_path, source, untrained=untrained, output=output)
     one = run_finetune(session, str(data), **options)
-    command = [sys.executable, "-m", "lightly_ext.cli", "evaluate", "finetune"]
+    command = [sys.executable, "-m", "stellar_cli", "evaluate", "finetune"]
     command += ["--model", source, "--untrained", str(untrained).lower()]
     command += ["--data", str(data), *run_options(tmp_path / "2"), "--devices", "2"]
     command += [text for k, v in options.items() for text in (f"--{k}", str(v))]

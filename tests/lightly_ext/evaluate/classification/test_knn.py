@@ -97,10 +97,10 @@ class TestRunKnn:
     @pytest.mark.parametrize(
         "launch",
         [
-            ["-m", "lightly_ext.cli"],
+            ["-m", "stellar_cli"],
             [
                 *("-m", "torch.distributed.run", "--nproc_per_node", "2"),
-                *("--master_port", "29641", "-m", "lightly_ext.cli"),
+                *("--master_port", "29641", "-m", "stellar_cli"),
             ],
         ],
         ids=["own launch", "torchrun"],

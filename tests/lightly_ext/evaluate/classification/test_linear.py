@@ -412,7 +412,7 @@ def test_linear__two_processes_equal_one(tmp_path: Path, task: str) -> None:
     session = _session(tmp_path, output=str(tmp_path / "1"))
     run = run_linear if task == "linear" else run_linear_paper
     one = run(session, str(data), epochs=3, lrs=lrs, batch_sizes=batch_sizes)
-    command = [sys.executable, "-m", "lightly_ext.cli", "evaluate", task]
+    command = [sys.executable, "-m", "stellar_cli", "evaluate", task]
     command += ["--model", session.source, "--data", str(data), "--epochs", "3"]
     command += ["--lrs", str(lrs), "--batch_sizes", str(batch_sizes)]
     command += [*run_options(tmp_path / "2"), "--devices", "2"]

@@ -263,7 +263,7 @@ class TestCommand:
                 if devices == 1:
                     cli.main(run)
                 else:  # Lightning starts the command anew for the second process
-                    command = [sys.executable, "-m", "lightly_ext.cli", *run]
+                    command = [sys.executable, "-m", "stellar_cli", *run]
                     subprocess.run(command, check=True, timeout=120)
             (neighbours,) = output.glob("out/concepts-*/neighbours.json")
             (sheet, _) = sorted(output.glob("out/visualize-*/sheet_*.png"))

@@ -1,4 +1,4 @@
-"""The command `stellar`."""
+"""`stellar COMMAND ...`: imports a command only when it runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from stellar_cli.tasks import check_task
+
 EVALUATE = "lightly_ext.evaluate.cli"
-# Module and extra of each command; imported only when the command runs.
+# Module, extra and purpose of each command.
 COMMANDS = {
     "convert": ("stellar_plugin.convert_cli", "export", "convert weights"),
     "pretrain": ("lightly_ext.pretrain.cli", "pretrain", "pretrain on images"),
@@ -42,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parser.parse_args(arguments[:1]).command
     name, extra, _ = COMMANDS[command]
+    # Some tasks of `stellar evaluate` are commands of their own too.
+    if name != EVALUATE or command == "evaluate":
+        arguments = arguments[1:]
+    if name == EVALUATE:
+        check_task(arguments)
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -51,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"`stellar {command}` needs the package '{error.name}': "
             f"pip install 'stellar-plugin[{extra}]'"
         )
-    # Some tasks of `stellar evaluate` are commands of their own too.
-    task = name == EVALUATE and command != "evaluate"
-    module.main(arguments if task else arguments[1:])
+    module.main(arguments)
 
 
 if __name__ == "__main__":

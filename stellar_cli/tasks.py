@@ -1,0 +1,47 @@
+"""The tasks of `stellar evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+# Module below `lightly_ext.evaluate` and purpose of each task, which is the function
+# `run_TASK` there; imported only when the task runs.
+TASKS = {
+    "knn": ("classification.knn", "k nearest neighbours of frozen features"),
+    "linear": ("classification.linear", "linear probe on cached features"),
+    "linear-paper": ("classification.linear", "linear probe on augmented views"),
+    "finetune": ("classification.finetune", "the whole network, fine-tuned"),
+    "reconstruction": (
+        "reconstruction.reconstruction",
+        "FID, LPIPS, PSNR, SSIM",
+    ),
+    "equivariance": ("probing.equivariance", "S and L under shifts"),
+    "stability": ("probing.stability", "features under random crops"),
+    "rank": ("probing.rank", "number of tokens against FID and accuracy"),
+    "where": ("probing.where", "localization against ground-truth masks"),
+    "efficiency": ("efficiency", "time of each part"),
+    "align-text": ("text.align_text", "a probe towards a text tower"),
+    "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),
+    "concepts": ("pictures.concepts", "nearest tokens of a folder, as a page"),
+    "report": ("report.report", "stored results as the paper's tables"),
+}
+
+
+def check_task(arguments: Sequence[str]) -> None:
+    """Shows the tasks and ends the process, unless the first argument is one.
+
+    Args:
+        arguments:
+            Arguments behind `stellar evaluate`.
+    """
+    if arguments and arguments[0] in TASKS:
+        return
+    text = "\n".join(f"  {name:15} {what}" for name, (_, what) in TASKS.items())
+    print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
+    print("\n`stellar evaluate TASK --help` lists the options of a task.")
+    if arguments and arguments[0] in ("-h", "--help"):
+        sys.exit()
+    if arguments:
+        print(f"stellar evaluate: there is no task '{arguments[0]}'", file=sys.stderr)
+    sys.exit(2)

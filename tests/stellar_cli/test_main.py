@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from stellar_cli import __main__ as cli
+from stellar_cli.tasks import TASKS
+
+# What takes seconds to import, and what a bare installation does not have.
+HEAVY = (
+    *("torch", "torchvision", "timm", "jsonargparse", "stellar_plugin"),
+    *("lightly", "lightly_ext", "pytorch_lightning", "torchmetrics"),
+    *("mmseg", "mmcv", "mmengine", "sklearn", "matplotlib", "rich"),
+)
+
+
+def run_bare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command where no other package can be imported."""
+    # None in sys.modules: not installed.
+    body = (
+        f"import sys\nsys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+        f"from stellar_cli.__main__ import main\nmain({list(arguments)!r})"
+    )
+    return subprocess.run([sys.executable, "-c", body], capture_output=True, text=True)
+
+
+class TestMain:
+    @pytest.mark.parametrize(
+        "arguments, code",
+        [
+            (["--help"], 0),
+            ([], 2),
+            (["pretrian"], 2),
+            (["evaluate", "--help"], 0),
+            (["evaluate"], 2),
+            (["evaluate", "knnn", "--model", "a"], 2),
+        ],
+    )
+    def test_main__helps_without_the_packages(
+        self, arguments: list[str], code: int
+    ) -> None:
+        result = run_bare(*arguments)
+        assert result.returncode == code, result.stderr
+        said = result.stdout + result.stderr
+        assert "usage: stellar" in said and "Traceback" not in said
+
+    def test_main__help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["--help"])
+        said = capsys.readouterr().out
+        for name, (_, _, purpose) in cli.COMMANDS.items():
+            assert f"{name:20}{purpose}" in said
+
+    def test_main__mistyped_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["pretrian", "--help"])
+        assert "invalid choice: 'pretrian'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("argv", "code", "error"),
+        [
+            ([], 2, ""),
+            (["knnn"], 2, "stellar evaluate: there is no task 'knnn'\n"),
+            (["--help"], 0, ""),
+            (["-h"], 0, ""),
+        ],
+    )
+    def test_main__tasks_of_evaluate(
+        self,
+        argv: list[str],
+        code: int,
+        error: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["evaluate", *argv])
+        assert (ended.value.code or 0) == code
+        said = capsys.readouterr()
+        assert said.out.startswith("usage: stellar evaluate TASK --model SOURCE ...")
+        assert "knn             k nearest neighbours of frozen features" in said.out
+        assert all(f"  {task} " in said.out for task in TASKS)
+        assert "`stellar evaluate TASK --help` lists the options" in said.out
+        assert said.err == error
+
+    @pytest.mark.parametrize(
+        "arguments, passed_on",
+        [
+            (["pretrain", "--config", "a"], ["--config", "a"]),
+            (["evaluate", "knn", "--model", "a"], ["knn", "--model", "a"]),
+            (["report", "runs"], ["report", "runs"]),
+        ],
+    )
+    def test_main__passes_arguments_on(
+        self,
+        arguments: list[str],
+        passed_on: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        given: list[list[str]] = []
+
+        class Command:
+            main = staticmethod(given.append)
+
+        monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
+        cli.main(arguments)
+        assert given == [passed_on]
+
+    @pytest.mark.parametrize(
+        "command, extra", [("pretrain", "pretrain"), ("report", "eval")]
+    )
+    def test_main__names_the_missing_extra(
+        self, command: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(name: str) -> None:
+            raise ModuleNotFoundError(name="pytorch_lightning")
+
+        monkeypatch.setattr(cli.importlib, "import_module", refuse)
+        with pytest.raises(SystemExit, match=rf"stellar-plugin\[{extra}\]"):
+            cli.main([command])
