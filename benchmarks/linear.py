@@ -19,14 +19,11 @@ from torch.nn import functional as F
 from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHeads
 from stellar_plugin.protocols import LINEAR
 
-WEIGHT_DECAY = LINEAR.weight_decay or 0.0
-CLIP = LINEAR.clip or 0.0
-
 
 def protocol_grid(num_images: int) -> list[HeadOptions]:
     """Returns the heads of the protocol whose batches can be filled."""
-    sizes = [size for size in LINEAR.batch_sizes or () if size <= num_images]
-    return [HeadOptions(size, lr) for size in sizes for lr in LINEAR.lrs or ()]
+    sizes = [size for size in LINEAR.batch_sizes if size <= num_images]
+    return [HeadOptions(size, lr) for size in sizes for lr in LINEAR.lrs]
 
 
 def one_pass(grid: list[HeadOptions], data: tuple[Tensor, Tensor], block: int) -> float:
@@ -36,8 +33,8 @@ def one_pass(grid: list[HeadOptions], data: tuple[Tensor, Tensor], block: int) -
         grid,
         features.shape[1],
         int(labels.max()) + 1,
-        WEIGHT_DECAY,
-        CLIP,
+        LINEAR.weight_decay,
+        LINEAR.clip,
         device=features.device,
     )
 
@@ -60,7 +57,7 @@ def alone(options: HeadOptions, data: tuple[Tensor, Tensor]) -> None:
     head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, int(labels.max()) + 1))
     head.to(features.device)
     optimizer = torch.optim.AdamW(
-        head.parameters(), options.lr, weight_decay=WEIGHT_DECAY
+        head.parameters(), options.lr, weight_decay=LINEAR.weight_decay
     )
     order = torch.randperm(len(labels), device=labels.device)
     for rows in order[: len(order) // options.batch_size * options.batch_size].split(
@@ -68,7 +65,7 @@ def alone(options: HeadOptions, data: tuple[Tensor, Tensor]) -> None:
     ):
         optimizer.zero_grad()
         F.cross_entropy(head(features[rows]), labels[rows]).backward()
-        nn.utils.clip_grad_norm_(head.parameters(), CLIP)
+        nn.utils.clip_grad_norm_(head.parameters(), LINEAR.clip)
         optimizer.step()
 
 

@@ -15,7 +15,7 @@ from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar, create_model
-from stellar_plugin.protocols import EFFICIENCY, Protocol
+from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
 
 TIMM = "timm:"
 MEMORY_FORMATS = {
@@ -69,7 +69,6 @@ def run_efficiency(
     protocol = _protocol(session, batch_sizes, memory_format)
     session.announce(protocol)
     side = protocol.crop
-    assert side is not None
     times: Times = {}
     for batch_size in sorted(set(batch_sizes)):
         images = torch.randn(batch_size, 3, side, side, device=session.fabric.device)
@@ -78,7 +77,7 @@ def run_efficiency(
             time_part(session, times, name, part, batch_size, max_seconds)
     result = session.result(
         "efficiency",
-        str(protocol.data),
+        protocol.data,
         protocol,
         _scores(times),
         num_tokens=model.encoder.num_queries,
@@ -150,7 +149,7 @@ def _stellar(session: Session) -> Stellar:
 
 def _protocol(
     session: Session, batch_sizes: Sequence[int], memory_format: str
-) -> Protocol:
+) -> EfficiencyProtocol:
     """The card with the machine on it, so that two machines never share a column."""
     device = session.fabric.device
     if device.type == "cuda":

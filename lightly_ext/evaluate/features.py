@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol
 
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
 TODO, DONE, UNREADABLE = 0, 1, 2
@@ -53,7 +53,7 @@ class CachedFeatures:
 
 
 def pooled_features(
-    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
 ) -> tuple[Tensor, Tensor, int]:
     """One vector per image, as kNN and linear probes use it.
 
@@ -77,7 +77,7 @@ def pooled_features(
 
 
 def cache_pooled(
-    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
 ) -> CachedFeatures:
     """The cache of one vector per image, the array "features"; see `cache_features`."""
     return cache_features(
@@ -90,7 +90,11 @@ def cache_pooled(
 
 
 def cache_features(
-    session: Session, files: ImageFiles, protocol: Protocol, kind: str, compute: Compute
+    session: Session,
+    files: ImageFiles,
+    protocol: CropProtocol,
+    kind: str,
+    compute: Compute,
 ) -> CachedFeatures:
     """Computes features of centre crops, or continues where an earlier run ended.
 
@@ -236,7 +240,7 @@ def _opened(
 
 
 def _cache_folder(
-    session: Session, files: ImageFiles, protocol: Protocol, kind: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, kind: str
 ) -> Path:
     origin = session.model.origin
     identity = {

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images, read_image
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def folder_images(folder: Path | str) -> ImageFiles:
     return ImageFiles(Path(folder), list_images(Path(folder)))
 
 
-def centre_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
+def centre_crop(protocol: CropProtocol, interpolation: str) -> v2.Transform:
     """Resizes the shorter side and cuts out the centre, as a protocol says.
 
     Args:
@@ -136,7 +136,6 @@ def centre_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
         interpolation:
             "bicubic" or "bilinear", of the model.
     """
-    assert protocol.resize is not None and protocol.crop is not None
     mode = InterpolationMode(interpolation)
     return v2.Compose(
         [
@@ -146,7 +145,7 @@ def centre_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
     )
 
 
-def train_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
+def train_crop(protocol: RandomCropProtocol, interpolation: str) -> v2.Transform:
     """Cuts randomly and flips half of the images, as a protocol says.
 
     Args:
@@ -155,7 +154,6 @@ def train_crop(protocol: Protocol, interpolation: str) -> v2.Transform:
         interpolation:
             "bicubic" or "bilinear", of the model.
     """
-    assert protocol.crop is not None and protocol.train_scale is not None
     mode = InterpolationMode(interpolation)
     return v2.Compose(
         [

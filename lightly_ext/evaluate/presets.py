@@ -28,7 +28,6 @@ KAGGLE_LABELS = "LOC_val_solution.csv"
 SMALL, LARGE = "256", "large"
 GLAS_GRADES = ("benign", "malignant")
 
-assert LINEAR_PAPER.train_scale is not None
 TRAIN_SCALE = LINEAR_PAPER.train_scale
 
 

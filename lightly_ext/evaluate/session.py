@@ -28,6 +28,7 @@ from stellar_plugin.checkpoints import model_config, read_checkpoint
 from stellar_plugin.protocols import Protocol
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Protocol)
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "torchmetrics")
 
 
@@ -174,9 +175,10 @@ class Session:
         """Number of processes."""
         return self.fabric.world_size
 
-    def protocol(self, protocol: Protocol, **fields: Any) -> Protocol:
-        """A protocol as the options of this run change it."""
-        return protocol.replace(**{**self._options, **fields})
+    def protocol(self, protocol: P, **fields: Any) -> P:
+        """A protocol as the options of this run change it, those that it knows."""
+        options = {k: v for k, v in self._options.items() if hasattr(protocol, k)}
+        return protocol.replace(**{**options, **fields})
 
     @property
     def limit(self) -> int | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stellar_plugin import protocols
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import SegmentationProtocol, segmentation
 
 LOSS_NAMES = {"CrossEntropyLoss": "cross-entropy", "LabelledDiceLoss": "Dice"}
 # Fields that training decides on; a test takes them from the checkpoint.
@@ -31,13 +30,13 @@ TRAINING_FIELDS = (
 
 def run_protocol(
     cfg: Mapping[str, Any], part: str = "val", world_size: int = 1
-) -> Protocol:
+) -> SegmentationProtocol:
     """The protocol that a config follows, with the numbers that it really has.
 
     Args:
         cfg:
             Config with `evaluation = dict(model=..., data=..., protocol=NAME)`, NAME
-            being a constant of `stellar_plugin.protocols`, and possibly
+            being a constant of `stellar_plugin.protocols.segmentation`, and possibly
             `changes=dict(...)`, fields of the protocol that the config cannot tell.
         part:
             "val" or "test", what is evaluated.
@@ -53,11 +52,11 @@ def run_protocol(
             "Name model and data of the result in the config: evaluation = "
             "dict(model='STELLAR ViT-B', data='My set')."
         )
-    named = getattr(protocols, evaluation["protocol"], None)
-    if not isinstance(named, Protocol):
+    named = getattr(segmentation, evaluation["protocol"], None)
+    if not isinstance(named, SegmentationProtocol):
         raise ValueError(
             f"evaluation.protocol is '{evaluation['protocol']}', which is no protocol "
-            "of stellar_plugin.protocols."
+            "of stellar_plugin.protocols.segmentation."
         )
     train, test = cfg["train_dataloader"], cfg[f"{part}_dataloader"]
     fields = {

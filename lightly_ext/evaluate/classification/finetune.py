@@ -18,7 +18,7 @@ from lightly_ext.evaluate.classification.finetune_module import (
 from lightly_ext.evaluate.classification.split import Split, split_set
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import FINETUNE, Protocol
+from stellar_plugin.protocols import FINETUNE, AugmentedClassifierProtocol
 
 
 def run_finetune(
@@ -82,9 +82,9 @@ def run_finetune(
     return _tested(session, module, protocol, feature)
 
 
-def _check_options(session: Session, protocol: Protocol) -> None:
-    (lr,), (batch_size,) = protocol.lrs or (), protocol.batch_sizes or ()
-    if protocol.epochs is not None and protocol.epochs < 1:
+def _check_options(session: Session, protocol: AugmentedClassifierProtocol) -> None:
+    (lr,), (batch_size,) = protocol.lrs, protocol.batch_sizes
+    if protocol.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive, got {lr}.")
@@ -95,8 +95,8 @@ def _check_options(session: Session, protocol: Protocol) -> None:
         )
 
 
-def _check_images(protocol: Protocol, split: Split) -> None:
-    (batch_size,) = protocol.batch_sizes or ()
+def _check_images(protocol: AugmentedClassifierProtocol, split: Split) -> None:
+    (batch_size,) = protocol.batch_sizes
     if batch_size > len(split.kept):
         raise ValueError(
             f"A batch of {batch_size} is larger than the {len(split.kept)} images to "
@@ -105,9 +105,13 @@ def _check_images(protocol: Protocol, split: Split) -> None:
 
 
 def _fit(
-    session: Session, module: FineTuning, protocol: Protocol, folder: Path, resume: bool
+    session: Session,
+    module: FineTuning,
+    protocol: AugmentedClassifierProtocol,
+    folder: Path,
+    resume: bool,
 ) -> None:
-    (batch_size,) = protocol.batch_sizes or ()
+    (batch_size,) = protocol.batch_sizes
     at_once = images_at_once(session, batch_size)
     accumulate = batch_size // session.world_size // at_once
     session.say(
@@ -144,7 +148,10 @@ def _fit(
 
 
 def _tested(
-    session: Session, module: FineTuning, protocol: Protocol, feature: str
+    session: Session,
+    module: FineTuning,
+    protocol: AugmentedClassifierProtocol,
+    feature: str,
 ) -> Result:
     """Scores the trained network and stores the result."""
     data, split = module.split.data, module.split

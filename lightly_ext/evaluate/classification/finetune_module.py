@@ -26,7 +26,11 @@ from lightly_ext.evaluate.images import (
     train_crop,
 )
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import FINETUNE_WARMUP, Protocol
+from stellar_plugin.protocols import (
+    FINETUNE_WARMUP,
+    AugmentedClassifierProtocol,
+    CropProtocol,
+)
 
 
 class FineTuning(LightningModule):
@@ -58,7 +62,7 @@ class FineTuning(LightningModule):
         self,
         model: FrozenModel,
         feature: str,
-        protocol: Protocol,
+        protocol: AugmentedClassifierProtocol,
         session: Session,
         split: Split,
     ) -> None:
@@ -71,7 +75,6 @@ class FineTuning(LightningModule):
         self.session = session
         self.split = split
         self.num_unreadable = 0
-        assert protocol.crop is not None
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(session.seed)
@@ -98,7 +101,6 @@ class FineTuning(LightningModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Loads random crops, in shares that together make the protocol's batches."""
         session, protocol = self.session, self.protocol
-        assert protocol.batch_sizes is not None
         crop = train_crop(protocol, session.model.origin.interpolation)
         images = TrainViews(self._files, crop, session.seed)
         sampler = EpochSampler(
@@ -165,7 +167,6 @@ class FineTuning(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate for each step."""
         protocol = self.protocol
-        assert protocol.lrs is not None and protocol.weight_decay is not None
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = AdamW(
             trained, lr=protocol.lrs[0], weight_decay=protocol.weight_decay
@@ -214,7 +215,7 @@ def images_at_once(session: Session, batch_size: int) -> int:
 
 
 def score(
-    session: Session, module: FineTuning, files: ImageFiles, protocol: Protocol
+    session: Session, module: FineTuning, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[dict[str, float], int]:
     """Scores a classifier on centre crops; every image counts exactly once.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -22,7 +22,14 @@ from lightly_ext.evaluate.classification.split import Split, accuracies, split_s
 from lightly_ext.evaluate.classification.train_views import epoch_order
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import LINEAR, LINEAR_PAPER, Protocol
+from stellar_plugin.protocols import (
+    LINEAR,
+    LINEAR_PAPER,
+    ClassifierProtocol,
+    RandomCropProtocol,
+)
+
+P = TypeVar("P", bound=ClassifierProtocol)
 
 
 def run_linear(
@@ -127,7 +134,7 @@ def run_linear_paper(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Run(Generic[P]):
     """A probe that is ready to start.
 
     Attributes:
@@ -139,7 +146,7 @@ class _Run:
     """
 
     session: Session
-    protocol: Protocol
+    protocol: P
     split: Split
     feature: str
     grid: list[HeadOptions]
@@ -161,22 +168,23 @@ class _Run:
 
 def _prepare(
     session: Session,
-    protocol: Protocol,
+    protocol: P,
     data: str,
     features: str,
     epochs: int | None,
     lrs: Sequence[float] | None,
     batch_sizes: Sequence[int] | None,
-) -> _Run:
+) -> _Run[P]:
     """Finds out everything that can go wrong before the work starts."""
     options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
     given = {k: _sorted(v) for k, v in options.items() if v is not None}
     protocol = session.protocol(protocol, features=features, **given)
     _check_options(protocol)
     split = split_set(session, data)
-    protocol = protocol.replace(data=split.data.name)
-    if protocol.train_scale is not None:
-        protocol = protocol.replace(train_scale=split.data.train_scale)
+    of_set: dict[str, Any] = {"data": split.data.name}
+    if isinstance(protocol, RandomCropProtocol):
+        of_set["train_scale"] = split.data.train_scale
+    protocol = protocol.replace(**of_set)
     grid = _grid(session, protocol, len(split.kept))
     feature = session.model.resolve_feature(features)
     session.announce(protocol)
@@ -187,9 +195,9 @@ def _sorted(value: Any) -> Any:
     return value if isinstance(value, int) else tuple(sorted(set(value)))
 
 
-def _check_options(protocol: Protocol) -> None:
+def _check_options(protocol: ClassifierProtocol) -> None:
     lrs, sizes = protocol.lrs, protocol.batch_sizes
-    if protocol.epochs is not None and protocol.epochs < 1:
+    if protocol.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
     if not lrs or not sizes:
         raise ValueError(
@@ -203,9 +211,10 @@ def _check_options(protocol: Protocol) -> None:
         )
 
 
-def _grid(session: Session, protocol: Protocol, num_images: int) -> list[HeadOptions]:
+def _grid(
+    session: Session, protocol: ClassifierProtocol, num_images: int
+) -> list[HeadOptions]:
     """The heads whose batches the training set can fill."""
-    assert protocol.lrs is not None and protocol.batch_sizes is not None
     too_large = [size for size in protocol.batch_sizes if size > num_images]
     sizes = [size for size in protocol.batch_sizes if size <= num_images]
     if not sizes:
@@ -222,12 +231,10 @@ def _grid(session: Session, protocol: Protocol, num_images: int) -> list[HeadOpt
 
 
 def _probe(
-    run: _Run, blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
+    run: _Run[P], blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
 ) -> Result:
     """Trains the grid, chooses a head and tests it."""
     session, protocol = run.session, run.protocol
-    assert protocol.weight_decay is not None and protocol.clip is not None
-    assert protocol.epochs is not None
     if not len(held_out):
         raise ValueError("None of the held-out images is readable: repair them.")
     test = cached_rows(session, run.split.data.test, protocol, run.feature)
@@ -286,7 +293,7 @@ def _test(
     return {**scores, "num_test": len(test)}
 
 
-def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]:
+def _choice(run: _Run[P], accuracies: Sequence[float], best: int) -> dict[str, Any]:
     """What was chosen among what, and whether it lies at the border of the grid."""
     table: dict[str, dict[str, float]] = {}
     for (batch_size, lr), accuracy in zip(run.grid, accuracies, strict=True):

@@ -15,7 +15,7 @@ from lightly_ext.evaluate.classification.train_views import TrainViews, epoch_or
 from lightly_ext.evaluate.features import MOST_UNREADABLE, cache_pooled
 from lightly_ext.evaluate.images import ImageFiles, train_crop
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 BLOCK = 8192
 # Features that fit into this share of the free memory of a GPU stay there.
@@ -68,7 +68,7 @@ class FeatureRows:
 
 
 def cached_rows(
-    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
 ) -> FeatureRows:
     """Features of centre crops, of the readable ones of some images.
 
@@ -103,7 +103,11 @@ class ViewFeatures:
     """
 
     def __init__(
-        self, session: Session, files: ImageFiles, protocol: Protocol, feature: str
+        self,
+        session: Session,
+        files: ImageFiles,
+        protocol: RandomCropProtocol,
+        feature: str,
     ) -> None:
         self.files = files
         self._session = session

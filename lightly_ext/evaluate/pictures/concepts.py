@@ -30,7 +30,7 @@ from lightly_ext.evaluate.pictures.token_index import (
 )
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import CONCEPTS, Protocol
+from stellar_plugin.protocols import CONCEPTS, CropProtocol
 from stellar_plugin.visualize import Uint8Array, threshold_maps, token_palette
 
 PAGE, PICTURE, NEIGHBOURS = "index.html", "concepts.png", "neighbours.json"
@@ -251,7 +251,7 @@ def _check_index(index: TokenIndex, files: ImageFiles) -> None:
 
 
 def _write(
-    session: Session, found: Found, result: Result, protocol: Protocol, folder: Path
+    session: Session, found: Found, result: Result, protocol: CropProtocol, folder: Path
 ) -> None:
     shown = {query.image for query in found.search.queries} - {NO_IMAGE}
     for row in range(len(found.search.queries)):
@@ -273,7 +273,7 @@ def _write(
 
 
 def _pictures(
-    session: Session, found: Found, protocol: Protocol, numbers: Sequence[int]
+    session: Session, found: Found, protocol: CropProtocol, numbers: Sequence[int]
 ) -> dict[int, Uint8Array]:
     transform = centre_crop(protocol, session.model.origin.interpolation)
     loader = session.loader(EvaluationImages(found.files, transform), numbers)

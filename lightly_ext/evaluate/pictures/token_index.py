@@ -16,7 +16,7 @@ from lightly_ext.evaluate.features import cache_features
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import NORM_EPS, Factorization
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol
 
 # Bytes that the widest tensor of one block takes: small beside any memory, large enough
 # for a device to be busy.
@@ -111,7 +111,7 @@ class Neighbours:
 
 
 def index_tokens(
-    session: Session, files: ImageFiles, protocol: Protocol
+    session: Session, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[TokenIndex, int]:
     """Factorizes all images, or reads what an earlier run left on disk.
 

@@ -16,7 +16,7 @@ from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import read_checkpoint
 from stellar_plugin.pca import pca_pictures
-from stellar_plugin.protocols import VISUALIZE, Protocol
+from stellar_plugin.protocols import VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
     Uint8Array,
     highlight,
@@ -153,7 +153,9 @@ def _decoder(session: Session) -> Stellar | None:
     return model
 
 
-def _look(session: Session, files: ImageFiles, protocol: Protocol) -> tuple[Seen, int]:
+def _look(
+    session: Session, files: ImageFiles, protocol: CropProtocol
+) -> tuple[Seen, int]:
     names, pixels = _read(session, files, protocol)
     stellar = _decoder(session)
     localizes = _has_localization(session)
@@ -182,7 +184,7 @@ def _look(session: Session, files: ImageFiles, protocol: Protocol) -> tuple[Seen
 
 
 def _read(
-    session: Session, files: ImageFiles, protocol: Protocol
+    session: Session, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[list[str], Tensor]:
     """Names and pixels of the readable images, all of them in every process."""
     transform = centre_crop(protocol, session.model.origin.interpolation)

@@ -28,7 +28,7 @@ from lightly_ext.evaluate.reduction import (
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from lightly_ext.loss import match_tokens
-from stellar_plugin.protocols import EQUIVARIANCE, EQUIVARIANCE_SHIFTS, Protocol
+from stellar_plugin.protocols import EQUIVARIANCE, EQUIVARIANCE_SHIFTS, CropProtocol
 
 DIRECTIONS = ("horizontal", "vertical")
 MEAN = "mean"
@@ -159,9 +159,8 @@ def moved_back_change(
     return relative_change(before.narrow(axis, 1, size), after.narrow(axis, 0, size))
 
 
-def _window(protocol: Protocol) -> Protocol:
+def _window(protocol: CropProtocol) -> CropProtocol:
     """The protocol whose crop holds all shifted crops."""
-    assert protocol.resize is not None and protocol.crop is not None
     side = protocol.crop + max(EQUIVARIANCE_SHIFTS)
     if protocol.resize < side:
         raise ValueError(
@@ -172,10 +171,9 @@ def _window(protocol: Protocol) -> Protocol:
     return protocol.replace(crop=side)
 
 
-def _patch_size(session: Session, protocol: Protocol) -> int | None:
+def _patch_size(session: Session, protocol: CropProtocol) -> int | None:
     """Side of a patch in px, None where no shift by one can be measured."""
     crop = protocol.crop
-    assert crop is not None
     blank = torch.zeros(1, 3, crop, crop, device=session.fabric.device)
     rows, columns = session.model(blank).grid_size
     patch = crop // columns
@@ -193,7 +191,7 @@ def _keys(patch: int | None) -> list[Key]:
 
 
 def _measure(
-    session: Session, files: ImageFiles, window: Protocol, patch: int | None
+    session: Session, files: ImageFiles, window: CropProtocol, patch: int | None
 ) -> tuple[dict[Key, Mean], int]:
     transform = centre_crop(window, session.model.origin.interpolation)
     images = EvaluationImages(files, transform)

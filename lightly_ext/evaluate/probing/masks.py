@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol
 
 # JPEG and WebP change the values that they store.
 EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -93,10 +93,9 @@ class MaskedImages(Dataset[MaskedSample]):
         self,
         files: ImageFiles,
         masks: Sequence[Path],
-        protocol: Protocol,
+        protocol: CropProtocol,
         interpolation: str,
     ) -> None:
-        assert protocol.resize is not None and protocol.crop is not None
         if protocol.crop > protocol.resize:
             raise ValueError(
                 f"crop {protocol.crop} is more than resize {protocol.resize}: beyond "

@@ -28,7 +28,12 @@ from lightly_ext.evaluate.reduction import (
 )
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import STABILITY, STABILITY_SCALES, Protocol
+from stellar_plugin.protocols import (
+    STABILITY,
+    STABILITY_SCALES,
+    CropProtocol,
+    StabilityProtocol,
+)
 
 Means = Mapping[float, Mean]
 OTHER = math.inf  # "scale" of another image
@@ -111,13 +116,12 @@ class ScaledCrops(EvaluationImages):
     def __init__(
         self,
         files: ImageFiles,
-        protocol: Protocol,
+        protocol: CropProtocol,
         scales: Sequence[float],
         interpolation: str,
         seed: int,
     ) -> None:
         super().__init__(files, self._views)
-        assert protocol.resize is not None and protocol.crop is not None
         self.resize, self.crop = protocol.resize, protocol.crop
         self.seed = seed
         self.mode = InterpolationMode(interpolation)
@@ -161,8 +165,7 @@ def cosine_distance(features: Tensor, reference: Tensor) -> Tensor:
     return (1 - similarity).clamp_min(0)  # below is rounding
 
 
-def _check_size(protocol: Protocol) -> None:
-    assert protocol.resize is not None and protocol.crop is not None
+def _check_size(protocol: CropProtocol) -> None:
     if protocol.crop > protocol.resize:
         raise ValueError(
             f"crop {protocol.crop} is more than resize {protocol.resize}, the shorter "
@@ -181,9 +184,8 @@ def _label(session: Session, features: str) -> str:
 
 
 def _run_model(
-    session: Session, data: str, files: ImageFiles, protocol: Protocol
+    session: Session, data: str, files: ImageFiles, protocol: StabilityProtocol
 ) -> tuple[Result, Means]:
-    assert protocol.features is not None
     feature = _feature(session.model, protocol.features)
     means, num_unreadable = _measure(session, files, protocol, feature)
     scores = {
@@ -205,7 +207,7 @@ def _run_model(
 
 
 def _measure(
-    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
 ) -> tuple[Means, int]:
     model = session.model
     interpolation = model.origin.interpolation

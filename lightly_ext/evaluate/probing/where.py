@@ -39,7 +39,7 @@ from lightly_ext.evaluate.reduction import (
 )
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import WHERE, Protocol
+from stellar_plugin.protocols import WHERE, CropProtocol
 from stellar_plugin.visualize import (
     overlay,
     tile_pictures,
@@ -196,7 +196,7 @@ def _pair_up(
     files: ImageFiles,
     masks: str,
     values: LabelValues,
-    protocol: Protocol,
+    protocol: CropProtocol,
 ) -> MaskedImages:
     paths = find_masks(files, masks)
     check_values(paths, values)

@@ -33,7 +33,7 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
 from lightly_ext.evaluate.reduction import count_unreadable
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import RandomCropProtocol, TrainedProtocol
 
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 # All else of a checkpoint is frozen and has files of its own.
@@ -58,7 +58,7 @@ class DecoderTraining(LightningModule):
     unreadable: Tensor
 
     def __init__(
-        self, autoencoder: FrozenAutoencoder, protocol: Protocol, num_images: int
+        self, autoencoder: FrozenAutoencoder, protocol: TrainedProtocol, num_images: int
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold what is trained
@@ -87,7 +87,6 @@ class DecoderTraining(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW with a constant learning rate."""
-        assert self.protocol.lrs is not None and self.protocol.weight_decay is not None
         return AdamW(
             self.autoencoder.decoder.parameters(),
             lr=self.protocol.lrs[0],
@@ -146,7 +145,7 @@ def train_decoder(
     session: Session,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
-    protocol: Protocol,
+    protocol: RandomCropProtocol,
     folder: Path,
     identity: dict[str, Any],
 ) -> int:
@@ -207,7 +206,7 @@ def train_decoder(
 
 
 def _trainer(
-    session: Session, protocol: Protocol, folder: Path, num_steps: int
+    session: Session, protocol: TrainedProtocol, folder: Path, num_steps: int
 ) -> Trainer:
     return Trainer(
         accelerator=session.fabric.device.type,
@@ -225,9 +224,8 @@ def _trainer(
 
 
 def _loader(
-    session: Session, files: ImageFiles, protocol: Protocol
+    session: Session, files: ImageFiles, protocol: RandomCropProtocol
 ) -> DataLoader[Sample]:
-    assert protocol.batch_sizes is not None
     batch_size, rest = divmod(protocol.batch_sizes[0], session.world_size)
     if rest:
         raise ValueError(

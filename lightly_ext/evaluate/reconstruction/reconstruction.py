@@ -31,11 +31,12 @@ from stellar_plugin.protocols import (
     RECONSTRUCTION,
     RECONSTRUCTION_FINETUNED,
     RECONSTRUCTION_SCRATCH,
-    Protocol,
+    DecoderProtocol,
+    ReconstructionProtocol,
 )
 
 Form = Literal["pretrained", "finetuned", "scratch"]
-PROTOCOLS = {
+PROTOCOLS: dict[Form, ReconstructionProtocol] = {
     "pretrained": RECONSTRUCTION,
     "finetuned": RECONSTRUCTION_FINETUNED,
     "scratch": RECONSTRUCTION_SCRATCH,
@@ -109,17 +110,14 @@ def run_reconstruction(
     training_set = _training_set(session, train, files)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
-    protocol = session.protocol(PROTOCOLS[form], data=name)
-    crop = protocol.crop
-    assert crop is not None
+    given = {} if epochs is None else {"epochs": epochs}
+    protocol = session.protocol(PROTOCOLS[form], data=name, **given)
     autoencoder = build_autoencoder(
-        session, form != "scratch", latent, target, tokenizer, crop
+        session, form != "scratch", latent, target, tokenizer, protocol.crop
     )
     networks = load_networks(session, inception, lpips_net)
     protocol = protocol.replace(
-        networks=networks.identity,
-        target=_target_name(autoencoder),
-        epochs=epochs or protocol.epochs,
+        networks=networks.identity, target=_target_name(autoencoder)
     )
     protocol, provenance = _prepare(
         session, form, autoencoder, protocol, training_set, decoder
@@ -207,10 +205,10 @@ def _prepare(
     session: Session,
     form: Form,
     autoencoder: FrozenAutoencoder,
-    protocol: Protocol,
+    protocol: ReconstructionProtocol,
     training_set: tuple[str, ImageFiles] | None,
     decoder: str | None,
-) -> tuple[Protocol, dict[str, Any]]:
+) -> tuple[ReconstructionProtocol, dict[str, Any]]:
     """Prints the card; trains the decoder, or loads it, or leaves it as it is.
 
     Returns:
@@ -237,7 +235,7 @@ def _prepare(
     if decoder is not None:
         load_decoder(autoencoder, Path(decoder))
         return protocol, {"num_unreadable_train": stored["num_unreadable"]}
-    if training_set is None:
+    if training_set is None or not isinstance(protocol, DecoderProtocol):
         return protocol, {}
     folder = session.folder(_result(session, autoencoder, protocol, {})) / "decoder"
     identity["training"] = {name: getattr(protocol, name) for name in TRAINING_FIELDS}
@@ -248,9 +246,8 @@ def _prepare(
 
 
 def _say_grids(
-    session: Session, autoencoder: FrozenAutoencoder, protocol: Protocol
+    session: Session, autoencoder: FrozenAutoencoder, protocol: ReconstructionProtocol
 ) -> None:
-    assert protocol.crop is not None
     height, width = autoencoder.grid_size(protocol.crop)
     text = f"The latent is a grid of {height} x {width}."
     if autoencoder.tokenizer is not None:
@@ -266,15 +263,14 @@ def _say_grids(
 def _result(
     session: Session,
     autoencoder: FrozenAutoencoder,
-    protocol: Protocol,
+    protocol: ReconstructionProtocol,
     scores: dict[str, Any],
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
-    assert protocol.crop is not None
     result = session.result(
         "reconstruction",
-        str(protocol.data),
+        protocol.data,
         protocol,
         scores,
         latent=autoencoder.latent,

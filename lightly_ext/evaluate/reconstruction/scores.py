@@ -16,7 +16,7 @@ from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 from lightly_ext.evaluate.reduction import count_unreadable
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol
 from stellar_plugin.visualize import (
     overlay_localization,
     strongest_token,
@@ -31,7 +31,7 @@ def score_images(
     session: Session,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
-    protocol: Protocol,
+    protocol: CropProtocol,
     networks: MetricNetworks,
 ) -> tuple[dict[str, Any], int]:
     """Decodes and scores images, each in one process.
@@ -87,7 +87,7 @@ def save_pictures(
     session: Session,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
-    protocol: Protocol,
+    protocol: CropProtocol,
     folder: Path,
 ) -> None:
     """Shows the first images: input, decoded, the tokenizer's, strongest token.

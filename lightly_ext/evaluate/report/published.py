@@ -30,6 +30,16 @@ IMAGENET = "ImageNet-1K"
 PLACES = "Places365"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatedProtocol(Protocol):
+    """What a source tells of its protocol: of each field, something or nothing."""
+
+    features: str = ""
+    pooling: str = ""
+    crop: int | None = None
+    head: str = ""
+
+
 @dataclass(frozen=True)
 class Published:
     """Scores that others measured.
@@ -52,7 +62,7 @@ class Published:
     def result(self) -> Result:
         """The same as a result."""
         card = self.protocol.card()
-        data = str(self.protocol.data)
+        data = self.protocol.data
         return Result(self.task, self.model, data, self.scores, card, {})
 
 
@@ -63,7 +73,7 @@ def _linear(data: str, features: str = "auto") -> Protocol:
     return protocol
 
 
-KNN_PUBLISHED = Protocol(
+KNN_PUBLISHED = StatedProtocol(
     name="knn",
     source="STELLAR table 1, which tells neither k nor temperature nor resolution",
     data=IMAGENET,
@@ -71,7 +81,7 @@ KNN_PUBLISHED = Protocol(
     pooling="mean over tokens",
 )
 KNN_PUBLISHED_DENSE = KNN_PUBLISHED.replace(features="dense")
-RECONSTRUCTION_PUBLISHED = Protocol(
+RECONSTRUCTION_PUBLISHED = StatedProtocol(
     name="reconstruction",
     source="STELLAR tables 1, 3 and 4; its public code scores random crops and flips "
     "of the validation images, so these numbers and ours are not comparable",
@@ -92,7 +102,7 @@ DENSE_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
     features="dense",
     head="a decoder on the frozen latent; from scratch or fine-tuned, not stated",
 )
-ALIGN_TEXT_PUBLISHED = Protocol(
+ALIGN_TEXT_PUBLISHED = StatedProtocol(
     name="align-text",
     source="STELLAR appendix B.3, table 9",
     head="one attention-pooling probe, towards the text tower of CLIP",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markd
 from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
 from lightly_ext.evaluate.result import RESULT_NAME, Result
-from stellar_plugin.protocols import Protocol, card_digest
-
-CARD_FIELDS = {field.name for field in fields(Protocol)}
+from stellar_plugin.protocols import CARD_FIELDS, card_digest
 
 
 def run_report(results: list[str] | str, output: str | None = None) -> Path:
@@ -125,7 +122,7 @@ def _check(result: Result) -> None:
     parts = (result.scores, result.protocol, result.provenance)
     if not all(isinstance(part, Mapping) for part in parts):
         raise ValueError("scores, protocol and provenance must be objects.")
-    unknown = sorted(set(result.protocol) - CARD_FIELDS)
+    unknown = sorted(set(result.protocol) - CARD_FIELDS.keys())
     if unknown:
         raise ValueError(
             f"its card has fields of another version ({', '.join(unknown)}); run the "

@@ -25,7 +25,7 @@ from lightly_ext.evaluate.text.tower import TextTower, embed_texts, load_text_to
 from lightly_ext.evaluate.text.trained import TrainedProbe, load_probe, train_probe
 from lightly_ext.evaluate.text.winoground import Winoground
 from lightly_ext.evaluate.text.zero_shot import ZeroShot
-from stellar_plugin.protocols import ALIGN_TEXT, Protocol
+from stellar_plugin.protocols import ALIGN_TEXT, AlignTextProtocol
 
 TASK = "align-text"
 
@@ -154,7 +154,7 @@ def _check_training(
 
 def _protocol(
     session: Session, pairs: Pairs, tower: TextTower, options: dict[str, Any]
-) -> Protocol:
+) -> AlignTextProtocol:
     return session.protocol(
         ALIGN_TEXT,
         split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",

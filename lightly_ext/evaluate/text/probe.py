@@ -16,7 +16,7 @@ from lightly_ext.evaluate.frozen_model import (
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
-from stellar_plugin.protocols import Protocol
+from stellar_plugin.protocols import CropProtocol
 
 TOKENS = "tokens"
 HEAD_DIM = 64
@@ -99,7 +99,7 @@ def token_set(result: Factorization, feature: str) -> Tensor:
 
 
 def cached_tokens(
-    session: Session, files: ImageFiles, protocol: Protocol, feature: str
+    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
 ) -> CachedFeatures:
     """Tokens of centre crops, computed once, as the float16 array `TOKENS`.
 

@@ -27,7 +27,7 @@ from lightly_ext.evaluate.text.training import (
     training_loader,
 )
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
-from stellar_plugin.protocols import Protocol, card_digest
+from stellar_plugin.protocols import AlignTextProtocol, card_digest
 
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
@@ -50,12 +50,16 @@ class TrainedProbe:
 
     folder: Path
     module: AttentionProbe
-    protocol: Protocol
+    protocol: AlignTextProtocol
     config: dict[str, Any]
 
 
 def train_probe(
-    session: Session, tower: TextTower, pairs: Pairs, protocol: Protocol, feature: str
+    session: Session,
+    tower: TextTower,
+    pairs: Pairs,
+    protocol: AlignTextProtocol,
+    feature: str,
 ) -> TrainedProbe:
     """Trains a probe and stores it, or continues, or takes what is there.
 
@@ -132,7 +136,8 @@ def load_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe
     module = AttentionProbe(**config["sizes"])
     module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME))
     module.requires_grad_(False).eval().to(session.fabric.device)
-    return TrainedProbe(folder, module, Protocol(**config["protocol"]), config)
+    protocol = AlignTextProtocol(**config["protocol"])
+    return TrainedProbe(folder, module, protocol, config)
 
 
 def _check(found: str, needed: str, folder: Path, what: str, option: str) -> None:
@@ -144,7 +149,11 @@ def _check(found: str, needed: str, folder: Path, what: str, option: str) -> Non
 
 
 def _training_pairs(
-    session: Session, tower: TextTower, pairs: Pairs, protocol: Protocol, feature: str
+    session: Session,
+    tower: TextTower,
+    pairs: Pairs,
+    protocol: AlignTextProtocol,
+    feature: str,
 ) -> TrainingPairs:
     texts = embed_texts(session, tower, pairs.texts)
     cached = cached_tokens(session, pairs.files, protocol, feature)
@@ -158,9 +167,8 @@ def _training_pairs(
 
 
 def _fit(
-    session: Session, pairs: TrainingPairs, protocol: Protocol, folder: Path
+    session: Session, pairs: TrainingPairs, protocol: AlignTextProtocol, folder: Path
 ) -> Alignment:
-    assert protocol.batch_sizes is not None
     batch_size = protocol.batch_sizes[0]
     loader = training_loader(session, pairs, batch_size)
     held_out = held_out_loader(session, pairs, batch_size)

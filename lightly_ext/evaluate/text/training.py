@@ -27,7 +27,7 @@ from stellar_plugin.protocols import (
     ALIGN_TEXT_WARMUP,
     HELD_OUT,
     HELD_OUT_SEED,
-    Protocol,
+    AlignTextProtocol,
 )
 
 # Images and texts of a batch.
@@ -183,13 +183,12 @@ class Alignment(LightningModule):
     def __init__(
         self,
         probe: AttentionProbe,
-        protocol: Protocol,
+        protocol: AlignTextProtocol,
         pairs: TrainingPairs,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        assert protocol.temperature is not None
         self.probe = probe
         self.log_scale = nn.Parameter(torch.tensor(-math.log(protocol.temperature)))
         self.protocol = protocol
@@ -237,7 +236,6 @@ class Alignment(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; decay on matrices only."""
-        assert self.protocol.lrs is not None and self.protocol.weight_decay is not None
         groups = param_groups_weight_decay(
             self,
             self.protocol.weight_decay,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,16 @@ from lightly_ext.evaluate.report.protocol_cards import (
 )
 from stellar_plugin.protocols import KNN, Protocol
 
-FIRST = Protocol(name="first", source="us", crop=224, lrs=(0.1, 0.2))
-SECOND = Protocol(name="second", source="us", crop=224, rule="a|b")
+
+@dataclass(frozen=True, kw_only=True)
+class SmallProtocol(Protocol):
+    crop: int
+    lrs: tuple[float, ...] = ()
+    rule: str = ""
+
+
+FIRST = SmallProtocol(name="first", source="us", crop=224, lrs=(0.1, 0.2))
+SECOND = SmallProtocol(name="second", source="us", crop=224, rule="a|b")
 KNOWN = {"FIRST": FIRST, "SECOND": SECOND}
 DOCS = Path(__file__).parents[4] / "docs"
 

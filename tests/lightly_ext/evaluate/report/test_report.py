@@ -31,6 +31,7 @@ from stellar_plugin.protocols import (
     SEGMENTATION_ADE20K,
     SEGMENTATION_PAPER_ADE20K,
     Protocol,
+    RandomCropProtocol,
     card_digest,
 )
 from tests.lightly_ext.evaluate.small import run_options, write_classes, write_model
@@ -267,13 +268,13 @@ class TestPublished:
         score: str,
         value: float,
     ) -> None:
-        place = (model, protocol, data, features)
+        place = (protocol, data, features)
         (found,) = [
             p.scores[score]
             for p in all_published()
             if score in p.scores
-            and place
-            == (p.model, p.protocol.name, p.protocol.data, p.protocol.features)
+            and p.model == model
+            and place == tuple(map(p.protocol.card().get, ("name", "data", "features")))
         ]
         assert found == pytest.approx(value / 100)
 
@@ -287,10 +288,19 @@ class TestPublished:
 
     def test_all_published__sets_as_the_commands_call_and_cut_them(self) -> None:
         scales = {preset.name: preset.train_scale for preset in PRESETS.values()}
-        probed = [p.protocol for p in all_published() if p.protocol.train_scale]
+        probed = [
+            protocol
+            for protocol in (p.protocol for p in all_published())
+            if isinstance(protocol, RandomCropProtocol)
+        ]
+        assert {protocol.name for protocol in probed} == {"linear-paper", "finetune"}
         for protocol in probed:
-            if protocol.name in ("linear-paper", "finetune"):
-                assert protocol.train_scale == scales[str(protocol.data)]
+            assert protocol.train_scale == scales[protocol.data]
+
+    def test_all_published__digests_of_the_cards_never_change(self) -> None:
+        cards = {card_digest(p.protocol.card()) for p in all_published()}
+        assert len(cards) == 26
+        assert card_digest({"cards": sorted(cards)}) == "0bb034ed"
 
     def test_all_published__fractions_and_known_scores(self) -> None:
         for p in all_published():

@@ -1,0 +1,102 @@
+"""Protocols that ask what tokens are: equivariance, stability, place and number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stellar_plugin.protocols.base import CropProtocol, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivarianceProtocol(CropProtocol):
+    """Tokens of shifted crops are compared."""
+
+    inference: str
+    averaging: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityProtocol(CropProtocol):
+    """Features of parts of an image are compared with those of the whole."""
+
+    features: str
+    pooling: str
+    inference: str
+    averaging: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereProtocol(CropProtocol):
+    """The px that tokens win are compared with labels; classes are of the run."""
+
+    split: str
+    label_resolution: str
+    classes: str = ""
+    averaging: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProtocol(Protocol):
+    """Models with different numbers of tokens are compared."""
+
+    features: str
+    rule: str
+
+
+EQUIVARIANCE_SHIFTS = (5, 10, 15, 20, 25, 30)  # px
+EQUIVARIANCE = EquivarianceProtocol(
+    name="equivariance",
+    source="STELLAR section 5.1, experiment 1; the place of the crops, the references "
+    "and the relative change are our choice",
+    resize=256,
+    crop=224,
+    inference="window of crop + 30 px in the centre of the resized image; reference: "
+    "its upper left corner; shifted crop: 0, 5, ..., 30 px further right or down",
+    rule="tokens matched by optimal transport (eq. 8); ||S'[match] - S||_F / ||S||_F, "
+    "||L'[:, match] - L||_F / ||L||_F; other image: half the list away; moved back: "
+    "shift by one patch, the patches that both crops have",
+    averaging="over images, and over both directions",
+)
+STABILITY_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+STABILITY = StabilityProtocol(
+    name="stability",
+    source="STELLAR section 5.1, experiment 2; scales and aspect ratios are our choice",
+    features="auto",
+    pooling="mean over tokens",
+    resize=256,
+    crop=224,
+    inference="untransformed image: its centre square, crop / resize of the shorter "
+    "side, resized to crop; transformed: one random crop of that square per scale, "
+    "aspect ratio 3/4 to 4/3 as far as it fits, resized to crop",
+    rule="cosine distance of the features; scale: area of the random crop, 1 is the "
+    "whole square; crops drawn by seed and file name; other image: half the list away; "
+    "auto, and every model compared against: sparse where a model has latent queries, "
+    "else dense",
+    averaging="over images",
+)
+WHERE = WhereProtocol(
+    name="where",
+    source="our choice",
+    split="roles of tokens: decided on every other image, scored on the others, and "
+    "the reverse",
+    resize=256,
+    crop=224,
+    label_resolution="px of the crop; labels and the strongest token of each patch "
+    "resized nearest",
+    rule="foreground_iou: a token is foreground if most of the px it wins in the other "
+    "half of the images are; foreground_iou_oracle: the best set of tokens of each "
+    "image, an upper bound; token_overlap: IoU of each label that is no background "
+    "with its best token, one_to_one: with the tokens assigned at most once, best sum; "
+    "grid: as many equal rectangles as tokens; ignored px count nowhere",
+    averaging="over the labels of an image, then over images",
+)
+RANK = RankProtocol(
+    name="rank",
+    source="STELLAR figure 2 (c)",
+    features="sparse",
+    rule="one model per number of tokens; accuracy of the linear probe, FID of the "
+    "pretrained decoder",
+)
