@@ -11,7 +11,7 @@ from lightly_ext.evaluate.images import EvaluationImages, centre_crop, folder_im
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
-from stellar_plugin.protocols import KNN
+from stellar_plugin.protocols import EFFICIENCY, KNN
 from tests.lightly_ext.evaluate.small import write_images, write_model
 
 
@@ -36,6 +36,11 @@ class TestOptions:
     def test_num_workers(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
             make_session(tmp_path, "a", num_workers=-1)
+
+    def test_protocol__options_that_it_knows(self, tmp_path: Path) -> None:
+        session = make_session(tmp_path, "a", resize=40, crop=32)
+        assert session.protocol(KNN) == KNN.replace(resize=40, crop=32)
+        assert session.protocol(EFFICIENCY) == EFFICIENCY.replace(crop=32)
 
     def test_model_is_loaded_when_needed(self, tmp_path: Path) -> None:
         session = make_session(tmp_path, str(tmp_path / "gone"))
