@@ -29,10 +29,10 @@ from lightly_ext.loss import (
 )
 from lightly_ext.modules import STELLARProjectionHead, focal_bump
 from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.transforms import STELLARViews
 from stellar_plugin import Stellar
 from stellar_plugin.decoder import FourierPositionEncoding
 from tests import reference
+from tests.pretraining import reference_batch
 from tests.tokenizer_weights import reference_tokenizer
 
 # Suggested by who made the reference numbers.
@@ -169,7 +169,7 @@ def step_rows(path: Path, teacher: bool) -> Iterator[Row]:
     module = _pretraining(path, teacher)
     name = "step with teacher" if teacher else "step"
     expected = reference.load("train_teacher" if teacher else "train")
-    views, keep = _batch()
+    views, keep = reference_batch()
     terms, sparse = module.loss_terms(views, keep)
     for label, ours, theirs in _terms(terms):
         distance = _relative(ours, expected[f"loss.{theirs}"])
@@ -198,7 +198,7 @@ def momentum_rows(path: Path) -> Iterator[Row]:
     ours = module.teacher.state_dict()
     worst = _worst(_distance(value, theirs[name]) for name, value in ours.items())
     yield Row("teacher after one update, weights", worst, 1e-6)
-    terms, _ = module.loss_terms(*_batch())
+    terms, _ = module.loss_terms(*reference_batch())
     for label, ours, name in _terms(terms):
         distance = _relative(ours, expected[f"ema.then_loss.{name}"])
         yield Row(f"step after that, {label}", distance, LOSS, RELATIVE)
@@ -299,13 +299,6 @@ def _renamed_teacher(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]
     return reference.without_teacher(
         {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     )
-
-
-def _batch() -> tuple[STELLARViews, Tensor]:
-    data = reference.load("train")
-    names = ("image", "global_views", "local_views")
-    views = STELLARViews(*(reference.normalized(data[name]) for name in names))
-    return views, data["ids_keep"].view(3, 2, -1)
 
 
 def _terms(terms: STELLARLossTerms) -> Iterator[tuple[str, Tensor, str]]:

@@ -125,15 +125,16 @@ def load_reference(encoder: Any, heads: Any, state: dict[str, Tensor]) -> None:
         get(name).load_state_dict(reference.head_state(state, theirs))
 
 
-def reference_step(module: StellarPretraining) -> STELLARLossTerms:
+def reference_batch() -> tuple[STELLARViews, Tensor]:
+    """Views and the patches that masked ones keep."""
     data = reference.load("train")
-    views = STELLARViews(
-        *(
-            reference.normalized(data[name])
-            for name in ("image", "global_views", "local_views")
-        )
-    )
-    terms, _ = module.loss_terms(views, data["ids_keep"].view(3, 2, -1))
+    names = ("image", "global_views", "local_views")
+    normalized = (reference.normalized(data[name]) for name in names)
+    return STELLARViews(*normalized, data["image"]), data["ids_keep"].view(3, 2, -1)
+
+
+def reference_step(module: StellarPretraining) -> STELLARLossTerms:
+    terms, _ = module.loss_terms(*reference_batch())
     return terms
 
 

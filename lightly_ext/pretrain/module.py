@@ -203,7 +203,7 @@ class StellarPretraining(LightningModule):
 
         Args:
             views:
-                Normalised views.
+                Views as :class:`STELLARColorAugment` makes them.
             keep:
                 Patches that each masked view keeps, int64 with shape
                 (batch_size, num_views, num_kept).
@@ -360,7 +360,7 @@ class StellarPretraining(LightningModule):
         """What the reconstruction term compares, by the names of `STELLARLoss`."""
         if not self.criterion.uses_reconstruction:
             return {}
-        images = views.target * self.augment.std + self.augment.mean
+        images = views.images
         if self.model.target == "tokens":
             logits = self.model.predict_codes(target.lowrank, target.grid_size)
             return {"reconstruction": logits, "codes": self.model.target_codes(images)}

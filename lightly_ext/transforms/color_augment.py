@@ -35,7 +35,7 @@ _DEVICE_PIXELS = 512 * 224 * 224
 
 
 class STELLARViews(NamedTuple):
-    """Normalised views of a batch of images.
+    """Views of a batch of images, normalised but for the raw target images.
 
     Shapes: B images, V global views of S x S pixels, U local views of s x s pixels.
 
@@ -46,12 +46,16 @@ class STELLARViews(NamedTuple):
             Tensor with shape (B, V, 3, S, S), coloured; view 0 is the target's crop.
         local_views:
             Tensor with shape (B, U, 3, s, s), coloured, or None.
+        images:
+            Tensor with shape (B, 3, S, S), the target view as it is, in [0, 1]: what a
+            reconstruction is compared with.
 
     """
 
     target: Tensor
     global_views: Tensor
     local_views: Tensor | None
+    images: Tensor
 
 
 class STELLARColorAugment(nn.Module):
@@ -178,7 +182,7 @@ class STELLARColorAugment(nn.Module):
                 CPU generator to draw from; torch's default generator if None.
 
         Returns:
-            The target view, the coloured global views and the coloured local views.
+            The target view, normalised and raw, and the coloured views.
 
         Raises:
             ValueError: If views have another type or shape, or are smaller than half
@@ -192,8 +196,9 @@ class STELLARColorAugment(nn.Module):
             if local_views is not None:
                 self._check_views("local_views", local_views)
                 colored_local = self._augment(local_views, generator)
-            target = self.normalize(global_views[:, 0].float() / 255.0)
-        return STELLARViews(target, colored_global, colored_local)
+            images = global_views[:, 0].float() / 255.0
+            target = self.normalize(images)
+        return STELLARViews(target, colored_global, colored_local, images)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalises images without changing their colours.

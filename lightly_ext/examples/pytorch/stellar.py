@@ -101,8 +101,7 @@ def main(
             views = augment(global_views.to(device), local_views.to(device))
             keep = random_focal_mask(batch_size * num_views, (14, 14), device=device)
             sparse, cls, reconstruction = model(views, keep)
-            images = global_views[:, 0].to(device) / 255
-            loss = criterion(sparse, cls, reconstruction, images)
+            loss = criterion(sparse, cls, reconstruction, views.images)
             total_loss += loss.item()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 3.0)

@@ -134,6 +134,18 @@ class TestStellarPretraining:
         ]
         assert missing == []
 
+    def test_training_step__reconstructs_the_pixels_as_they_are(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, given = tiny(), {}
+        monkeypatch.setattr(module, "_log_training", Mock())
+        monkeypatch.setattr(
+            module.criterion, "terms", lambda **kwargs: given.update(kwargs) or Mock()
+        )
+        batch = next(iter(loader()))
+        module.training_step(batch, 0)
+        assert torch.equal(given["images"], batch[0][:, 0].float() / 255)
+
     def test_init__switched_off_terms_build_no_modules(self) -> None:
         module = tiny(loss={"reconstruction_weight": 0.0})
         assert module.model.decoder is None

@@ -28,6 +28,7 @@ def views_and_keep() -> tuple[STELLARViews, torch.Tensor]:
         torch.randn(2, 3, 32, 32, generator=generator),
         torch.randn(2, 2, 3, 32, 32, generator=generator),
         None,
+        torch.rand(2, 3, 32, 32, generator=generator),
     )
     return views, torch.arange(8).expand(2, 2, 8)
 
@@ -59,13 +60,9 @@ class TestTokenTarget:
             terms, _ = module.loss_terms(views, keep)
             result = module.model(views.target)
             logits = module.model.predict_codes(result.lowrank, result.grid_size)
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1)
-            for values in (module.model.mean, module.model.std)
-        )
         # 4 x 4 patches of 8 px, so 64 px for codes of 16 px.
         raw = torch.nn.functional.interpolate(
-            views.target * std + mean, size=(64, 64), mode="bicubic"
+            views.images, size=(64, 64), mode="bicubic"
         )
         codes = reference_tokenizer().encode(raw).flatten(1)
         expected = -logits.log_softmax(-1).gather(-1, codes[..., None]).mean()

@@ -35,6 +35,8 @@ class TestSTELLARColorAugment:
         result = STELLARColorAugment()(views, _views(size=8))
         expected = (views[:, 0] / 255.0 - MEAN) / STD
         torch.testing.assert_close(result.target, expected, atol=1e-6, rtol=0)
+        # The raw images are not computed back: they are the pixels, exactly.
+        assert torch.equal(result.images, views[:, 0].float() / 255)
 
     def test_forward__nothing_drawn_only_normalises(self) -> None:
         views, local_views = _views(), _views(views=5, size=8, seed=1)
