@@ -11,7 +11,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import load_frozen_model
+from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
 
 
@@ -25,24 +27,37 @@ def main(argv: Sequence[str]) -> None:
     task, options = argv[0], list(argv[1:])
     module_name, what = TASKS[task]
     function = getattr(_import(task, module_name), f"run_{task.replace('-', '_')}")
-    needs_session = "session" in inspect.signature(function).parameters
+    needs_model = "model" in inspect.signature(function).parameters
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
-    if needs_session:
-        parser.add_class_arguments(Session, fail_untyped=True)
     # `report` takes folders of results where the others take a model.
-    parser.add_function_arguments(
-        function, as_positional=not needs_session, skip={"session"}
-    )
-    options = _flags(_repeatable(options, function), (function, Session))
+    if needs_model:
+        parser.add_function_arguments(load_frozen_model, skip={"seed"})
+        parser.add_class_arguments(Devices)
+        parser.add_class_arguments(Results, skip={"devices"})
+        parser.add_function_arguments(function, skip={"model", "devices", "results"})
+    else:
+        parser.add_function_arguments(function, as_positional=True)
+    options = _flags(_repeatable(options, function), (function, load_frozen_model))
     values = vars(parser.parse_args(options))
     try:
-        if needs_session:
-            names = inspect.signature(Session).parameters
-            session = Session(**{k: values.pop(k) for k in names})
-            values["session"] = session
+        if needs_model:
+            values |= _begin(values)
         function(**values)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"stellar evaluate {task}: {error}")
+
+
+def _begin(values: dict[str, Any]) -> dict[str, Any]:
+    """Makes devices, results and model of their options, which are taken out."""
+
+    def take(function: Callable[..., Any]) -> dict[str, Any]:
+        names = inspect.signature(function).parameters
+        return {name: values.pop(name) for name in names if name in values}
+
+    devices = Devices(**take(Devices))
+    results = Results(devices, **take(Results))
+    model = load_frozen_model(**take(load_frozen_model), seed=devices.seed)
+    return {"model": model.to(devices.device), "devices": devices, "results": results}
 
 
 def _repeatable(options: list[str], function: Callable[..., Any]) -> list[str]:

@@ -10,10 +10,12 @@ import torch
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar, create_model
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
 
@@ -40,7 +42,9 @@ Times = dict[str, dict[int, Time]]
 
 
 def run_efficiency(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     batch_sizes: tuple[int, ...] = (4, 8, 16, 32, 64),
     memory_format: Literal["contiguous", "channels_last"] = "contiguous",
     max_seconds: float = 10.0,
@@ -48,8 +52,12 @@ def run_efficiency(
     """Times the parts of STELLAR on random images, without gradients.
 
     Args:
-        session:
-            Model, device, precision and folder of the run.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         batch_sizes:
             Numbers of images.
         memory_format:
@@ -62,32 +70,32 @@ def run_efficiency(
         ValueError: If an option is impossible, or the model is not STELLAR with its
             decoder.
     """
-    _check(session, batch_sizes, max_seconds)
-    model = _stellar(session)
+    _check(devices, batch_sizes, max_seconds)
     form = MEMORY_FORMATS[memory_format]
-    model = model.to(memory_format=form)
-    protocol = _protocol(session, batch_sizes, memory_format)
-    session.announce(protocol)
+    stellar = _stellar(model).to(memory_format=form)
+    protocol = _protocol(devices, results, batch_sizes, memory_format)
+    results.announce(model, protocol)
     side = protocol.crop
     times: Times = {}
     for batch_size in sorted(set(batch_sizes)):
-        images = torch.randn(batch_size, 3, side, side, device=session.fabric.device)
+        images = torch.randn(batch_size, 3, side, side, device=devices.device)
         images = images.contiguous(memory_format=form)
-        for name, part in model_parts(session, model, images, form).items():
-            time_part(session, times, name, part, batch_size, max_seconds)
-    result = session.result(
+        for name, part in model_parts(devices, stellar, images, form).items():
+            time_part(devices, times, name, part, batch_size, max_seconds)
+    result = results.result(
+        model,
         "efficiency",
         protocol.data,
         protocol,
         _scores(times),
-        num_tokens=model.encoder.num_queries,
+        num_tokens=stellar.encoder.num_queries,
     )
-    _write(session, result, times)
+    _write(devices, results, result, times)
     return result
 
 
 def time_part(
-    session: Session,
+    devices: Devices,
     times: Times,
     name: str,
     part: Part,
@@ -97,8 +105,8 @@ def time_part(
     """Times a part and adds it to `times`, or says why not.
 
     Args:
-        session:
-            Prints.
+        devices:
+            Where it runs.
         times:
             What smaller batches took: tells what to expect.
         name:
@@ -115,7 +123,7 @@ def time_part(
         last = max(known)
         expected = known[last].median / 1000 * batch_size / last
         if expected > max_seconds:
-            session.say(
+            devices.say(
                 f"{name} at batch {batch_size} is left out: it would take about "
                 f"{expected:.3g} s, more than max_seconds {max_seconds:g}."
             )
@@ -127,8 +135,8 @@ def time_part(
     known[batch_size] = Time(1000 * measured.median, iqr)
 
 
-def _check(session: Session, batch_sizes: Sequence[int], max_seconds: float) -> None:
-    if session.world_size > 1:
+def _check(devices: Devices, batch_sizes: Sequence[int], max_seconds: float) -> None:
+    if devices.world_size > 1:
         raise ValueError("Times are those of one device: leave --devices at 1.")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be 1 or more, got {list(batch_sizes)}.")
@@ -136,31 +144,32 @@ def _check(session: Session, batch_sizes: Sequence[int], max_seconds: float) -> 
         raise ValueError(f"max_seconds must be positive, got {max_seconds:g}.")
 
 
-def _stellar(session: Session) -> Stellar:
-    """The model of the session; times need no weights, so a timm name will do."""
-    if session.untrained and session.source.startswith(TIMM):
-        model = create_model(session.source.removeprefix(TIMM)).requires_grad_(False)
-        return model.eval().to(session.fabric.device)
-    model = session.load_stellar()
-    if model.decoder is None:
-        raise ValueError(f"'{session.source}' has no decoder that could be timed.")
-    return model
+def _stellar(model: FrozenModel) -> Stellar:
+    """The whole model; times need no weights, so a timm name will do."""
+    source = model.origin.source
+    if model.origin.untrained and source.startswith(TIMM):
+        stellar = create_model(source.removeprefix(TIMM)).requires_grad_(False)
+        return stellar.eval().to(model.mean.device)
+    stellar = load_stellar(model)
+    if stellar.decoder is None:
+        raise ValueError(f"'{source}' has no decoder that could be timed.")
+    return stellar
 
 
 def _protocol(
-    session: Session, batch_sizes: Sequence[int], memory_format: str
+    devices: Devices, results: Results, batch_sizes: Sequence[int], memory_format: str
 ) -> EfficiencyProtocol:
     """The card with the machine on it, so that two machines never share a column."""
-    device = session.fabric.device
+    device = devices.device
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
         machine = f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return EFFICIENCY.replace(
         data=machine,
-        crop=session.protocol(EFFICIENCY).crop,
+        crop=results.protocol(EFFICIENCY).crop,
         batch_sizes=tuple(sorted(set(batch_sizes))),
-        inference=f"without gradients, {session.precision}, {memory_format}",
+        inference=f"without gradients, {devices.precision}, {memory_format}",
     )
 
 
@@ -220,16 +229,16 @@ def _shown(time: Time | None) -> str:
     return f"{time.median:.4g} ({spread})"
 
 
-def _write(session: Session, result: Result, times: Times) -> None:
+def _write(devices: Devices, results: Results, result: Result, times: Times) -> None:
     """Prints the table and writes it beside the result, with a plot."""
-    folder = session.save(result)
+    folder = results.save(result)
     head, *rows = table_rows(times)
     table = Table(title=f"Median (IQR), {result.data}")
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
-    session.console.print(table)
+    devices.console.print(table)
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     (folder / "efficiency.md").write_text(f"Median (IQR), {result.data}\n\n{text}\n")

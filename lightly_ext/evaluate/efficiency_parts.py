@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.loss import match_tokens, sinkhorn_knopp
 from lightly_ext.modules import random_focal_mask
 from stellar_plugin import Stellar
@@ -21,7 +21,7 @@ Part = Callable[[], object]
 
 
 def model_parts(
-    session: Session,
+    devices: Devices,
     model: Stellar,
     images: Tensor,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -29,8 +29,8 @@ def model_parts(
     """The parts of Table 10 as functions without arguments, on random tensors.
 
     Args:
-        session:
-            Gives the precision.
+        devices:
+            Where it runs.
         model:
             The model, with its decoder.
         images:
@@ -40,7 +40,7 @@ def model_parts(
     """
     encode, decoder = model.encoder, model.decoder
     assert decoder is not None
-    with torch.no_grad(), session.fabric.autocast():
+    with torch.no_grad(), devices.fabric.autocast():
         result = encode(images)
         latent = result.lowrank
     views = images.repeat_interleave(VIEWS, dim=0).contiguous(
@@ -54,9 +54,9 @@ def model_parts(
         return encode(views, keep).sparse
 
     return {
-        "encoder": _quiet(session, lambda: encode(images).lowrank),
-        "decoder": _quiet(session, lambda: decoder(latent, result.grid_size)),
-        "masked_views": _quiet(session, masked_views),
+        "encoder": _quiet(devices, lambda: encode(images).lowrank),
+        "decoder": _quiet(devices, lambda: decoder(latent, result.grid_size)),
+        "masked_views": _quiet(devices, masked_views),
         **_token_parts(result.sparse),
     }
 
@@ -104,11 +104,11 @@ def hungarian_match(predictions: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(matched).view(cost.shape[:-1]).to(cost.device)
 
 
-def _quiet(session: Session, part: Callable[[], Tensor]) -> Part:
-    """The part without gradients, in the precision of the session."""
+def _quiet(devices: Devices, part: Callable[[], Tensor]) -> Part:
+    """The part without gradients, in the precision of the devices."""
 
     def run() -> Tensor:
-        with torch.no_grad(), session.fabric.autocast():
+        with torch.no_grad(), devices.fabric.autocast():
             return part()
 
     return run

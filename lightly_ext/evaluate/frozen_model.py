@@ -14,9 +14,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
+from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     create_encoder,
     load_encoder_weights,
+    model_config,
     read_checkpoint,
     untrained_encoder,
 )
@@ -53,6 +55,8 @@ class Origin:
         mean: Per-channel mean of the images, of [0, 1] intensities.
         std: Per-channel standard deviation of the images.
         interpolation: How images are resized, "bicubic" or "bilinear".
+        name: Name in tables.
+        seed: Seed of random weights, None for a model that is trained.
     """
 
     source: str
@@ -61,6 +65,18 @@ class Origin:
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     interpolation: str = "bicubic"
+    name: str = ""
+    seed: int | None = None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are random."""
+        return self.seed is not None
+
+    @property
+    def label(self) -> str:
+        """What the user named, and whether the weights are random."""
+        return f"{self.source} (untrained)" if self.untrained else self.source
 
 
 class FrozenModel(nn.Module):
@@ -126,7 +142,7 @@ class FrozenModel(nn.Module):
         """
         if self.origin.method not in FEATURE_OF_METHOD:
             raise ValueError(
-                f"'{self.origin.source}' does not tell which method trained it (read "
+                f"'{self.origin.label}' does not tell which method trained it (read "
                 f"as {self.origin.method}), so features 'auto' are not known: name one "
                 f"of {', '.join(FEATURES)}."
             )
@@ -151,7 +167,7 @@ class FrozenModel(nn.Module):
             )
         if feature in ("sparse", "lowrank") and not self.num_queries:
             raise ValueError(
-                f"'{self.origin.source}' has no latent queries, so no {feature} "
+                f"'{self.origin.label}' has no latent queries, so no {feature} "
                 "features: name dense or cls."
             )
         return feature
@@ -163,19 +179,24 @@ class FrozenModel(nn.Module):
 
 
 def load_frozen_model(
-    source: str, weights: str | None = None, untrained: bool = False, seed: int = 0
+    model: str,
+    weights: str | None = None,
+    untrained: bool = False,
+    name: str | None = None,
+    seed: int = 0,
 ) -> FrozenModel:
     """Loads any encoder.
 
     Args:
-        source:
-            What `stellar_plugin.checkpoints.read_checkpoint` reads, "timm:NAME" of any
-            timm model, ViT or not, or "patches" or "patches:SIZE" for no model at all,
-            only patches of 16 px or SIZE.
+        model:
+            What to evaluate: file, folder, "stellar-b16", hub repository or "timm:NAME"
+            (ViT or not), of any layout that is read; "patches" is no model at all.
         weights:
-            File with the weights of the timm model, instead of timm's own.
+            Weight file of a timm model, instead of timm's own weights.
         untrained:
-            Whether to draw random weights for the architecture of `source`.
+            Evaluate the same architecture with random weights, drawn by the seed.
+        name:
+            Name of the model in tables. None makes one of `model`.
         seed:
             Decides on random weights.
 
@@ -183,30 +204,70 @@ def load_frozen_model(
         FileNotFoundError: If there are no weights.
         ValueError: If weights and model do not fit, or timm has no such model.
     """
-    name = source.removeprefix(TIMM) if source.startswith(TIMM) else None
-    if weights is not None and (name is None or untrained):
+    timm_name = model.removeprefix(TIMM) if model.startswith(TIMM) else None
+    if weights is not None and (timm_name is None or untrained):
         raise ValueError(
             f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
-            f"model is '{source}'; name the file as the model itself."
+            f"model is '{model}'; name the file as the model itself."
         )
-    if source.partition(":")[0] == PATCHES and not Path(source).exists():
-        return _of_patches(source)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if name is None:
-            model = _of_checkpoint(source, untrained)
-        elif isinstance(_on_meta(name), VisionTransformer):
-            model = _of_timm_vit(name, weights, untrained)
+        if model.partition(":")[0] == PATCHES and not Path(model).exists():
+            loaded = _of_patches(model)
+        elif timm_name is None:
+            loaded = _of_checkpoint(model, untrained)
+        elif isinstance(_on_meta(timm_name), VisionTransformer):
+            loaded = _of_timm_vit(timm_name, weights, untrained)
         else:
-            model = _of_timm(name, weights, untrained)
+            loaded = _of_timm(timm_name, weights, untrained)
+    name = name or short_name(weights or model)
     if untrained:
-        origin = replace(
-            model.origin,
-            source=f"{model.origin.source} (untrained)",
-            sha256=f"random weights of seed {seed}",
+        name = f"{name} (untrained)"
+        if loaded.origin.method != RAW_PATCHES:
+            digest = f"random weights of seed {seed}"
+            loaded.origin = replace(loaded.origin, sha256=digest, seed=seed)
+    loaded.origin = replace(loaded.origin, name=name)
+    return loaded
+
+
+def load_like(model: FrozenModel, source: str) -> FrozenModel:
+    """Loads another encoder beside one: on its device, random if that one is.
+
+    Args:
+        model:
+            The one.
+        source:
+            As `model` of `load_frozen_model`.
+    """
+    untrained, seed = model.origin.untrained, model.origin.seed or 0
+    other = load_frozen_model(source, untrained=untrained, seed=seed)
+    return other.to(model.mean.device)
+
+
+def load_stellar(model: FrozenModel) -> Stellar:
+    """The whole STELLAR model with decoder, on the device, without gradients.
+
+    Args:
+        model:
+            Its encoder, whose weights it has.
+
+    Raises:
+        ValueError: If the model is not STELLAR.
+    """
+    origin = model.origin
+    if origin.method != "STELLAR":
+        raise ValueError(
+            f"This needs a STELLAR model with its decoder, '{origin.source}' is "
+            f"{origin.method}."
         )
-        model.origin = origin
-    return model
+    if origin.seed is None:
+        stellar = Stellar.from_pretrained(origin.source)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(origin.seed)  # as in load_frozen_model
+            config = model_config(read_checkpoint(origin.source))
+            stellar = Stellar(**config).eval()
+    return stellar.requires_grad_(False).to(model.mean.device)
 
 
 def select_tokens(result: Factorization, feature: str) -> Tensor:
@@ -336,6 +397,16 @@ def _on_meta(name: str) -> nn.Module:
         raise ValueError(f"timm knows no model '{name}'; timm.list_models() has all.")
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0)
+
+
+def short_name(source: str) -> str:
+    """Short: "my_run" of "runs/my_run/model", "mae" of "x/mae.pth"."""
+    path = Path(source)
+    parts = [p for p in path.parts if p not in ("model", "checkpoint", "checkpoints")]
+    name = parts[-1] if parts else source
+    if path.suffix in (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin"):
+        name = name.removesuffix(path.suffix)
+    return name
 
 
 def _sha256(path: Path, model: nn.Module) -> str:

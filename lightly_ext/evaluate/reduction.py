@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import say_unreadable
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
-from lightly_ext.evaluate.session import Session
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -49,23 +49,23 @@ class ImageMeans(Generic[Name]):
         sums = (values.sum(), values.square().sum(), torch.ones_like(values).sum())
         self._sums[name] += torch.stack(sums).cpu()
 
-    def reduce(self, session: Session) -> dict[Name, Mean]:
+    def reduce(self, devices: Devices) -> dict[Name, Mean]:
         """Means over the images of all processes, the same in each process.
 
         Raises:
             RuntimeError: If no image has one of the numbers, or it is not finite.
         """
-        total = reduce_sum(session, torch.stack(list(self._sums.values())))
+        total = reduce_sum(devices, torch.stack(list(self._sums.values())))
         return {
             name: _mean(name, *numbers)
             for name, numbers in zip(self._sums, total.tolist(), strict=True)
         }
 
 
-def reduce_sum(session: Session, values: Tensor) -> Tensor:
+def reduce_sum(devices: Devices, values: Tensor) -> Tensor:
     """Sum over processes, on the CPU."""
-    values = values.to(session.fabric.device)
-    total = session.fabric.all_reduce(values, reduce_op="sum")
+    values = values.to(devices.device)
+    total = devices.fabric.all_reduce(values, reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu()
 
@@ -80,7 +80,7 @@ def require_pairs(files: ImageFiles) -> None:
         raise ValueError(f"'{files.root}' has one image; another one is its reference.")
 
 
-def pair_loader(session: Session, images: EvaluationImages) -> DataLoader[Sample]:
+def pair_loader(devices: Devices, images: EvaluationImages) -> DataLoader[Sample]:
     """Loads the images of this process in pairs: each beside another as its reference.
 
     The other one is half the list away: where images are sorted by class, of another
@@ -89,10 +89,10 @@ def pair_loader(session: Session, images: EvaluationImages) -> DataLoader[Sample
     half = len(images) // 2
     pairs = [[i, half + i] for i in range(half)]
     pairs += [[2 * half]] if len(images) % 2 else []
-    mine = pairs[session.rank :: session.world_size]
+    mine = pairs[devices.rank :: devices.world_size]
     # An even size, so that no pair is torn apart.
-    size = max(2, session.batch_size // 2 * 2)
-    return session.loader(images, [i for pair in mine for i in pair], size)
+    size = max(2, devices.batch_size // 2 * 2)
+    return devices.loader(images, [i for pair in mine for i in pair], size)
 
 
 def partners(readable: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,13 +111,13 @@ def partners(readable: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def count_unreadable(
-    session: Session, files: ImageFiles, numbers: Iterable[int]
+    devices: Devices, files: ImageFiles, numbers: Iterable[int]
 ) -> int:
     """Counts the images that could not be read, and says which.
 
     Args:
-        session:
-            The run.
+        devices:
+            Where it runs.
         files:
             All images.
         numbers:
@@ -131,8 +131,8 @@ def count_unreadable(
     """
     found = torch.zeros(len(files))
     found[list(numbers)] = 1
-    unreadable = reduce_sum(session, found).nonzero().flatten().tolist()
-    say_unreadable(session, files, unreadable)
+    unreadable = reduce_sum(devices, found).nonzero().flatten().tolist()
+    say_unreadable(devices, files, unreadable)
     return len(unreadable)
 
 

@@ -13,16 +13,19 @@ from pytorch_lightning.loggers import CSVLogger
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
-    score,
 )
 from lightly_ext.evaluate.classification.split import Split, split_set
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import FINETUNE, AugmentedClassifierProtocol
 
 
 def run_finetune(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     features: str = "auto",
     epochs: int | None = None,
@@ -36,8 +39,12 @@ def run_finetune(
     last epoch are tested.
 
     Args:
-        session:
-            Gives the model to start from.
+        model:
+            What to start from.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
             class, or the name of a data set.
@@ -64,34 +71,34 @@ def run_finetune(
     given: dict[str, Any] = {"epochs": epochs}
     given["lrs"] = None if lr is None else (lr,)
     given["batch_sizes"] = None if train_batch_size is None else (train_batch_size,)
-    protocol = session.protocol(
+    protocol = results.protocol(
         FINETUNE, features=features, **{k: v for k, v in given.items() if v is not None}
     )
-    _check_options(session, protocol)
-    split = split_set(session, data)
+    _check_options(devices, protocol)
+    split = split_set(devices, data, results.limit)
     _check_images(protocol, split)
     protocol = protocol.replace(
         data=split.data.name, train_scale=split.data.train_scale
     )
-    feature = session.model.resolve_feature(features)
-    session.announce(protocol)
-    module = FineTuning(session.model, feature, protocol, session, split).train()
+    feature = model.resolve_feature(features)
+    results.announce(model, protocol)
+    module = FineTuning(model, feature, protocol, devices, split).train()
     name = split.data.name
-    folder = session.folder(session.result("finetune", name, protocol, {}))
-    _fit(session, module, protocol, folder, resume)
-    return _tested(session, module, protocol, feature)
+    folder = results.folder(results.result(model, "finetune", name, protocol, {}))
+    _fit(devices, module, protocol, folder, resume)
+    return _tested(model, results, module)
 
 
-def _check_options(session: Session, protocol: AugmentedClassifierProtocol) -> None:
+def _check_options(devices: Devices, protocol: AugmentedClassifierProtocol) -> None:
     (lr,), (batch_size,) = protocol.lrs, protocol.batch_sizes
     if protocol.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive, got {lr}.")
-    if batch_size < 1 or batch_size % session.world_size:
+    if batch_size < 1 or batch_size % devices.world_size:
         raise ValueError(
             f"train_batch_size must be positive and a multiple of the "
-            f"{session.world_size} device(s), got {batch_size}."
+            f"{devices.world_size} device(s), got {batch_size}."
         )
 
 
@@ -105,28 +112,28 @@ def _check_images(protocol: AugmentedClassifierProtocol, split: Split) -> None:
 
 
 def _fit(
-    session: Session,
+    devices: Devices,
     module: FineTuning,
     protocol: AugmentedClassifierProtocol,
     folder: Path,
     resume: bool,
 ) -> None:
     (batch_size,) = protocol.batch_sizes
-    at_once = images_at_once(session, batch_size)
-    accumulate = batch_size // session.world_size // at_once
-    session.say(
-        f"A batch of {batch_size}: {at_once} images at once on {session.world_size} "
+    at_once = images_at_once(devices, batch_size)
+    accumulate = batch_size // devices.world_size // at_once
+    devices.say(
+        f"A batch of {batch_size}: {at_once} images at once on {devices.world_size} "
         f"device(s), gradients of {accumulate} accumulated."
     )
     steps = len(module.train_dataloader()) // accumulate
-    device = session.fabric.device.type
-    several = session.world_size > 1
+    device = devices.device.type
+    several = devices.world_size > 1
     path = folder / "checkpoints" / "last.ckpt"
     trainer = Trainer(
         accelerator=device,
-        devices=session.world_size,
+        devices=devices.world_size,
         strategy="ddp" if several else "auto",
-        precision=session.precision,
+        precision=devices.precision,
         sync_batchnorm=several and device == "cuda",
         max_epochs=protocol.epochs,
         accumulate_grad_batches=accumulate,
@@ -142,28 +149,24 @@ def _fit(
     )
     continued = resume and path.exists()
     if continued:
-        session.say(f"Continues from '{path}'.")
+        devices.say(f"Continues from '{path}'.")
     trainer.fit(module, ckpt_path=path if continued else None, weights_only=True)
-    module.to(session.fabric.device)  # Lightning leaves it on the CPU
+    module.to(devices.device)  # Lightning leaves it on the CPU
 
 
-def _tested(
-    session: Session,
-    module: FineTuning,
-    protocol: AugmentedClassifierProtocol,
-    feature: str,
-) -> Result:
+def _tested(model: FrozenModel, results: Results, module: FineTuning) -> Result:
     """Scores the trained network and stores the result."""
     data, split = module.split.data, module.split
     held_out = data.train[split.held_out.tolist()]
-    watched, held_out_unreadable = score(session, module, held_out, protocol)
-    scores, test_unreadable = score(session, module, data.test, protocol)
-    result = session.result(
+    watched, held_out_unreadable = module.score(held_out)
+    scores, test_unreadable = module.score(data.test)
+    result = results.result(
+        model,
         "finetune",
         data.name,
-        protocol,
+        module.protocol,
         {**scores, "num_test": len(data.test) - test_unreadable},
-        feature=feature,
+        feature=module.feature,
         num_train=len(split.kept),
         num_held_out=len(held_out) - held_out_unreadable,
         held_out_accuracy=watched["accuracy"],
@@ -173,5 +176,5 @@ def _tested(
             "test": test_unreadable,
         },
     )
-    session.save(result)
+    results.save(result)
     return result

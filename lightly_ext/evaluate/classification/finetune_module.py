@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lightly_ext.evaluate.classification.probe_data import check_unreadable
 from lightly_ext.evaluate.classification.split import Split, accuracies
 from lightly_ext.evaluate.classification.train_views import EpochSampler, TrainViews
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, pool
 from lightly_ext.evaluate.images import (
     EvaluationImages,
@@ -25,12 +26,8 @@ from lightly_ext.evaluate.images import (
     centre_crop,
     train_crop,
 )
-from lightly_ext.evaluate.session import Session
-from stellar_plugin.protocols import (
-    FINETUNE_WARMUP,
-    AugmentedClassifierProtocol,
-    CropProtocol,
-)
+from lightly_ext.evaluate.reduction import reduce_sum
+from stellar_plugin.protocols import FINETUNE_WARMUP, AugmentedClassifierProtocol
 
 
 class FineTuning(LightningModule):
@@ -47,8 +44,8 @@ class FineTuning(LightningModule):
             One of `FEATURES`.
         protocol:
             Says optimiser and sizes.
-        session:
-            Gives processes and seed.
+        devices:
+            Where it runs.
         split:
             Images to train on, and to watch after every epoch.
         num_unreadable:
@@ -63,21 +60,22 @@ class FineTuning(LightningModule):
         model: FrozenModel,
         feature: str,
         protocol: AugmentedClassifierProtocol,
-        session: Session,
+        devices: Devices,
         split: Split,
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
         self.register_buffer("mean", model.mean.clone(), persistent=False)
         self.register_buffer("std", model.std.clone(), persistent=False)
+        self._interpolation = model.origin.interpolation
         self.feature = feature
         self.protocol = protocol
-        self.session = session
+        self.devices = devices
         self.split = split
         self.num_unreadable = 0
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(session.seed)
+            torch.random.default_generator.manual_seed(devices.seed)
             linear = nn.Linear(dim, split.num_classes)
         self.head = nn.Sequential(nn.LayerNorm(dim), linear)
         self._files = split.data.train[split.kept.tolist()]
@@ -100,20 +98,20 @@ class FineTuning(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Loads random crops, in shares that together make the protocol's batches."""
-        session, protocol = self.session, self.protocol
-        crop = train_crop(protocol, session.model.origin.interpolation)
-        images = TrainViews(self._files, crop, session.seed)
+        devices, protocol = self.devices, self.protocol
+        crop = train_crop(protocol, self._interpolation)
+        images = TrainViews(self._files, crop, devices.seed)
         sampler = EpochSampler(
-            images, protocol.batch_sizes[0], session.rank, session.world_size
+            images, protocol.batch_sizes[0], devices.rank, devices.world_size
         )
         # Lightning starts the first loader of a continued run before it sets the epoch.
         sampler.set_epoch(self.current_epoch)
         return DataLoader(
             images,
-            batch_size=images_at_once(session, protocol.batch_sizes[0]),
+            batch_size=images_at_once(devices, protocol.batch_sizes[0]),
             sampler=sampler,
-            num_workers=session.num_workers,
-            pin_memory=session.fabric.device.type == "cuda",
+            num_workers=devices.num_workers,
+            pin_memory=devices.device.type == "cuda",
             drop_last=True,
         )
 
@@ -144,7 +142,7 @@ class FineTuning(LightningModule):
         Raises:
             RuntimeError: If it is not.
         """
-        if self._reduced(self._finite) < self.session.world_size:
+        if self._reduced(self._finite) < self.devices.world_size:
             raise RuntimeError(
                 f"The loss is not finite in epoch {self.current_epoch + 1}, step "
                 f"{self.global_step + 1}. Lower --lr or, with 16-mixed, use "
@@ -160,9 +158,37 @@ class FineTuning(LightningModule):
         self.num_unreadable = int(self._reduced(self._unreadable))
         check_unreadable(self.num_unreadable, self._files)
         files = self.split.data.train[self.split.held_out.tolist()]
-        scores = score(self.session, self, files, self.protocol)[0]
+        scores = self.score(files)[0]
         self.log("held_out_accuracy", scores["accuracy"], prog_bar=True)
         self.log("unreadable", float(self.num_unreadable))
+
+    def score(self, files: ImageFiles) -> tuple[dict[str, float], int]:
+        """Scores the classifier on centre crops; every image counts exactly once.
+
+        Returns:
+            Scores, and the number of unreadable images.
+        """
+        devices = self.devices
+        crop = centre_crop(self.protocol, self._interpolation)
+        metrics = accuracies(self.split.num_classes).to(devices.device)
+        labels, num_unreadable = files.label_tensor, torch.tensor(0)
+        if devices.world_size > 1:
+            for buffer in self.buffers():  # of batch norm, where each has its own
+                torch.distributed.broadcast(buffer, src=0)
+        self.eval()
+        with torch.no_grad(), devices.fabric.autocast():
+            for batch in devices.loader(EvaluationImages(files, crop)):
+                readable = batch.readable
+                num_unreadable += (~readable).sum()
+                if readable.any():
+                    known = labels[batch.number[readable]].to(self.device)
+                    logits = self(devices.fabric.to_device(batch.image[readable]))
+                    metrics.update(logits.float(), known)
+        self.train()
+        total = int(reduce_sum(devices, num_unreadable))
+        check_unreadable(total, files)
+        scores = {name: float(value) for name, value in metrics.compute().items()}
+        return scores, total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate for each step."""
@@ -203,47 +229,15 @@ class FineTuning(LightningModule):
         return total
 
 
-def images_at_once(session: Session, batch_size: int) -> int:
+def images_at_once(devices: Devices, batch_size: int) -> int:
     """Images that a device computes at once.
 
-    The most that fit `session.batch_size` and make up batches of `batch_size` images
+    The most that fit `devices.batch_size` and make up batches of `batch_size` images
     over all devices, by accumulating gradients.
     """
-    per_device = batch_size // session.world_size
-    fitting = range(1, min(per_device, session.batch_size) + 1)
+    per_device = batch_size // devices.world_size
+    fitting = range(1, min(per_device, devices.batch_size) + 1)
     return max(n for n in fitting if per_device % n == 0)
-
-
-def score(
-    session: Session, module: FineTuning, files: ImageFiles, protocol: CropProtocol
-) -> tuple[dict[str, float], int]:
-    """Scores a classifier on centre crops; every image counts exactly once.
-
-    Returns:
-        Scores, and the number of unreadable images.
-    """
-    crop = centre_crop(protocol, session.model.origin.interpolation)
-    metrics = accuracies(module.split.num_classes).to(session.fabric.device)
-    labels, num_unreadable = files.label_tensor, torch.tensor(0)
-    if session.world_size > 1:
-        for buffer in module.buffers():  # of batch norm, where each has its own
-            torch.distributed.broadcast(buffer, src=0)
-    module.eval()
-    with torch.no_grad(), session.fabric.autocast():
-        for batch in session.loader(EvaluationImages(files, crop)):
-            readable = batch.readable
-            num_unreadable += (~readable).sum()
-            if readable.any():
-                known = labels[batch.number[readable]].to(module.device)
-                logits = module(session.fabric.to_device(batch.image[readable]))
-                metrics.update(logits.float(), known)
-    module.train()
-    total: Any = session.fabric.all_reduce(
-        num_unreadable.to(session.fabric.device), reduce_op="sum"
-    )
-    check_unreadable(int(total), files)
-    scores = {name: float(value) for name, value in metrics.compute().items()}
-    return scores, int(total)
 
 
 def _unfreeze(

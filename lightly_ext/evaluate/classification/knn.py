@@ -7,15 +7,19 @@ from typing import Any
 import torch
 
 from lightly_ext.evaluate.datasets import find_classification_set
-from lightly_ext.evaluate.features import pooled_features
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import POOLED, FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from lightly_ext.metrics import Voters, check_knn_options
 from stellar_plugin.protocols import KNN, NEIGHBOURS, VOTE_TEMPERATURE
 
 
 def run_knn(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     features: str = "auto",
     neighbours: int = NEIGHBOURS,
@@ -24,8 +28,12 @@ def run_knn(
     """Accuracy of k nearest neighbours: nothing is trained.
 
     Args:
-        session:
-            Gives the model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
             class; or the NAME of a known set in data/NAME, or NAME:FOLDER: imagenet,
@@ -46,44 +54,49 @@ def run_knn(
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
     found = find_classification_set(data)
-    train, test = (p.limited(session.limit) for p in (found.train, found.test))
+    train, test = (p.limited(results.limit) for p in (found.train, found.test))
     check_knn_options(neighbours, temperature, len(train))
-    protocol = session.protocol(
+    protocol = results.protocol(
         KNN,
         data=found.name,
         features=features,
         neighbours=neighbours,
         temperature=temperature,
     )
-    feature = session.model.resolve_feature(features)
-    session.say(
+    feature = model.resolve_feature(features)
+    devices.say(
         f"{found.name}: {len(train)} training images, {len(test)} test images, "
         f"{len(train.classes)} classes; {feature} features."
     )
-    session.announce(protocol)
-    bank, bank_labels, lost_train = pooled_features(session, train, protocol, feature)
-    queries, labels, lost_test = pooled_features(session, test, protocol, feature)
+    results.announce(model, protocol)
+    cache = FeatureCache(model, devices, results.cache)
+    voting = cache.pooled(train, protocol, feature)
+    asked = cache.pooled(test, protocol, feature)
+    bank, queries = voting.rows(POOLED), asked.rows(POOLED)
+    bank_labels = train.label_tensor[voting.readable]
+    labels = test.label_tensor[asked.readable]
     if not (bank.isfinite().all() and queries.isfinite().all()):
         raise RuntimeError(
-            f"Features of '{session.name}' are not finite at precision "
-            f"{session.precision}: use --precision 32-true."
+            f"Features of '{model.origin.name}' are not finite at precision "
+            f"{devices.precision}: use --precision 32-true."
         )
-    device = session.fabric.device
+    device = devices.device
     voters = Voters(bank.to(device), bank_labels.to(device), neighbours, temperature)
     # Every process cuts the same blocks: others would round differently.
-    share = voters.blocks(queries, labels)[session.rank :: session.world_size]
+    share = voters.blocks(queries, labels)[devices.rank :: devices.world_size]
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for block in session.progress(share, "neighbours", len(share)):
+    for block in devices.progress(share, "neighbours", len(share)):
         correct += voters.num_correct(*block)
-    total: Any = session.fabric.all_reduce(correct, reduce_op="sum")
-    result = session.result(
+    total: Any = devices.fabric.all_reduce(correct, reduce_op="sum")
+    result = results.result(
+        model,
         "knn",
         found.name,
         protocol,
         {"accuracy": int(total) / len(labels), "num_test": len(labels)},
         feature=feature,
         num_train=len(bank),
-        unreadable={"train": lost_train, "test": lost_test},
+        unreadable={"train": voting.num_unreadable, "test": asked.num_unreadable},
     )
-    session.save(result)
+    results.save(result)
     return result

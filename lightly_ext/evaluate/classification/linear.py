@@ -20,8 +20,11 @@ from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHe
 from lightly_ext.evaluate.classification.probe_training import ProbeTraining
 from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
 from lightly_ext.evaluate.classification.train_views import epoch_order
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import (
     LINEAR,
     LINEAR_PAPER,
@@ -33,7 +36,9 @@ P = TypeVar("P", bound=ClassifierProtocol)
 
 
 def run_linear(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     features: str = "auto",
     epochs: int | None = None,
@@ -47,8 +52,12 @@ def run_linear(
     heads the one with the smaller batch size, then with the lower learning rate.
 
     Args:
-        session:
-            Gives the model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
             class, or the name of a data set.
@@ -71,19 +80,23 @@ def run_linear(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    run = _prepare(session, LINEAR, data, features, epochs, lrs, batch_sizes)
-    train = cached_rows(session, run.split.data.train, run.protocol, run.feature)
+    run = _prepare(
+        model, devices, results, LINEAR, data, features, epochs, lrs, batch_sizes
+    )
+    train = cached_rows(run.cache, run.split.data.train, run.protocol, run.feature)
     rows = train.among(run.split.kept)
 
     def blocks(epoch: int) -> Iterable[Block]:
-        order = epoch_order(len(rows), session.seed, epoch)
+        order = epoch_order(len(rows), devices.seed, epoch)
         return rows.blocks(run.block, order)
 
     return _probe(run, blocks, train.among(run.split.held_out))
 
 
 def run_linear_paper(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     features: str = "auto",
     epochs: int | None = None,
@@ -96,8 +109,12 @@ def run_linear_paper(
     are centre crops.
 
     Args:
-        session:
-            Gives the model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
             class, or the name of a data set.
@@ -120,16 +137,17 @@ def run_linear_paper(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    run = _prepare(session, LINEAR_PAPER, data, features, epochs, lrs, batch_sizes)
+    run = _prepare(
+        model, devices, results, LINEAR_PAPER, data, features, epochs, lrs, batch_sizes
+    )
     files = run.split.data.train
     held_out = files[run.split.held_out.tolist()]
-    views = ViewFeatures(
-        session, files[run.split.kept.tolist()], run.protocol, run.feature
-    )
+    kept = files[run.split.kept.tolist()]
+    views = ViewFeatures(model, devices, kept, run.protocol, run.feature)
     return _probe(
         run,
         lambda epoch: views.blocks(epoch, run.block),
-        cached_rows(session, held_out, run.protocol, run.feature),
+        cached_rows(run.cache, held_out, run.protocol, run.feature),
     )
 
 
@@ -138,18 +156,27 @@ class _Run(Generic[P]):
     """A probe that is ready to start.
 
     Attributes:
-        session: Of the run.
+        model: What is evaluated.
+        devices: Where it runs.
+        results: Where results are kept.
         protocol: As it is run.
         split: The images.
         feature: What the heads read, never "auto".
         grid: Options of the heads, by batch size, then by learning rate.
     """
 
-    session: Session
+    model: FrozenModel
+    devices: Devices
+    results: Results
     protocol: P
     split: Split
     feature: str
     grid: list[HeadOptions]
+
+    @property
+    def cache(self) -> FeatureCache:
+        """Features of the images."""
+        return FeatureCache(self.model, self.devices, self.results.cache)
 
     @property
     def block(self) -> int:
@@ -159,15 +186,21 @@ class _Run(Generic[P]):
 
     def result(self, scores: dict[str, Any], **provenance: Any) -> Result:
         """The result of the run."""
-        name = self.split.data.name
-        provenance = {"feature": self.feature, **provenance}
-        return self.session.result(
-            self.protocol.name, name, self.protocol, scores, **provenance
+        return self.results.result(
+            self.model,
+            self.protocol.name,
+            self.split.data.name,
+            self.protocol,
+            scores,
+            feature=self.feature,
+            **provenance,
         )
 
 
 def _prepare(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     protocol: P,
     data: str,
     features: str,
@@ -178,17 +211,17 @@ def _prepare(
     """Finds out everything that can go wrong before the work starts."""
     options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
     given = {k: _sorted(v) for k, v in options.items() if v is not None}
-    protocol = session.protocol(protocol, features=features, **given)
+    protocol = results.protocol(protocol, features=features, **given)
     _check_options(protocol)
-    split = split_set(session, data)
+    split = split_set(devices, data, results.limit)
     of_set: dict[str, Any] = {"data": split.data.name}
     if isinstance(protocol, RandomCropProtocol):
         of_set["train_scale"] = split.data.train_scale
     protocol = protocol.replace(**of_set)
-    grid = _grid(session, protocol, len(split.kept))
-    feature = session.model.resolve_feature(features)
-    session.announce(protocol)
-    return _Run(session, protocol, split, feature, grid)
+    grid = _grid(devices, protocol, len(split.kept))
+    feature = model.resolve_feature(features)
+    results.announce(model, protocol)
+    return _Run(model, devices, results, protocol, split, feature, grid)
 
 
 def _sorted(value: Any) -> Any:
@@ -212,7 +245,7 @@ def _check_options(protocol: ClassifierProtocol) -> None:
 
 
 def _grid(
-    session: Session, protocol: ClassifierProtocol, num_images: int
+    devices: Devices, protocol: ClassifierProtocol, num_images: int
 ) -> list[HeadOptions]:
     """The heads whose batches the training set can fill."""
     too_large = [size for size in protocol.batch_sizes if size > num_images]
@@ -223,7 +256,7 @@ def _grid(
             "images to train on: give smaller --batch_sizes."
         )
     if too_large:
-        session.say(
+        devices.say(
             f"Left out: batch sizes {', '.join(map(str, too_large))}, more than the "
             f"{num_images} images to train on."
         )
@@ -234,34 +267,35 @@ def _probe(
     run: _Run[P], blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
 ) -> Result:
     """Trains the grid, chooses a head and tests it."""
-    session, protocol = run.session, run.protocol
+    devices, protocol = run.devices, run.protocol
     if not len(held_out):
         raise ValueError("None of the held-out images is readable: repair them.")
-    test = cached_rows(session, run.split.data.test, protocol, run.feature)
+    test = cached_rows(run.cache, run.split.data.test, protocol, run.feature)
     heads = ProbeHeads(
         run.grid,
         held_out.dim,
         run.split.num_classes,
         protocol.weight_decay,
         protocol.clip,
-        session.seed,
-        range(session.rank, len(run.grid), session.world_size),
-        session.fabric.device,
+        devices.seed,
+        range(devices.rank, len(run.grid), devices.world_size),
+        devices.device,
     )
     identity = {
         "images": run.split.data.train.fingerprint,
         "feature": run.feature,
-        "precision": session.precision,
+        "precision": devices.precision,
         "grid": run.grid,
     }
-    training = ProbeTraining(session, heads, session.folder(run.result({})), identity)
+    folder = run.results.folder(run.result({}))
+    training = ProbeTraining(devices, heads, folder, identity)
     num_blocks = math.ceil(len(run.split.kept) / run.block)
     history = training.run(blocks, num_blocks, held_out, protocol.epochs)
     held_out_accuracies = history[-1]["held_out"]
     # The first of equal ones.
     best = held_out_accuracies.index(max(held_out_accuracies))
     result = run.result(
-        _test(session, heads, best, test),
+        _test(devices, heads, best, test),
         num_train=history[-1]["num_images"],
         num_held_out=len(held_out),
         unreadable={
@@ -271,22 +305,22 @@ def _probe(
         },
         **_choice(run, held_out_accuracies, best),
     )
-    session.save(result)
+    run.results.save(result)
     training.finish()
     return result
 
 
 def _test(
-    session: Session, heads: ProbeHeads, best: int, test: FeatureRows
+    devices: Devices, heads: ProbeHeads, best: int, test: FeatureRows
 ) -> dict[str, Any]:
     """Scores of a head, to which every process contributes a share of the images."""
     head = heads.module(best)
     with torch.no_grad():
         for parameter in head.parameters():
-            total: Any = session.fabric.all_reduce(parameter.data, reduce_op="sum")
+            total: Any = devices.fabric.all_reduce(parameter.data, reduce_op="sum")
             parameter.copy_(total)
-        metrics = accuracies(heads.num_classes).to(session.fabric.device)
-        share = torch.arange(session.rank, len(test), session.world_size)
+        metrics = accuracies(heads.num_classes).to(devices.device)
+        share = torch.arange(devices.rank, len(test), devices.world_size)
         for features, labels in test.blocks(order=share):
             metrics.update(head(features), labels)
     scores = {name: float(value) for name, value in metrics.compute().items()}
@@ -309,7 +343,7 @@ def _choice(run: _Run[P], accuracies: Sequence[float], best: int) -> dict[str, A
                 "grid may have a better one."
             )
     for note in notes:
-        run.session.say(note)
+        run.devices.say(note)
     return {
         "chosen_batch_size": chosen.batch_size,
         "chosen_lr": chosen.lr,

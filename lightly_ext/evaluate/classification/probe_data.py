@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightly_ext.evaluate.classification.train_views import TrainViews, epoch_order
-from lightly_ext.evaluate.features import MOST_UNREADABLE, cache_pooled
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import MOST_UNREADABLE, POOLED, FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles, train_crop
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 BLOCK = 8192
@@ -68,16 +69,19 @@ class FeatureRows:
 
 
 def cached_rows(
-    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
+    cache: FeatureCache,
+    files: ImageFiles,
+    protocol: CropProtocol,
+    feature: str,
 ) -> FeatureRows:
     """Features of centre crops, of the readable ones of some images.
 
-    The cache is that of `pooled_features`; only what is used at a time is read into
+    Only what is used at a time is read into
     memory, so that many processes share the pages of one file.
 
     Args:
-        session:
-            Gives model and device.
+        cache:
+            Computes the features, or has them.
         files:
             Images with labels.
         protocol:
@@ -85,9 +89,9 @@ def cached_rows(
         feature:
             One of `FEATURES`.
     """
-    cached = cache_pooled(session, files, protocol, feature)
-    source: Any = cached.arrays["features"]
-    device = session.fabric.device
+    cached = cache.pooled(files, protocol, feature)
+    source: Any = cached.arrays[POOLED]
+    device = cache.devices.device
     if device.type == "cuda" and (
         source.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
     ):
@@ -104,16 +108,18 @@ class ViewFeatures:
 
     def __init__(
         self,
-        session: Session,
+        model: FrozenModel,
+        devices: Devices,
         files: ImageFiles,
         protocol: RandomCropProtocol,
         feature: str,
     ) -> None:
         self.files = files
-        self._session = session
+        self._model = model
+        self._devices = devices
         self._feature = feature
-        crop = train_crop(protocol, session.model.origin.interpolation)
-        self._images = TrainViews(files, crop, session.seed)
+        crop = train_crop(protocol, model.origin.interpolation)
+        self._images = TrainViews(files, crop, devices.seed)
 
     def blocks(self, epoch: int, size: int) -> Iterator[Block]:
         """Blocks of an epoch, the same in every process; the last may be smaller.
@@ -133,19 +139,19 @@ class ViewFeatures:
 
     def _encoded(self, epoch: int) -> Iterator[Block]:
         """Readable images of an epoch in its order, as they come."""
-        session, total = self._session, len(self.files)
+        devices, total = self._devices, len(self.files)
         self._images.epoch = epoch
-        order = epoch_order(total, session.seed, epoch)
+        order = epoch_order(total, devices.seed, epoch)
         # Equal shares: in a collective every process waits for every other one.
-        padded = order[torch.arange(total + -total % session.world_size) % total]
-        share = padded[session.rank :: session.world_size].tolist()
+        padded = order[torch.arange(total + -total % devices.world_size) % total]
+        share = padded[devices.rank :: devices.world_size].tolist()
         labels, num_seen, num_unreadable = self.files.label_tensor, 0, 0
-        for batch in session.loader(self._images, share):
+        for batch in devices.loader(self._images, share):
             features = self._encode(batch.image)
             numbers = torch.where(batch.readable, batch.number, -1)
             left = total - num_seen  # what lies behind is padding
-            features = in_turn(session, features)[:left]
-            numbers = in_turn(session, numbers.to(features.device))[:left]
+            features = in_turn(devices, features)[:left]
+            numbers = in_turn(devices, numbers.to(features.device))[:left]
             num_seen += len(numbers)
             readable = numbers >= 0
             num_unreadable += int((~readable).sum())
@@ -154,17 +160,17 @@ class ViewFeatures:
             yield features[readable], known
 
     def _encode(self, images: Tensor) -> Tensor:
-        session = self._session
-        with torch.no_grad(), session.fabric.autocast():
-            images = session.fabric.to_device(images)
-            return session.model.pooled(images, self._feature)
+        devices = self._devices
+        with torch.no_grad(), devices.fabric.autocast():
+            images = devices.fabric.to_device(images)
+            return self._model.pooled(images, self._feature)
 
 
-def in_turn(session: Session, values: Tensor) -> Tensor:
+def in_turn(devices: Devices, values: Tensor) -> Tensor:
     """Rows of all processes: the first of each, then the second of each, ..."""
-    if session.world_size == 1:
+    if devices.world_size == 1:
         return values
-    gathered: Any = session.fabric.all_gather(values)  # (processes, rows, ...)
+    gathered: Any = devices.fabric.all_gather(values)  # (processes, rows, ...)
     return gathered.transpose(0, 1).flatten(0, 1)
 
 

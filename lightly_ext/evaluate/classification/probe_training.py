@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.classification.probe_data import Block, FeatureRows
 from lightly_ext.evaluate.classification.probe_heads import ProbeHeads
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 
 LOG_NAME = "epochs.jsonl"
 
@@ -26,8 +26,8 @@ class ProbeTraining:
     to be kept.
 
     Args:
-        session:
-            Gives processes and progress bar.
+        devices:
+            Where it runs.
         heads:
             The heads, of which each process trains a share.
         folder:
@@ -38,12 +38,12 @@ class ProbeTraining:
 
     def __init__(
         self,
-        session: Session,
+        devices: Devices,
         heads: ProbeHeads,
         folder: Path,
         identity: dict[str, Any],
     ) -> None:
-        self.session = session
+        self.devices = devices
         self.heads = heads
         self.folder = folder
         self._identity = json.dumps(identity, sort_keys=True)
@@ -80,12 +80,12 @@ class ProbeTraining:
         text = f"training {len(self.heads.grid)} heads"
         total = len(todo) * (blocks_per_epoch + 1)
         num_images = 0
-        for block in self.session.progress(_steps(blocks, todo), text, total):
+        for block in self.devices.progress(_steps(blocks, todo), text, total):
             if block is not None:
                 self._train(*block)
                 num_images += len(block[1])
                 continue
-            accuracy = grid_accuracy(self.session, self.heads, held_out)
+            accuracy = grid_accuracy(self.devices, self.heads, held_out)
             self._history.append(
                 {
                     "epoch": len(self._history) + 1,
@@ -99,7 +99,7 @@ class ProbeTraining:
 
     def finish(self) -> None:
         """Removes the checkpoints, when the result is stored."""
-        if self.session.rank == 0:
+        if self.devices.rank == 0:
             for path in self._checkpoints():
                 shutil.rmtree(path)
 
@@ -113,18 +113,18 @@ class ProbeTraining:
 
     def _save(self) -> None:
         """Every process writes its heads; the folder gets its name when all have."""
-        new, rank = self.folder / "checkpoint.new", self.session.rank
+        new, rank = self.folder / "checkpoint.new", self.devices.rank
         if rank == 0:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
-        self.session.fabric.barrier()
+        self.devices.fabric.barrier()
         state = {
             "identity": self._identity,
             "history": self._history,
             "heads": self.heads.state(),
         }
         torch.save(state, new / f"{rank}.pt")
-        self.session.fabric.barrier()
+        self.devices.fabric.barrier()
         if rank == 0:
             old = self._checkpoints()
             new.rename(self.folder / f"checkpoint-{len(self._history)}")
@@ -135,30 +135,30 @@ class ProbeTraining:
 
     def _restore(self) -> None:
         paths = self._checkpoints()
-        self.session.fabric.barrier()  # nobody writes before everybody has looked
+        self.devices.fabric.barrier()  # nobody writes before everybody has looked
         if not paths:
             return
         files = sorted(paths[-1].glob("*.pt"))
         states = [torch.load(file, map_location="cpu") for file in files]
         if states[0]["identity"] != self._identity:
-            self.session.say(
+            self.devices.say(
                 f"'{paths[-1]}' is of other images or options: starts anew."
             )
             self.finish()
             return
         self.heads.load_state({k: v for s in states for k, v in s["heads"].items()})
         self._history = states[0]["history"]
-        self.session.say(f"Continues behind epoch {len(self._history)}.")
+        self.devices.say(f"Continues behind epoch {len(self._history)}.")
 
     def _checkpoints(self) -> list[Path]:
         paths = self.folder.glob("checkpoint-*")
         return sorted(paths, key=lambda path: int(path.name.split("-")[1]))
 
 
-def grid_accuracy(session: Session, heads: ProbeHeads, rows: FeatureRows) -> Tensor:
+def grid_accuracy(devices: Devices, heads: ProbeHeads, rows: FeatureRows) -> Tensor:
     """Accuracy of every head of all processes, float64 with shape (num_heads,)."""
     counts = torch.stack([heads.count_correct(*block) for block in rows.blocks()])
-    total: Any = session.fabric.all_reduce(counts.sum(dim=0), reduce_op="sum")
+    total: Any = devices.fabric.all_reduce(counts.sum(dim=0), reduce_op="sum")
     return total.cpu().double() / len(rows)
 
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 from stellar_plugin.protocols import HELD_OUT, HELD_OUT_SEED
 
 TOP_K = 5
@@ -45,16 +45,18 @@ class Split:
         return [c for i, c in enumerate(self.data.train.classes) if i not in labels]
 
 
-def split_set(session: Session, data: str) -> Split:
+def split_set(devices: Devices, data: str, limit: int | None = None) -> Split:
     """Finds a set, holds out a tenth of its training images, and says what is what.
 
     The tenth is drawn by a seed of its own, so it is the same in every run.
 
     Args:
-        session:
-            Says how many images to use.
+        devices:
+            Where it runs.
         data:
             What `find_classification_set` finds.
+        limit:
+            Number of images of each part to use, None for all.
 
     Raises:
         ValueError: If there are less than two classes, or fewer images than classes.
@@ -62,8 +64,8 @@ def split_set(session: Session, data: str) -> Split:
     found = find_classification_set(data)
     found = replace(
         found,
-        train=found.train.limited(session.limit),
-        test=found.test.limited(session.limit),
+        train=found.train.limited(limit),
+        test=found.test.limited(limit),
     )
     num_images, num_classes = len(found.train), len(found.train.classes)
     if num_classes < 2:
@@ -82,12 +84,12 @@ def split_set(session: Session, data: str) -> Split:
     num_held_out = max(1, round(HELD_OUT * num_images))
     held_out, kept = order[:num_held_out].sort()[0], order[num_held_out:].sort()[0]
     split = Split(found, kept, held_out)
-    session.say(
+    devices.say(
         f"{found.name}: {len(kept)} images to train on, {len(held_out)} held out, "
         f"{len(found.test)} to test, {num_classes} classes."
     )
     if split.lost_classes:
-        session.say(
+        devices.say(
             f"No image to train on is left of {len(split.lost_classes)} class(es): "
             f"{', '.join(split.lost_classes[:5])}."
         )

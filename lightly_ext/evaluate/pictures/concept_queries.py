@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.pictures.token_index import (
     Neighbours,
@@ -21,7 +23,6 @@ from lightly_ext.evaluate.pictures.token_index import (
     prototype_usage,
     unit_length,
 )
-from lightly_ext.evaluate.session import Session
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import HEADS_NAME, read_checkpoint
 
@@ -89,7 +90,8 @@ class Search:
 
 
 def plan_search(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
     files: ImageFiles,
     query: Sequence[str] | None,
     prototypes: Sequence[str] | None,
@@ -99,8 +101,10 @@ def plan_search(
     """Checks what is wanted, before the tokens of a folder are computed.
 
     Args:
-        session:
-            Gives the model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
         files:
             The images.
         query:
@@ -118,18 +122,18 @@ def plan_search(
     Raises:
         ValueError: If there is no such image, token or prototype.
     """
-    device = session.fabric.device
+    device = devices.device
     if query:
-        tokens = [named_token(q, files, session.model.num_queries) for q in query]
+        tokens = [named_token(q, files, model.num_queries) for q in query]
         return lambda index: token_search(index, tokens, files, device)
     if prototypes or choose == "prototypes":
-        head = load_sparse_head(session)
+        head = load_sparse_head(model, devices)
         named = named_prototypes(prototypes or [], head)
         return lambda index: prototype_search(
             named or most_used_prototypes(index, head, num_queries), head
         )
     return lambda index: token_search(
-        index, chosen_tokens(index, choose, num_queries, session.seed), files, device
+        index, chosen_tokens(index, choose, num_queries, devices.seed), files, device
     )
 
 
@@ -273,25 +277,25 @@ def most_used_prototypes(
     ][:num_queries]
 
 
-def load_sparse_head(session: Session) -> STELLARProjectionHead:
+def load_sparse_head(model: FrozenModel, devices: Devices) -> STELLARProjectionHead:
     """Projection head and prototypes of the tokens, on the device, without gradients.
 
     Raises:
         ValueError: If the checkpoint has none, or the model is untrained.
     """
-    if session.untrained:
+    if model.origin.untrained:
         raise ValueError("An untrained model has no prototypes: ask for tokens.")
-    state = read_checkpoint(session.source).heads.get("sparse_head")
+    state = read_checkpoint(model.origin.source).heads.get("sparse_head")
     if state is None:
         raise ValueError(
-            f"'{session.source}' has no prototypes: there is no {HEADS_NAME} beside "
-            "it, as `stellar pretrain` writes it. Ask for tokens instead."
+            f"'{model.origin.source}' has no prototypes: there is no {HEADS_NAME} "
+            "beside it, as `stellar pretrain` writes it. Ask for tokens instead."
         )
     hidden, width = state["layers.0.weight"].shape
     prototypes, output = state["prototypes.weight"].shape
     head = STELLARProjectionHead(width, hidden, output, prototypes)
     head.load_state_dict(state)
-    return head.eval().requires_grad_(False).to(session.fabric.device)
+    return head.eval().requires_grad_(False).to(devices.device)
 
 
 def _width(head: STELLARProjectionHead) -> int:

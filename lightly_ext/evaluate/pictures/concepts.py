@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.pictures.concept_queries import (
     NO_IMAGE,
@@ -29,7 +32,7 @@ from lightly_ext.evaluate.pictures.token_index import (
     index_tokens,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import CONCEPTS, CropProtocol
 from stellar_plugin.visualize import Uint8Array, threshold_maps, token_palette
 
@@ -48,7 +51,9 @@ LEAD = (
 
 
 def run_concepts(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     query: list[str] | None = None,
     prototypes: list[str] | None = None,
@@ -64,8 +69,12 @@ def run_concepts(
     and neighbours.json. The tokens of the folder are computed once and kept on disk.
 
     Args:
-        session:
-            The model and the devices.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of images, or name of a data set.
         query:
@@ -97,12 +106,12 @@ def run_concepts(
     """
     _check_options(query, prototypes, num_queries, num_neighbours, threshold)
     name, files = find_images(data)
-    files = files.limited(session.limit)
-    _check_model(session)
-    plan = plan_search(session, files, query, prototypes, choose, num_queries)
+    files = files.limited(results.limit)
+    _check_model(model)
+    plan = plan_search(model, devices, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
     count = "the nearest token" if one_per_image else "each token"
-    protocol = session.protocol(
+    protocol = results.protocol(
         CONCEPTS,
         data=name,
         split=f"queries: {wanted}; neighbours: all other images",
@@ -110,14 +119,17 @@ def run_concepts(
         rule=f"{count} of an image; in colour: localization at least {threshold:g} of "
         "its maximum in the image",
     )
-    session.announce(protocol)
-    index, num_unreadable = index_tokens(session, files, protocol)
+    results.announce(model, protocol)
+    index, num_unreadable = index_tokens(
+        FeatureCache(model, devices, results.cache), files, protocol
+    )
     _check_index(index, files)
     num_images = len(index.readable)
     num_tokens = num_images * index.num_tokens
-    session.say(f"Searching {num_tokens} tokens.")
+    devices.say(f"Searching {num_tokens} tokens.")
     search = plan(index)
-    result = session.result(
+    result = results.result(
+        model,
         "concepts",
         name,
         protocol,
@@ -125,12 +137,12 @@ def run_concepts(
         similarity=search.measure,
         num_unreadable=num_unreadable,
     )
-    folder = session.save(result)
-    if session.rank == 0:
+    folder = results.save(result)
+    if devices.rank == 0:
         neighbours = search.run(index, num_neighbours, one_per_image)
         found = Found(files, index, search, neighbours, threshold)
-        _write(session, found, result, protocol, folder)
-    session.fabric.barrier()
+        _write(model, devices, found, result, protocol, folder)
+    devices.fabric.barrier()
     return folder / PAGE
 
 
@@ -233,11 +245,11 @@ def _check_options(
         raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
 
 
-def _check_model(session: Session) -> None:
-    if not getattr(session.model.backbone, "has_localization", False):
+def _check_model(model: FrozenModel) -> None:
+    if not getattr(model.backbone, "has_localization", False):
         raise ValueError(
-            f"'{session.source}' has no latent queries or no localization, so there is "
-            "no token to show: name a STELLAR model that was trained with "
+            f"'{model.origin.source}' has no latent queries or no localization, so "
+            "there is no token to show: name a STELLAR model that was trained with "
             "reconstruction."
         )
 
@@ -251,12 +263,17 @@ def _check_index(index: TokenIndex, files: ImageFiles) -> None:
 
 
 def _write(
-    session: Session, found: Found, result: Result, protocol: CropProtocol, folder: Path
+    model: FrozenModel,
+    devices: Devices,
+    found: Found,
+    result: Result,
+    protocol: CropProtocol,
+    folder: Path,
 ) -> None:
     shown = {query.image for query in found.search.queries} - {NO_IMAGE}
     for row in range(len(found.search.queries)):
         shown |= {image for image, _, _ in found.of(row)}
-    rows = found.rows(_pictures(session, found, protocol, sorted(shown)))
+    rows = found.rows(_pictures(model, devices, found, protocol, sorted(shown)))
     facts = {
         "model": result.model,
         **result.protocol,
@@ -269,14 +286,18 @@ def _write(
     (folder / PAGE).write_text(page, encoding="utf-8")
     (folder / NEIGHBOURS).write_text(found.to_json())
     draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE).save(folder / PICTURE)
-    session.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
+    devices.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
 
 
 def _pictures(
-    session: Session, found: Found, protocol: CropProtocol, numbers: Sequence[int]
+    model: FrozenModel,
+    devices: Devices,
+    found: Found,
+    protocol: CropProtocol,
+    numbers: Sequence[int],
 ) -> dict[int, Uint8Array]:
-    transform = centre_crop(protocol, session.model.origin.interpolation)
-    loader = session.loader(EvaluationImages(found.files, transform), numbers)
+    transform = centre_crop(protocol, model.origin.interpolation)
+    loader = devices.loader(EvaluationImages(found.files, transform), numbers)
     return {
         number: picture
         for batch in loader

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightly_ext.evaluate.features import cache_features
+from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import NORM_EPS, Factorization
 from stellar_plugin.protocols import CropProtocol
 
@@ -111,13 +110,13 @@ class Neighbours:
 
 
 def index_tokens(
-    session: Session, files: ImageFiles, protocol: CropProtocol
+    cache: FeatureCache, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[TokenIndex, int]:
     """Factorizes all images, or reads what an earlier run left on disk.
 
     Args:
-        session:
-            Gives model, devices and the folder for the cache.
+        cache:
+            Computes the features, or has them.
         files:
             The images.
         protocol:
@@ -133,11 +132,11 @@ def index_tokens(
     grids: list[tuple[int, int]] = []
 
     def compute(images: Tensor) -> Mapping[str, Tensor]:
-        result = session.model(images)
+        result = cache.model(images)
         grids.append(result.grid_size)
         return quantised(result)
 
-    cached = cache_features(session, files, protocol, "tokens and maps", compute)
+    cached = cache.features(files, protocol, "tokens and maps", compute)
     units, norms, maps = (cached.arrays[name] for name in ("units", "norms", "maps"))
     index = TokenIndex(units, norms, maps, cached.readable, grids[0])
     return index, cached.num_unreadable

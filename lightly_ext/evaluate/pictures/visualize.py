@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import read_checkpoint
 from stellar_plugin.pca import pca_pictures
@@ -61,7 +63,9 @@ class Seen:
 
 
 def run_visualize(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     num_images: int = 16,
     tokens: bool = False,
@@ -74,8 +78,12 @@ def run_visualize(
     and its reconstruction; without tokens or decoder it has what there is.
 
     Args:
-        session:
-            The model and the devices.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of images, name of a data set, or a single image file.
         num_images:
@@ -94,27 +102,27 @@ def run_visualize(
     """
     _check(num_images, tokens, threshold)
     name, files = _find(data)
-    files = files.limited(session.limit).limited(num_images)
-    if tokens and not _has_localization(session):
+    files = files.limited(results.limit).limited(num_images)
+    if tokens and not _has_localization(model):
         raise ValueError(
-            f"'{session.source}' has no localization, so no token maps: leave --tokens "
-            "out."
+            f"'{model.origin.source}' has no localization, so no token maps: leave "
+            "--tokens out."
         )
-    protocol = session.protocol(VISUALIZE, data=f"{len(files)} images of {name}")
-    session.announce(protocol)
-    seen, num_unreadable = _look(session, files, protocol)
+    protocol = results.protocol(VISUALIZE, data=f"{len(files)} images of {name}")
+    results.announce(model, protocol)
+    seen, num_unreadable = _look(model, devices, files, protocol)
     scores = {"num_images": len(seen.names)}
-    result = session.result(
-        "visualize", name, protocol, scores, num_unreadable=num_unreadable
+    result = results.result(
+        model, "visualize", name, protocol, scores, num_unreadable=num_unreadable
     )
-    folder = session.save(result)
+    folder = results.save(result)
     written = []
-    if session.rank == 0:
+    if devices.rank == 0:
         written = _write_sheets(seen, folder)
         if tokens:
             written += _write_tokens(seen, folder, threshold)
-        session.say("\n".join(str(path) for path in written))
-    session.fabric.barrier()
+        devices.say("\n".join(str(path) for path in written))
+    devices.fabric.barrier()
     return written
 
 
@@ -134,43 +142,43 @@ def _find(data: str) -> tuple[str, ImageFiles]:
     return find_images(data)
 
 
-def _has_localization(session: Session) -> bool:
-    return bool(getattr(session.model.backbone, "has_localization", False))
+def _has_localization(model: FrozenModel) -> bool:
+    return bool(getattr(model.backbone, "has_localization", False))
 
 
-def _decoder(session: Session) -> Stellar | None:
+def _decoder(model: FrozenModel, devices: Devices) -> Stellar | None:
     """The model with its decoder, None if it has none to show."""
-    if session.model.origin.method != "STELLAR" or not _has_localization(session):
+    if model.origin.method != "STELLAR" or not _has_localization(model):
         return None
-    stored = read_checkpoint(session.source).state
+    stored = read_checkpoint(model.origin.source).state
     if not any(name.startswith("decoder.") for name in stored):
-        session.say("No reconstruction: the checkpoint has no decoder.")
+        devices.say("No reconstruction: the checkpoint has no decoder.")
         return None
-    model = session.load_stellar()
-    if model.target == "tokens" and model.tokenizer is None:
-        session.say("No reconstruction: the checkpoint comes without its tokenizer.")
+    stellar = load_stellar(model)
+    if stellar.target == "tokens" and stellar.tokenizer is None:
+        devices.say("No reconstruction: the checkpoint comes without its tokenizer.")
         return None
-    return model
+    return stellar
 
 
 def _look(
-    session: Session, files: ImageFiles, protocol: CropProtocol
+    model: FrozenModel, devices: Devices, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[Seen, int]:
-    names, pixels = _read(session, files, protocol)
-    stellar = _decoder(session)
-    localizes = _has_localization(session)
+    names, pixels = _read(model, devices, files, protocol)
+    stellar = _decoder(model, devices)
+    localizes = _has_localization(model)
     dense, localization, decoded = [], [], []
-    batches = pixels.split(session.batch_size)
-    for images in session.progress(batches, "images", len(batches)):
-        images = session.fabric.to_device(images)
-        with torch.no_grad(), session.fabric.autocast():
-            result = session.model(images)
+    batches = pixels.split(devices.batch_size)
+    for images in devices.progress(batches, "images", len(batches)):
+        images = devices.fabric.to_device(images)
+        with torch.no_grad(), devices.fabric.autocast():
+            result = model(images)
             dense.append(result.dense.float().cpu())
             if localizes:
                 localization.append(result.localization.float().cpu())
             if stellar:
                 size = (images.shape[-2], images.shape[-1])
-                normalised = session.model.normalize(images)
+                normalised = model.normalize(images)
                 decoded.append(stellar.reconstruct(normalised, size).float().cpu())
     seen = Seen(
         names,
@@ -184,11 +192,11 @@ def _look(
 
 
 def _read(
-    session: Session, files: ImageFiles, protocol: CropProtocol
+    model: FrozenModel, devices: Devices, files: ImageFiles, protocol: CropProtocol
 ) -> tuple[list[str], Tensor]:
     """Names and pixels of the readable images, all of them in every process."""
-    transform = centre_crop(protocol, session.model.origin.interpolation)
-    loader = session.loader(EvaluationImages(files, transform), range(len(files)))
+    transform = centre_crop(protocol, model.origin.interpolation)
+    loader = devices.loader(EvaluationImages(files, transform), range(len(files)))
     batches = list(loader)
     readable = torch.cat([batch.readable for batch in batches])
     broken = [files.names[i] for i in (~readable).nonzero()[:, 0].tolist()]
@@ -197,7 +205,7 @@ def _read(
             f"None of the {len(files)} images in '{files.root}' is readable."
         )
     if broken:
-        session.say(f"Skipped {len(broken)} unreadable: {', '.join(broken)}.")
+        devices.say(f"Skipped {len(broken)} unreadable: {', '.join(broken)}.")
     names = [files.names[i] for i in readable.nonzero()[:, 0].tolist()]
     return names, torch.cat([batch.image for batch in batches])[readable]
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import (
     EvaluationImages,
     ImageFiles,
@@ -26,7 +28,7 @@ from lightly_ext.evaluate.reduction import (
     require_pairs,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from lightly_ext.loss import match_tokens
 from stellar_plugin.protocols import EQUIVARIANCE, EQUIVARIANCE_SHIFTS, CropProtocol
 
@@ -51,12 +53,18 @@ class Factors(NamedTuple):
     localization: Tensor
 
 
-def run_equivariance(session: Session, data: str) -> Result:
+def run_equivariance(
+    model: FrozenModel, devices: Devices, results: Results, data: str
+) -> Result:
     """Measures how S and L change when the crop shifts.
 
     Args:
-        session:
-            Model, devices and folder of the run.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of images, or the name of a known set.
 
@@ -69,16 +77,17 @@ def run_equivariance(session: Session, data: str) -> Result:
     Raises:
         ValueError: If the model has no S and L, or a crop does not fit into an image.
     """
-    require_localization(session.model)
+    require_localization(model)
     name, files = find_images(data)
-    files = files.limited(session.limit)
-    protocol = session.protocol(EQUIVARIANCE, data=name)
+    files = files.limited(results.limit)
+    protocol = results.protocol(EQUIVARIANCE, data=name)
     window = _window(protocol)
     require_pairs(files)
-    patch = _patch_size(session, protocol)
-    session.announce(protocol)
-    means, num_unreadable = _measure(session, files, window, patch)
-    result = session.result(
+    patch = _patch_size(model, devices, protocol)
+    results.announce(model, protocol)
+    means, num_unreadable = _measure(model, devices, files, window, patch)
+    result = results.result(
+        model,
         "equivariance",
         name,
         protocol,
@@ -86,8 +95,8 @@ def run_equivariance(session: Session, data: str) -> Result:
         standard_error=_scores(means, error=True),
         num_unreadable=num_unreadable,
     )
-    folder = session.save(result)
-    if session.rank == 0:
+    folder = results.save(result)
+    if devices.rank == 0:
         _plot(folder / "equivariance.png", means, f"{result.model} on {name}")
     return result
 
@@ -171,11 +180,13 @@ def _window(protocol: CropProtocol) -> CropProtocol:
     return protocol.replace(crop=side)
 
 
-def _patch_size(session: Session, protocol: CropProtocol) -> int | None:
+def _patch_size(
+    model: FrozenModel, devices: Devices, protocol: CropProtocol
+) -> int | None:
     """Side of a patch in px, None where no shift by one can be measured."""
     crop = protocol.crop
-    blank = torch.zeros(1, 3, crop, crop, device=session.fabric.device)
-    rows, columns = session.model(blank).grid_size
+    blank = torch.zeros(1, 3, crop, crop, device=devices.device)
+    rows, columns = model(blank).grid_size
     patch = crop // columns
     if patch * columns != crop or rows != columns or columns == 1:
         return None
@@ -191,33 +202,37 @@ def _keys(patch: int | None) -> list[Key]:
 
 
 def _measure(
-    session: Session, files: ImageFiles, window: CropProtocol, patch: int | None
+    model: FrozenModel,
+    devices: Devices,
+    files: ImageFiles,
+    window: CropProtocol,
+    patch: int | None,
 ) -> tuple[dict[Key, Mean], int]:
-    transform = centre_crop(window, session.model.origin.interpolation)
+    transform = centre_crop(window, model.origin.interpolation)
     images = EvaluationImages(files, transform)
-    loader = pair_loader(session, images)
+    loader = pair_loader(devices, images)
     means = ImageMeans[Key](_keys(patch))
     unreadable = []
-    for batch in session.progress(loader, "shifts", len(loader)):
+    for batch in devices.progress(loader, "shifts", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
-        with torch.no_grad(), session.fabric.autocast():
-            windows, readable = session.fabric.to_device((batch.image, batch.readable))
-            _add_batch(session, windows, readable, patch, means)
-    num_unreadable = count_unreadable(session, files, unreadable)
-    return means.reduce(session), num_unreadable
+        with torch.no_grad(), devices.fabric.autocast():
+            windows, readable = devices.fabric.to_device((batch.image, batch.readable))
+            _add_batch(model, windows, readable, patch, means)
+    num_unreadable = count_unreadable(devices, files, unreadable)
+    return means.reduce(devices), num_unreadable
 
 
 def _add_batch(
-    session: Session,
+    model: FrozenModel,
     windows: Tensor,
     readable: Tensor,
     patch: int | None,
     means: ImageMeans[Key],
 ) -> None:
-    reference = _factors(session, windows, DIRECTIONS[0], 0)
+    reference = _factors(model, windows, DIRECTIONS[0], 0)
     for px in (0, *EQUIVARIANCE_SHIFTS):
         across, down = (
-            _changes(reference, _factors(session, windows, direction, px))[:, readable]
+            _changes(reference, _factors(model, windows, direction, px))[:, readable]
             for direction in DIRECTIONS
         )
         both = (across + down) / 2
@@ -226,7 +241,7 @@ def _add_batch(
             means.add(("l", direction, px), values[1])
         means.add(("identity", MEAN, px), both[2])
     if patch is not None:
-        back = _moved_back(session, windows, reference, patch)
+        back = _moved_back(model, windows, reference, patch)
         means.add(("l", MOVED_BACK, patch), back[readable])
     one, two = partners(readable)
     changes = _changes(*(Factors(*(x[i] for x in reference)) for i in (one, two)))
@@ -243,24 +258,24 @@ def _changes(reference: Factors, other: Factors) -> Tensor:
 
 
 def _moved_back(
-    session: Session, windows: Tensor, reference: Factors, patch: int
+    model: FrozenModel, windows: Tensor, reference: Factors, patch: int
 ) -> Tensor:
     """Mean of `moved_back_change` over both directions."""
     side = (windows.shape[-1] - max(EQUIVARIANCE_SHIFTS)) // patch
     changes = []
     for direction in DIRECTIONS:
-        other = _factors(session, windows, direction, patch)
+        other = _factors(model, windows, direction, patch)
         after = match_factors(reference, other)[0].localization
         before = reference.localization
         changes.append(moved_back_change(before, after, (side, side), direction))
     return (changes[0] + changes[1]) / 2
 
 
-def _factors(session: Session, windows: Tensor, direction: str, px: int) -> Factors:
+def _factors(model: FrozenModel, windows: Tensor, direction: str, px: int) -> Factors:
     """Factors of crops px to the right of the upper left corner, or below it."""
     side = windows.shape[-1] - max(EQUIVARIANCE_SHIFTS)
     left, top = (px, 0) if direction == "horizontal" else (0, px)
-    result = session.model(windows[..., top : top + side, left : left + side])
+    result = model(windows[..., top : top + side, left : left + side])
     return Factors(result.sparse.float(), result.localization.float())
 
 

@@ -16,6 +16,8 @@ from lightly_ext.evaluate.datasets import (
     find_classification_set,
     find_images,
 )
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_like
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
 from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
@@ -23,7 +25,7 @@ from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstructio
 from lightly_ext.evaluate.report.scores import shown_score
 from lightly_ext.evaluate.report.tables import card_differences
 from lightly_ext.evaluate.result import RESULT_NAME, Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest
 
 
@@ -42,7 +44,9 @@ class RankPoint(NamedTuple):
 
 
 def run_rank(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     others: list[str],
     images: str | None = None,
@@ -57,8 +61,12 @@ def run_rank(
     weights, seed and precision, is taken from there.
 
     Args:
-        session:
-            Gives the first model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Data set for the linear probe: a folder with `train` and `val` or `test`,
             or the name of a data set.
@@ -80,37 +88,43 @@ def run_rank(
         FileNotFoundError: If a file is missing.
         ValueError: If models have no tokens or equally many, or cannot be compared.
     """
-    sessions = sessions_by_rank(session, others)
+    models = models_by_rank(model, others)
     classes = find_classification_set(data)
     images = images or _test_images(data, classes)
-    networks = load_networks(session, inception, lpips_net).identity
-    probe = session.protocol(LINEAR, data=classes.name)
-    decoding = session.protocol(
+    networks = load_networks(devices, inception, lpips_net).identity
+    probe = results.protocol(LINEAR, data=classes.name)
+    decoding = results.protocol(
         RECONSTRUCTION, data=find_images(images)[0], networks=networks
     )
     points = []
-    for num_tokens, of_model in sessions.items():
+    for num_tokens, of_rank in models.items():
         # Its checks are the stricter ones, and it takes less time.
-        decoded = stored_result(of_model, decoding) or run_reconstruction(
-            of_model,
+        decoded = stored_result(
+            of_rank, devices, results, decoding
+        ) or run_reconstruction(
+            of_rank,
+            devices,
+            results,
             images,
             tokenizer=tokenizer,
             inception=inception,
             lpips_net=lpips_net,
             force=force,
         )
-        linear = stored_result(of_model, probe) or run_linear(of_model, data)
+        linear = stored_result(of_rank, devices, results, probe) or run_linear(
+            of_rank, devices, results, data
+        )
         points.append(RankPoint(num_tokens, linear, decoded))
     _check_cards(points)
-    return _save(session, points)
+    return _save(model, devices, results, points)
 
 
-def sessions_by_rank(session: Session, others: Sequence[str]) -> dict[int, Session]:
-    """A session per model, by its number of tokens in ascending order.
+def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, FrozenModel]:
+    """The models by their number of tokens in ascending order.
 
     Args:
-        session:
-            Session of the first model.
+        model:
+            The first model.
         others:
             The other models.
 
@@ -120,44 +134,52 @@ def sessions_by_rank(session: Session, others: Sequence[str]) -> dict[int, Sessi
     """
     if not others:
         raise ValueError("One model makes no curve: name more with --others MODEL.")
-    found: dict[int, Session] = {}
-    for of_model in (session, *map(session.with_model, others)):
-        num_tokens = of_model.model.num_queries
+    found: dict[int, FrozenModel] = {}
+    for each in (model, *(load_like(model, other) for other in others)):
+        num_tokens = each.num_queries
         if not num_tokens:
-            raise ValueError(f"'{of_model.source}' has no sparse tokens.")
+            raise ValueError(f"'{each.origin.source}' has no sparse tokens.")
         if num_tokens in found:
             raise ValueError(
-                f"'{found[num_tokens].source}' and '{of_model.source}' both have "
-                f"{num_tokens} tokens: name one model per number."
+                f"'{found[num_tokens].origin.source}' and '{each.origin.source}' both "
+                f"have {num_tokens} tokens: name one model per number."
             )
-        found[num_tokens] = of_model
+        found[num_tokens] = each
     return dict(sorted(found.items()))
 
 
-def stored_result(session: Session, protocol: Protocol) -> Result | None:
+def stored_result(
+    model: FrozenModel, devices: Devices, results: Results, protocol: Protocol
+) -> Result | None:
     """A result of an earlier run that the same run would only repeat.
 
     Args:
-        session:
-            Gives model, seed, precision and the folder of results.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         protocol:
             The protocol, without what only the weights decide on.
     """
     wanted = {
-        "sha256": session.model.origin.sha256,
-        "seed": session.seed,
-        "precision": session.precision,
+        "sha256": model.origin.sha256,
+        "seed": devices.seed,
+        "precision": devices.precision,
     }
-    for path in sorted(session.output.glob(f"*/{RESULT_NAME}")):
+    for path in sorted(results.output.glob(f"*/{RESULT_NAME}")):
         try:
             result = Result.load(path)
         except ValueError:
             continue  # `stellar report` names broken files
         card = {k: v for k, v in result.protocol.items() if k != "target"}
         found = {name: result.provenance.get(name) for name in wanted}
-        same_name = result.model == session.name  # another latent, another name
+        same_name = result.model == model.origin.name  # another latent, another name
         if card == protocol.card() and found == wanted and same_name:
-            session.say(f"{session.name}: {result.task} is stored in {path.parent}.")
+            devices.say(
+                f"{model.origin.name}: {result.task} is stored in {path.parent}."
+            )
             return result
     return None
 
@@ -186,19 +208,21 @@ def _check_cards(points: Sequence[RankPoint]) -> None:
             )
 
 
-def _save(session: Session, points: Sequence[RankPoint]) -> Result:
+def _save(
+    model: FrozenModel, devices: Devices, results: Results, points: Sequence[RankPoint]
+) -> Result:
     """Stores scores by number of tokens, with table and figure."""
     linear, reconstruction = points[0].linear, points[0].reconstruction
     digests = [card_digest(dict(r.protocol)) for r in (linear, reconstruction)]
     protocol = RANK.replace(
         data=linear.data,
-        limit=session.limit,
+        limit=results.limit,
         rule=f"{RANK.rule}; linear card {digests[0]}; reconstruction card {digests[1]} "
         f"on {reconstruction.data}",
     )
-    session.announce(protocol)
+    results.announce(model, protocol)
     scores = _scores(points)
-    result = session.result("rank", linear.data, protocol, scores)
+    result = results.result(model, "rank", linear.data, protocol, scores)
     models = {
         str(p.num_tokens): {
             "name": p.linear.model,
@@ -216,8 +240,8 @@ def _save(session: Session, points: Sequence[RankPoint]) -> Result:
     }
     names = ", ".join(p.linear.model for p in points)
     result = replace(result, model=names, provenance=provenance)
-    folder = session.save(result)
-    if session.rank == 0:
+    folder = results.save(result)
+    if devices.rank == 0:
         (folder / "rank.md").write_text(_markdown(points))
         _plot(scores, folder / "rank.png")
     return result

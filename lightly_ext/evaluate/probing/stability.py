@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightly_ext.evaluate.datasets import find_images
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_like
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.reduction import (
@@ -27,7 +28,7 @@ from lightly_ext.evaluate.reduction import (
     require_pairs,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import (
     STABILITY,
     STABILITY_SCALES,
@@ -40,7 +41,9 @@ OTHER = math.inf  # "scale" of another image
 
 
 def run_stability(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     features: str = "auto",
     against: list[str] | None = None,
@@ -48,8 +51,12 @@ def run_stability(
     """Measures how much features change when a part of the image is all there is.
 
     Args:
-        session:
-            Model, devices and folder of the run.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of images, or the name of a known set.
         features:
@@ -69,29 +76,32 @@ def run_stability(
             the image.
     """
     name, files = find_images(data)
-    files = files.limited(session.limit)
+    files = files.limited(results.limit)
     require_pairs(files)
-    protocol = session.protocol(STABILITY, data=name)
+    protocol = results.protocol(STABILITY, data=name)
     _check_size(protocol)
     # All models first: what is wrong with the last one must not come out at the end.
-    runs = {_label(session, features): (session, features)}
-    for other in map(session.with_model, against or []):
+    runs = {_label(model, features): (model, features)}
+    for source in against or []:
+        other = load_like(model, source)
         label = _label(other, "auto")
         if label in runs:
             raise ValueError(
-                f"'{other.source}' would be a second '{label}' in the plot: rename its "
+                f"'{source}' would be a second '{label}' in the plot: rename its "
                 "file or folder."
             )
         runs[label] = (other, "auto")
-    session.announce(protocol.replace(features=features))
-    results, curves = [], {}
+    results.announce(model, protocol.replace(features=features))
+    found, curves = [], {}
     for label, (run, asked) in runs.items():
         asked_protocol = protocol.replace(features=asked)
-        result, curves[label] = _run_model(run, name, files, asked_protocol)
-        results.append(result)
-    if session.rank == 0:
-        _plot(session.folder(results[0]) / "stability.png", curves, name)
-    return results
+        result, curves[label] = _run_model(
+            run, devices, results, name, files, asked_protocol
+        )
+        found.append(result)
+    if devices.rank == 0:
+        _plot(results.folder(found[0]) / "stability.png", curves, name)
+    return found
 
 
 class ScaledCrops(EvaluationImages):
@@ -179,21 +189,27 @@ def _feature(model: FrozenModel, features: str) -> str:
     return model.resolve_feature(features)
 
 
-def _label(session: Session, features: str) -> str:
-    return f"{session.name}, {_feature(session.model, features)}"
+def _label(model: FrozenModel, features: str) -> str:
+    return f"{model.origin.name}, {_feature(model, features)}"
 
 
 def _run_model(
-    session: Session, data: str, files: ImageFiles, protocol: StabilityProtocol
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
+    data: str,
+    files: ImageFiles,
+    protocol: StabilityProtocol,
 ) -> tuple[Result, Means]:
-    feature = _feature(session.model, protocol.features)
-    means, num_unreadable = _measure(session, files, protocol, feature)
+    feature = _feature(model, protocol.features)
+    means, num_unreadable = _measure(model, devices, files, protocol, feature)
     scores = {
         "cosine_distance": {str(s): means[s].value for s in STABILITY_SCALES},
         "cosine_distance_other_image": means[OTHER].value,
         "num_images": len(files) - num_unreadable,
     }
-    result = session.result(
+    result = results.result(
+        model,
         "stability",
         data,
         protocol,
@@ -202,31 +218,35 @@ def _run_model(
         standard_error={str(s): means[s].standard_error for s in STABILITY_SCALES},
         num_unreadable=num_unreadable,
     )
-    session.save(result)
+    results.save(result)
     return result, means
 
 
 def _measure(
-    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
+    model: FrozenModel,
+    devices: Devices,
+    files: ImageFiles,
+    protocol: CropProtocol,
+    feature: str,
 ) -> tuple[Means, int]:
-    model = session.model
+    model = model
     interpolation = model.origin.interpolation
-    images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, session.seed)
-    loader = pair_loader(session, images)
+    images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, devices.seed)
+    loader = pair_loader(devices, images)
     means = ImageMeans[float]((*STABILITY_SCALES, OTHER))
     unreadable = []
-    for batch in session.progress(loader, session.name, len(loader)):
+    for batch in devices.progress(loader, model.origin.name, len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
-        views, readable = session.fabric.to_device((batch.image, batch.readable))
-        with torch.no_grad(), session.fabric.autocast():
+        views, readable = devices.fabric.to_device((batch.image, batch.readable))
+        with torch.no_grad(), devices.fabric.autocast():
             reference = model.pooled(views[:, 0], feature)
             for i, scale in enumerate(STABILITY_SCALES):
                 features = model.pooled(views[:, i + 1], feature)
                 means.add(scale, cosine_distance(features, reference)[readable])
             one, two = partners(readable)
             means.add(OTHER, cosine_distance(reference[one], reference[two]))
-    num_unreadable = count_unreadable(session, files, unreadable)
-    return means.reduce(session), num_unreadable
+    num_unreadable = count_unreadable(devices, files, unreadable)
+    return means.reduce(devices), num_unreadable
 
 
 def _plot(path: Path, curves: Mapping[str, Means], data: str) -> None:

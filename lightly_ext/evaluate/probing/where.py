@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
@@ -38,7 +40,7 @@ from lightly_ext.evaluate.reduction import (
     reduce_sum,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import WHERE, CropProtocol
 from stellar_plugin.visualize import (
     overlay,
@@ -55,7 +57,9 @@ NUM_PICTURES = 6
 
 
 def run_where(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     masks: str,
     split: str | None = None,
@@ -65,8 +69,12 @@ def run_where(
     """Scores where the tokens are: the strongest token of each patch against masks.
 
     Args:
-        session:
-            Model, devices and folder of the run.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of images, or the name of a known set.
         masks:
@@ -88,26 +96,26 @@ def run_where(
         ValueError: If the model has no localization, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
-    require_localization(session.model)
+    require_localization(model)
     values = LabelValues(_as_tuple(background), _as_tuple(ignore))
     name, files = find_images(data)
     if split is not None:
         files = listed_files(files, split)
         name = f"{name} ({Path(split).stem})"
-    protocol = session.protocol(WHERE, data=name, classes=str(values))
-    images = _pair_up(session, files.limited(session.limit), masks, values, protocol)
-    session.announce(protocol)
-    counts, num_unreadable = _count(session, images, values)
-    scores, errors = _reduce(session, counts, bool(values.background))
+    protocol = results.protocol(WHERE, data=name, classes=str(values))
+    images = _pair_up(model, files.limited(results.limit), masks, values, protocol)
+    results.announce(model, protocol)
+    counts, num_unreadable = _count(model, devices, images, values)
+    scores, errors = _reduce(model, devices, counts, bool(values.background))
     num_empty = len(images) - num_unreadable - scores["num_images"]
     if num_empty:
-        session.say(f"Left out: {num_empty} images without any segment in the crop.")
+        devices.say(f"Left out: {num_empty} images without any segment in the crop.")
     provenance = {"num_unreadable": num_unreadable, "num_empty": num_empty}
     provenance |= {"standard_error": errors, "masks": masks}
-    result = session.result("where", name, protocol, scores, **provenance)
-    folder = session.save(result)
-    if session.rank == 0:
-        _save_picture(folder / "where.png", session, images, values)
+    result = results.result(model, "where", name, protocol, scores, **provenance)
+    folder = results.save(result)
+    if devices.rank == 0:
+        _save_picture(folder / "where.png", model, devices, images, values)
     return result
 
 
@@ -192,7 +200,7 @@ def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
 
 
 def _pair_up(
-    session: Session,
+    model: FrozenModel,
     files: ImageFiles,
     masks: str,
     values: LabelValues,
@@ -200,66 +208,68 @@ def _pair_up(
 ) -> MaskedImages:
     paths = find_masks(files, masks)
     check_values(paths, values)
-    return MaskedImages(files, paths, protocol, session.model.origin.interpolation)
+    return MaskedImages(files, paths, protocol, model.origin.interpolation)
 
 
 def _count(
-    session: Session, images: MaskedImages, values: LabelValues
+    model: FrozenModel, devices: Devices, images: MaskedImages, values: LabelValues
 ) -> tuple[list[ImageCounts], int]:
     """Counts of the images of this process; unreadable images of all processes."""
-    num_parts = session.model.num_queries
-    loader = session.loader(cast(Any, images))
+    num_parts = model.num_queries
+    loader = devices.loader(cast(Any, images))
     found, unreadable = [], []
-    for batch in session.progress(loader, "where", len(loader)):
+    for batch in devices.progress(loader, "where", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
         size = batch.mask.shape[1:]
-        tokens = _tokens(session, batch.image)
+        tokens = _tokens(model, devices, batch.image)
         grid = uniform_parts(num_parts, size)
         for i in batch.readable.nonzero().flatten().tolist():
             parts = torch.stack([tokens[i], grid])
             number = int(batch.number[i])
             counts = count_image(number, parts, batch.mask[i], num_parts, values)
             found += [] if counts is None else [counts]
-    return found, count_unreadable(session, images.files, unreadable)
+    return found, count_unreadable(devices, images.files, unreadable)
 
 
-def _tokens(session: Session, images: Tensor) -> Tensor:
+def _tokens(model: FrozenModel, devices: Devices, images: Tensor) -> Tensor:
     """Strongest token at each px of uint8 images, on the CPU."""
-    with torch.no_grad(), session.fabric.autocast():
-        result = session.model(session.fabric.to_device(images))
+    with torch.no_grad(), devices.fabric.autocast():
+        result = model(devices.fabric.to_device(images))
         localization = result.localization.float().cpu()
     height, width = images.shape[-2:]
     return token_parts(localization, result.grid_size, (height, width))
 
 
 def _reduce(
-    session: Session, counts: list[ImageCounts], foreground: bool
+    model: FrozenModel, devices: Devices, counts: list[ImageCounts], foreground: bool
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Scores and standard errors over the images of all processes."""
     kinds = (*FOREGROUND, *OVERLAP) if foreground else OVERLAP
     means = ImageMeans[str](prefix + kind for prefix in PREFIXES for kind in kinds)
     for partition, prefix in enumerate(PREFIXES):
-        roles = _roles(session, counts, partition) if foreground else None
+        roles = _roles(model, devices, counts, partition) if foreground else None
         for image in counts:
             for kind, value in _image_scores(image, partition, roles).items():
                 means.add(prefix + kind, torch.tensor([value], dtype=torch.float64))
-    reduced = means.reduce(session)
+    reduced = means.reduce(devices)
     scores: dict[str, Any] = {name: mean.value for name, mean in reduced.items()}
     scores["num_images"] = next(iter(reduced.values())).num_images
     return scores, {name: mean.standard_error for name, mean in reduced.items()}
 
 
-def _roles(session: Session, counts: list[ImageCounts], partition: int) -> Tensor:
+def _roles(
+    model: FrozenModel, devices: Devices, counts: list[ImageCounts], partition: int
+) -> Tensor:
     """Which parts are foreground in even and in odd images: (2, num_parts), bool.
 
     Decided on the images of the other half, by majority of px.
     """
-    num_parts = session.model.num_queries
+    num_parts = model.num_queries
     sums = torch.zeros(2, 2, num_parts, dtype=torch.int64)
     for image in counts:
         sums[image.number % 2, 0] += image.hits(partition)
         sums[image.number % 2, 1] += image.misses(partition)
-    sums = reduce_sum(session, sums)
+    sums = reduce_sum(devices, sums)
     if not sums.sum(dim=(1, 2)).all():
         raise RuntimeError(
             "Fewer than two images with a segment, one of even and one of odd number: "
@@ -283,7 +293,11 @@ def _image_scores(
 
 
 def _save_picture(
-    path: Path, session: Session, images: MaskedImages, values: LabelValues
+    path: Path,
+    model: FrozenModel,
+    devices: Devices,
+    images: MaskedImages,
+    values: LabelValues,
 ) -> None:
     """Rows: images, their masks, the strongest token of each patch."""
     count = min(NUM_PICTURES, len(images))
@@ -295,7 +309,11 @@ def _save_picture(
     colours = _coloured(labels)
     no_segment = torch.tensor((*values.background, *values.ignore), dtype=masks.dtype)
     colours[torch.isin(masks, no_segment).numpy()] = 0
-    rows = [pictures, colours, overlay(pictures, _coloured(_tokens(session, pixels)))]
+    rows = [
+        pictures,
+        colours,
+        overlay(pictures, _coloured(_tokens(model, devices, pixels))),
+    ]
     Image.fromarray(tile_pictures(rows)).save(path, optimize=True)
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar, select_tokens
 from stellar_plugin.checkpoints import read_checkpoint
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization
@@ -124,7 +124,8 @@ class FrozenAutoencoder(nn.Module):
 
 
 def build_autoencoder(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
     pretrained: bool,
     latent: Latent,
     target: Target | None,
@@ -134,8 +135,10 @@ def build_autoencoder(
     """Builds encoder and decoder on the device.
 
     Args:
-        session:
-            Gives model, seed and device.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
         pretrained:
             Whether the decoder is the model's own, otherwise it is a new one.
         latent:
@@ -153,11 +156,13 @@ def build_autoencoder(
         ValueError: If the model has no such latent or decoder, or does not fit.
     """
     if pretrained:
-        build = _own_decoder(session, latent, target, tokenizer)
+        build = _own_decoder(model, latent, target, tokenizer)
     else:
-        build = _new_decoder(session, latent, target or "tokens", tokenizer, crop)
-    autoencoder = FrozenAutoencoder(session.model, latent, *build)
-    autoencoder.to(session.fabric.device)
+        build = _new_decoder(
+            model, devices, latent, target or "tokens", tokenizer, crop
+        )
+    autoencoder = FrozenAutoencoder(model, latent, *build)
+    autoencoder.to(devices.device)
     autoencoder.grid_size(crop)  # finds out early whether everything fits
     return autoencoder
 
@@ -170,12 +175,13 @@ def resized(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _own_decoder(
-    session: Session, latent: Latent, target: Target | None, tokenizer: str | None
+    model: FrozenModel, latent: Latent, target: Target | None, tokenizer: str | None
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
-    stellar = session.load_stellar()
-    if stellar.decoder is None or not _has_decoder(session):
+    stellar = load_stellar(model)
+    if stellar.decoder is None or not _has_decoder(model):
         raise ValueError(
-            f"'{session.source}' holds no decoder: use --form scratch --train FOLDER."
+            f"'{model.origin.source}' holds no decoder: use --form scratch --train "
+            "FOLDER."
         )
     if latent != "lowrank":
         raise ValueError(
@@ -184,40 +190,45 @@ def _own_decoder(
         )
     if target not in (None, stellar.target):
         raise ValueError(
-            f"The decoder of '{session.source}' was pretrained with target "
+            f"The decoder of '{model.origin.source}' was pretrained with target "
             f"'{stellar.target}', not '{target}': use --form scratch."
         )
     if tokenizer is not None:
         stellar.load_tokenizer(tokenizer)  # checks the target too
     if stellar.target == "tokens" and stellar.tokenizer is None:
-        raise ValueError(_no_tokenizer(f"The decoder of '{session.source}'"))
+        raise ValueError(_no_tokenizer(f"The decoder of '{model.origin.source}'"))
     # A copy: training changes it.
     return copy.deepcopy(stellar.decoder), stellar.tokenizer
 
 
-def _has_decoder(session: Session) -> bool:
-    state = read_checkpoint(session.source).state
-    return session.untrained or any(name.startswith("decoder.") for name in state)
+def _has_decoder(model: FrozenModel) -> bool:
+    state = read_checkpoint(model.origin.source).state
+    return model.origin.untrained or any(name.startswith("decoder.") for name in state)
 
 
 def _new_decoder(
-    session: Session, latent: Latent, target: Target, tokenizer: str | None, crop: int
+    model: FrozenModel,
+    devices: Devices,
+    latent: Latent,
+    target: Target,
+    tokenizer: str | None,
+    crop: int,
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
-    model = session.model
+    model = model
     if latent == "lowrank" and not model.num_queries:
         raise ValueError(
-            f"'{session.source}' has no latent queries, so no low-rank latent: use "
-            "--latent dense."
+            f"'{model.origin.source}' has no latent queries, so no low-rank latent: "
+            "use --latent dense."
         )
     if target == "tokens" and tokenizer is None:
         raise ValueError(f"{_no_tokenizer('A decoder')} Or use --target pixels.")
     if target == "pixels" and tokenizer is not None:
         raise ValueError("--tokenizer is for --target tokens, not for pixels.")
     black = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
-    result = model(black.to(session.fabric.device))
+    result = model(black.to(devices.device))
     dim = select_tokens(result, latent).shape[-1]
     with torch.random.fork_rng():
-        torch.manual_seed(session.seed)
+        torch.manual_seed(devices.seed)
         if tokenizer is None:
             return PixelDecoder(dim, _patch_size(crop, result.grid_size)), None
         codes = MaskGITVQGAN.from_pretrained(Path(tokenizer))

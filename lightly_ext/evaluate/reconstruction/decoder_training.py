@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import (
     EvaluationImages,
     ImageFiles,
@@ -31,7 +32,6 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
     write_config,
 )
 from lightly_ext.evaluate.reduction import count_unreadable
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from stellar_plugin.protocols import RandomCropProtocol, TrainedProtocol
 
@@ -142,7 +142,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 def train_decoder(
-    session: Session,
+    devices: Devices,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
     protocol: RandomCropProtocol,
@@ -152,8 +152,8 @@ def train_decoder(
     """Trains the decoder and stores it, or continues, or takes what is there.
 
     Args:
-        session:
-            Gives devices, precision and seed.
+        devices:
+            Where it runs.
         autoencoder:
             Its decoder is changed in place.
         files:
@@ -173,46 +173,46 @@ def train_decoder(
             the number of devices.
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
-    config = {**identity, "images": files.fingerprint, "seed": session.seed}
+    config = {**identity, "images": files.fingerprint, "seed": devices.seed}
     if (folder / CONFIG_NAME).exists():
         check_same(read_config(folder), config, folder)
     if (folder / WEIGHTS_NAME).exists():
-        session.say(f"The trained decoder is in {folder} already.")
+        devices.say(f"The trained decoder is in {folder} already.")
         load_decoder(autoencoder, folder)
         return int(read_config(folder)["num_unreadable"])
-    if session.rank == 0:
+    if devices.rank == 0:
         write_config(folder, config, autoencoder)
-    session.fabric.barrier()
+    devices.fabric.barrier()
     module = DecoderTraining(autoencoder, protocol, len(files))
-    loader = _loader(session, files, protocol)
-    trainer = _trainer(session, protocol, folder, num_steps=len(loader))
+    loader = _loader(devices, files, protocol)
+    trainer = _trainer(devices, protocol, folder, num_steps=len(loader))
     last = folder / LAST_CHECKPOINT
     if last.exists():
-        session.say(f"Continues the training in {folder}.")
+        devices.say(f"Continues the training in {folder}.")
     # They are meant to be: the encoder and the tokenizer.
     warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")
     trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
-    module.to(session.fabric.device)  # Lightning leaves everything on the CPU
+    module.to(devices.device)  # Lightning leaves everything on the CPU
     if trainer.current_epoch != protocol.epochs:
         raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
     num_unreadable = count_unreadable(
-        session, files, module.unreadable.nonzero().flatten().tolist()
+        devices, files, module.unreadable.nonzero().flatten().tolist()
     )
-    if session.rank == 0:
+    if devices.rank == 0:
         write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
         save_decoder(autoencoder, folder)
-    session.fabric.barrier()
+    devices.fabric.barrier()
     return num_unreadable
 
 
 def _trainer(
-    session: Session, protocol: TrainedProtocol, folder: Path, num_steps: int
+    devices: Devices, protocol: TrainedProtocol, folder: Path, num_steps: int
 ) -> Trainer:
     return Trainer(
-        accelerator=session.fabric.device.type,
-        devices=session.world_size,
-        strategy="ddp" if session.world_size > 1 else "auto",
-        precision=session.precision,
+        accelerator=devices.device.type,
+        devices=devices.world_size,
+        strategy="ddp" if devices.world_size > 1 else "auto",
+        precision=devices.precision,
         max_epochs=protocol.epochs,
         gradient_clip_val=protocol.clip,
         logger=CSVLogger(folder, name="log"),
@@ -224,24 +224,24 @@ def _trainer(
 
 
 def _loader(
-    session: Session, files: ImageFiles, protocol: RandomCropProtocol
+    devices: Devices, files: ImageFiles, protocol: RandomCropProtocol
 ) -> DataLoader[Sample]:
-    batch_size, rest = divmod(protocol.batch_sizes[0], session.world_size)
+    batch_size, rest = divmod(protocol.batch_sizes[0], devices.world_size)
     if rest:
         raise ValueError(
             f"A batch of {protocol.batch_sizes[0]} images cannot be shared by "
-            f"{session.world_size} devices: choose another number of devices."
+            f"{devices.world_size} devices: choose another number of devices."
         )
     views = TrainingViews(
-        EvaluationImages(files, train_crop(protocol, "bicubic")), session.seed
+        EvaluationImages(files, train_crop(protocol, "bicubic")), devices.seed
     )
     sampler = EpochSampler(
-        views, session.world_size, session.rank, shuffle=True, seed=session.seed
+        views, devices.world_size, devices.rank, shuffle=True, seed=devices.seed
     )
     return DataLoader(
         views,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=session.num_workers if len(files) > batch_size else 0,
-        pin_memory=session.fabric.device.type == "cuda",
+        num_workers=devices.num_workers if len(files) > batch_size else 0,
+        pin_memory=devices.device.type == "cuda",
     )

@@ -18,7 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import AlexNet_Weights
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 
 ALEXNET_SLICES = {  # of torchmetrics, from the layers of torchvision's AlexNet
     "slice1.0": "features.0",
@@ -184,13 +184,13 @@ class MetricNetworks:
 
 
 def load_networks(
-    session: Session, inception: str | None = None, lpips_net: str | None = None
+    devices: Devices, inception: str | None = None, lpips_net: str | None = None
 ) -> MetricNetworks:
     """Loads both networks onto the device.
 
     Args:
-        session:
-            Gives the device. Its first process on a machine downloads.
+        devices:
+            Where it runs.
         inception:
             File with the weights for FID, None takes torch.hub's.
         lpips_net:
@@ -200,12 +200,12 @@ def load_networks(
         FileNotFoundError: If a file is missing and cannot be downloaded.
         ValueError: If a file holds something else.
     """
-    with session.fabric.rank_zero_first(local=True):
+    with devices.fabric.rank_zero_first(local=True):
         paths = [INCEPTION.find(inception), ALEXNET.find(lpips_net)]
     first, second = (
         file.load(path) for file, path in zip((INCEPTION, ALEXNET), paths, strict=True)
     )
-    device = session.fabric.device
+    device = devices.device
     return MetricNetworks(
         first[0].to(device),
         second[0].to(device),

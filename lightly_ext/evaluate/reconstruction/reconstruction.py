@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightly_ext.evaluate.datasets import find_images
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
@@ -24,7 +26,7 @@ from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
 from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import (
     FID_IMAGES,
@@ -53,7 +55,9 @@ NOT_COMPARABLE = (
 
 
 def run_reconstruction(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str,
     form: Form = "pretrained",
     latent: Latent = "lowrank",
@@ -69,8 +73,12 @@ def run_reconstruction(
     """Decodes images from a frozen latent, and scores and shows them.
 
     Args:
-        session:
-            Gives model, devices and the folder for the result.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Folder of the images to score, nested to any depth.
         form:
@@ -105,33 +113,33 @@ def run_reconstruction(
     """
     _check_options(form, train, decoder, epochs)
     name, files = find_images(data)
-    files = files.limited(session.limit)
-    _check_number(len(files), session.world_size, force)
-    training_set = _training_set(session, train, files)
+    files = files.limited(results.limit)
+    _check_number(len(files), devices.world_size, force)
+    training_set = _training_set(results, train, files)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
     given = {} if epochs is None else {"epochs": epochs}
-    protocol = session.protocol(PROTOCOLS[form], data=name, **given)
+    protocol = results.protocol(PROTOCOLS[form], data=name, **given)
     autoencoder = build_autoencoder(
-        session, form != "scratch", latent, target, tokenizer, protocol.crop
+        model, devices, form != "scratch", latent, target, tokenizer, protocol.crop
     )
-    networks = load_networks(session, inception, lpips_net)
+    networks = load_networks(devices, inception, lpips_net)
     protocol = protocol.replace(
         networks=networks.identity, target=_target_name(autoencoder)
     )
     protocol, provenance = _prepare(
-        session, form, autoencoder, protocol, training_set, decoder
+        model, devices, results, form, autoencoder, protocol, training_set, decoder
     )
     scores, num_unreadable = score_images(
-        session, autoencoder, files, protocol, networks
+        devices, autoencoder, files, protocol, networks
     )
     _check_number(scores["num_images"], 1, force)
     provenance |= {"form": form, "num_unreadable": num_unreadable}
-    result = _result(session, autoencoder, protocol, scores, **provenance)
-    folder = session.save(result)
-    if session.rank == 0:
-        save_pictures(session, autoencoder, files, protocol, folder)
-    session.fabric.barrier()
+    result = _result(model, results, autoencoder, protocol, scores, **provenance)
+    folder = results.save(result)
+    if devices.rank == 0:
+        save_pictures(model, devices, autoencoder, files, protocol, folder)
+    devices.fabric.barrier()
     return result
 
 
@@ -170,13 +178,13 @@ def _check_number(num_images: int, world_size: int, force: bool) -> None:
 
 
 def _training_set(
-    session: Session, train: str | None, scored: ImageFiles
+    results: Results, train: str | None, scored: ImageFiles
 ) -> tuple[str, ImageFiles] | None:
     """Name and images of the training set, none of which is scored."""
     if train is None:
         return None
     name, files = find_images(train, "train")
-    files = files.limited(session.limit)
+    files = files.limited(results.limit)
     shared = _paths(files) & _paths(scored)
     if shared:
         raise ValueError(
@@ -202,7 +210,9 @@ def _target_name(autoencoder: FrozenAutoencoder) -> str:
 
 
 def _prepare(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     form: Form,
     autoencoder: FrozenAutoencoder,
     protocol: ReconstructionProtocol,
@@ -219,7 +229,7 @@ def _prepare(
         "latent": autoencoder.latent,
         "target": autoencoder.target,
         "predicts": protocol.target,
-        "encoder": session.model.origin.sha256,
+        "encoder": model.origin.sha256,
         "crop": protocol.crop,
     }
     if decoder is not None:
@@ -229,24 +239,26 @@ def _prepare(
     elif training_set is not None:
         trained_on = f"{training_set[0]}, {len(training_set[1])} images"
         protocol = protocol.replace(split=f"decoder: {trained_on}; {protocol.split}")
-    session.announce(protocol)
-    session.say(NOT_COMPARABLE)
-    _say_grids(session, autoencoder, protocol)
+    results.announce(model, protocol)
+    devices.say(NOT_COMPARABLE)
+    _say_grids(devices, autoencoder, protocol)
     if decoder is not None:
         load_decoder(autoencoder, Path(decoder))
         return protocol, {"num_unreadable_train": stored["num_unreadable"]}
     if training_set is None or not isinstance(protocol, DecoderProtocol):
         return protocol, {}
-    folder = session.folder(_result(session, autoencoder, protocol, {})) / "decoder"
+    folder = (
+        results.folder(_result(model, results, autoencoder, protocol, {})) / "decoder"
+    )
     identity["training"] = {name: getattr(protocol, name) for name in TRAINING_FIELDS}
     num_unreadable = train_decoder(
-        session, autoencoder, training_set[1], protocol, folder, identity
+        devices, autoencoder, training_set[1], protocol, folder, identity
     )
     return protocol, {"num_unreadable_train": num_unreadable}
 
 
 def _say_grids(
-    session: Session, autoencoder: FrozenAutoencoder, protocol: ReconstructionProtocol
+    devices: Devices, autoencoder: FrozenAutoencoder, protocol: ReconstructionProtocol
 ) -> None:
     height, width = autoencoder.grid_size(protocol.crop)
     text = f"The latent is a grid of {height} x {width}."
@@ -257,18 +269,20 @@ def _say_grids(
             f"scores are of {protocol.crop} x {protocol.crop} px; its own stand beside "
             "them."
         )
-    session.say(text)
+    devices.say(text)
 
 
 def _result(
-    session: Session,
+    model: FrozenModel,
+    results: Results,
     autoencoder: FrozenAutoencoder,
     protocol: ReconstructionProtocol,
     scores: dict[str, Any],
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
-    result = session.result(
+    result = results.result(
+        model,
         "reconstruction",
         protocol.data,
         protocol,
@@ -279,6 +293,6 @@ def _result(
         note=NOT_COMPARABLE,
         **provenance,
     )
-    if session.model.num_queries and autoencoder.latent == "dense":
+    if model.num_queries and autoencoder.latent == "dense":
         return replace(result, model=f"{result.model} (dense)")
     return result

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder, resized
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 from lightly_ext.evaluate.reduction import count_unreadable
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CropProtocol
 from stellar_plugin.visualize import (
@@ -28,7 +29,7 @@ NUM_PICTURES = 8
 
 
 def score_images(
-    session: Session,
+    devices: Devices,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
     protocol: CropProtocol,
@@ -37,8 +38,8 @@ def score_images(
     """Decodes and scores images, each in one process.
 
     Args:
-        session:
-            Gives devices and precision.
+        devices:
+            Where it runs.
         autoencoder:
             Decodes; where it has a tokenizer, that is scored beside it.
         files:
@@ -56,24 +57,24 @@ def score_images(
     """
     images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
     prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
-    metrics = ImageScores(networks, prefixes, session.fabric.device)
+    metrics = ImageScores(networks, prefixes, devices.device)
     unreadable: list[int] = []
-    loader = session.loader(images)
-    for batch in session.progress(loader, "reconstruction", len(loader)):
+    loader = devices.loader(images)
+    for batch in devices.progress(loader, "reconstruction", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
-        readable = session.fabric.to_device(batch.image[batch.readable])
+        readable = devices.fabric.to_device(batch.image[batch.readable])
         if len(readable):
-            _, decoded = _decode(session, autoencoder, readable)
+            _, decoded = _decode(devices, autoencoder, readable)
             metrics.update(readable, decoded)
-    return metrics.compute(), count_unreadable(session, files, unreadable)
+    return metrics.compute(), count_unreadable(devices, files, unreadable)
 
 
 @torch.no_grad()
 def _decode(
-    session: Session, autoencoder: FrozenAutoencoder, images: Tensor
+    devices: Devices, autoencoder: FrozenAutoencoder, images: Tensor
 ) -> tuple[Factorization, list[Tensor]]:
     """What the encoder finds; uint8 images by the decoder and by the tokenizer."""
-    with session.fabric.autocast():
+    with devices.fabric.autocast():
         result, latent = autoencoder.encode(images)
         prediction = autoencoder.decoder(latent, result.grid_size)
     decoded = [autoencoder.to_images(prediction, result.grid_size)]
@@ -84,7 +85,8 @@ def _decode(
 
 
 def save_pictures(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
     protocol: CropProtocol,
@@ -93,8 +95,10 @@ def save_pictures(
     """Shows the first images: input, decoded, the tokenizer's, strongest token.
 
     Args:
-        session:
-            Gives device and precision.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
         autoencoder:
             Decodes.
         files:
@@ -106,15 +110,15 @@ def save_pictures(
     """
     images = EvaluationImages(files, centre_crop(protocol, "bicubic"))
     first = list(range(min(NUM_PICTURES, len(images))))
-    batch = next(iter(session.loader(images, first, batch_size=NUM_PICTURES)))
-    inputs = session.fabric.to_device(batch.image[batch.readable])
+    batch = next(iter(devices.loader(images, first, batch_size=NUM_PICTURES)))
+    inputs = devices.fabric.to_device(batch.image[batch.readable])
     if not len(inputs):
         return
-    result, decoded = _decode(session, autoencoder, inputs)
+    result, decoded = _decode(devices, autoencoder, inputs)
     rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
-    if session.model.num_queries:
+    if model.num_queries:
         tokens = strongest_token(result.localization)
         rows.append(overlay_localization(rows[0], tokens, result.grid_size))
     path = folder / "reconstruction.png"
     Image.fromarray(tile_pictures(rows)).save(path)
-    session.say(f"Pictures in {path}.")
+    devices.say(f"Pictures in {path}.")

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.text.mmvp import Mmvp
 from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
 from lightly_ext.evaluate.text.probe import (
@@ -31,7 +34,9 @@ TASK = "align-text"
 
 
 def run_align_text(
-    session: Session,
+    model: FrozenModel,
+    devices: Devices,
+    results: Results,
     data: str | None = None,
     images: str | None = None,
     features: str = "auto",
@@ -54,8 +59,12 @@ def run_align_text(
     command is repeated. Then it is scored on every set that is named.
 
     Args:
-        session:
-            Gives the model.
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        results:
+            Where results are kept.
         data:
             Images with captions to train on: a .csv or .tsv file with the columns
             "image" and "caption", COCO's captions as .json, or a folder of x.jpg and
@@ -109,7 +118,7 @@ def run_align_text(
             "There is nothing to score: name a set as zero_shot, retrieval, winoground "
             "or mmvp."
         )
-    limit = session.limit
+    limit = results.limit
     tasks: list[TextTask] = []  # whatever is missing is found out before the work
     if zero_shot is not None:
         tasks.append(ZeroShot.find(zero_shot, class_names, limit))
@@ -120,21 +129,22 @@ def run_align_text(
     if mmvp is not None:
         tasks.append(Mmvp.find(mmvp, limit))
     pairs = None if data is None else find_pairs(data, images).limited(limit)
-    tower = load_text_tower(text_model, text_weights).to(session.fabric.device)
-    results = []
+    tower = load_text_tower(text_model, text_weights).to(devices.device)
+    cache = FeatureCache(model, devices, results.cache)
+    found = []
     if pairs is None:
-        trained = _stored_probe(session, Path(str(probe)), tower)
-        session.announce(trained.protocol)
+        trained = _stored_probe(model, results, Path(str(probe)), tower)
+        results.announce(model, trained.protocol)
     else:
         options: dict[str, Any] = {"features": features, "epochs": epochs}
         options["lrs"] = None if lr is None else (lr,)
         options["batch_sizes"] = pairs_per_batch and (pairs_per_batch,)
-        protocol = _protocol(session, pairs, tower, options)
-        feature = resolve_tokens(session.model, features)
-        session.announce(protocol)
-        trained = train_probe(session, tower, pairs, protocol, feature)
-        results.append(_held_out(session, trained))
-    return results + [_score(session, trained, tower, task) for task in tasks]
+        protocol = _protocol(results, pairs, tower, options)
+        feature = resolve_tokens(model, features)
+        results.announce(model, protocol)
+        trained = train_probe(cache, results.output, tower, pairs, protocol, feature)
+        found.append(_held_out(model, results, trained))
+    return found + [_score(cache, results, trained, tower, task) for task in tasks]
 
 
 def _check_training(
@@ -153,9 +163,9 @@ def _check_training(
 
 
 def _protocol(
-    session: Session, pairs: Pairs, tower: TextTower, options: dict[str, Any]
+    results: Results, pairs: Pairs, tower: TextTower, options: dict[str, Any]
 ) -> AlignTextProtocol:
-    return session.protocol(
+    return results.protocol(
         ALIGN_TEXT,
         split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",
         networks=(f"text tower of {tower.name}, {tower.sha256[:16]}",),
@@ -163,10 +173,12 @@ def _protocol(
     )
 
 
-def _stored_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe:
+def _stored_probe(
+    model: FrozenModel, results: Results, folder: Path, tower: TextTower
+) -> TrainedProbe:
     """A trained probe, and that the options do not ask for another one."""
-    trained = load_probe(session, folder, tower)
-    asked = session.protocol(trained.protocol)
+    trained = load_probe(model, folder, tower)
+    asked = results.protocol(trained.protocol)
     if (asked.resize, asked.crop) != (trained.protocol.resize, trained.protocol.crop):
         raise ValueError(
             f"The probe in '{folder}' was trained with resize "
@@ -176,46 +188,53 @@ def _stored_probe(session: Session, folder: Path, tower: TextTower) -> TrainedPr
     return trained
 
 
-def _held_out(session: Session, trained: TrainedProbe) -> Result:
+def _held_out(model: FrozenModel, results: Results, trained: TrainedProbe) -> Result:
     """Recall of the held-out part of the training data, as it was measured there."""
     training = trained.config["training"]
     name = f"{training['data']} (held out)"
     protocol = trained.protocol.replace(
         data=name, rule="cosine similarity; all captions of an image"
     )
-    result = session.result(
+    result = results.result(
+        model,
         TASK,
         name,
         protocol,
         {**training["held_out"], "num_images": training["num_held_out"]},
         **_provenance(trained),
     )
-    session.save(result)
+    results.save(result)
     return result
 
 
 def _score(
-    session: Session, trained: TrainedProbe, tower: TextTower, task: TextTask
+    cache: FeatureCache,
+    results: Results,
+    trained: TrainedProbe,
+    tower: TextTower,
+    task: TextTask,
 ) -> Result:
     """Scores one set."""
+    devices = cache.devices
 
     def embed(texts: Sequence[str]) -> Tensor:
-        rows = torch.from_numpy(embed_texts(session, tower, texts).copy())
-        return rows.to(session.fabric.device)
+        rows = embed_texts(devices, cache.folder, tower, texts)
+        return torch.from_numpy(rows.copy()).to(devices.device)
 
     feature = trained.config["feature"]
-    cached = cached_tokens(session, task.files, trained.protocol, feature)
-    embeddings = embed_images(session, trained.module, cached)
+    cached = cached_tokens(cache, task.files, trained.protocol, feature)
+    embeddings = embed_images(devices, trained.module, cached)
     scores = task.score(embeddings, cached.readable, embed)
-    protocol = session.protocol(trained.protocol, data=task.name, rule=task.rule)
-    result = session.result(
+    protocol = results.protocol(trained.protocol, data=task.name, rule=task.rule)
+    result = results.result(
+        cache.model,
         TASK,
         task.name,
         protocol,
         {**scores.values, "chance": scores.chance, "num_images": scores.num},
         **{**_provenance(trained), "num_unreadable": cached.num_unreadable},
     )
-    session.save(result)
+    results.save(result)
     return result
 
 

@@ -7,14 +7,14 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.features import CachedFeatures, cache_features
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
 from lightly_ext.evaluate.frozen_model import (
     NOT_A_VIT,
     FrozenModel,
     select_tokens,
 )
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CropProtocol
 
@@ -99,13 +99,16 @@ def token_set(result: Factorization, feature: str) -> Tensor:
 
 
 def cached_tokens(
-    session: Session, files: ImageFiles, protocol: CropProtocol, feature: str
+    cache: FeatureCache,
+    files: ImageFiles,
+    protocol: CropProtocol,
+    feature: str,
 ) -> CachedFeatures:
     """Tokens of centre crops, computed once, as the float16 array `TOKENS`.
 
     Args:
-        session:
-            Gives the model and the folder for the cache.
+        cache:
+            Computes the features, or has them.
         files:
             The images.
         protocol:
@@ -119,7 +122,7 @@ def cached_tokens(
     """
 
     def compute(images: Tensor) -> dict[str, Tensor]:
-        tokens = token_set(session.model(images), feature).half()
+        tokens = token_set(cache.model(images), feature).half()
         if not tokens.isfinite().all():
             raise RuntimeError(
                 f"{feature} tokens are not finite in half precision: the weights are "
@@ -127,17 +130,17 @@ def cached_tokens(
             )
         return {TOKENS: tokens}
 
-    return cache_features(session, files, protocol, f"tokens {feature}", compute)
+    return cache.features(files, protocol, f"tokens {feature}", compute)
 
 
 @torch.no_grad()
 def embed_images(
-    session: Session, probe: AttentionProbe, cached: CachedFeatures
+    devices: Devices, probe: AttentionProbe, cached: CachedFeatures
 ) -> Tensor:
     """Embeds the readable images, float32 (num_readable, text_dim), on the device."""
-    array, rows = cached.arrays[TOKENS], cached.readable.split(session.batch_size)
+    array, rows = cached.arrays[TOKENS], cached.readable.split(devices.batch_size)
     embeddings = []
-    for chosen in session.progress(rows, "image embeddings", len(rows)):
+    for chosen in devices.progress(rows, "image embeddings", len(rows)):
         tokens = torch.from_numpy(array[chosen.numpy()])
-        embeddings.append(probe(session.fabric.to_device(tokens).float()))
+        embeddings.append(probe(devices.fabric.to_device(tokens).float()))
     return torch.cat(embeddings)

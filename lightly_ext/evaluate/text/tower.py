@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,9 +17,11 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.resumable import DONE, Filled, ResumableArrays
 from stellar_plugin.hashes import weights_sha256
 
+EMBEDDINGS = "embeddings"
 # Texts that are embedded at once.
 CHUNK = 512
 # Of a CLIP model, but not of the embedding.
@@ -111,15 +114,17 @@ def load_text_tower(name: str, weights: str | None) -> TextTower:
 
 
 def embed_texts(
-    session: Session, tower: TextTower, texts: Sequence[str]
+    devices: Devices, cache: Path, tower: TextTower, texts: Sequence[str]
 ) -> NDArray[np.float32]:
     """Embeds texts once; continues where an earlier run ended.
 
     Every process embeds a share; all of them read the same file afterwards.
 
     Args:
-        session:
-            Gives processes and the folder for the cache.
+        devices:
+            Where it runs.
+        cache:
+            Folder for what is computed once.
         tower:
             The text tower.
         texts:
@@ -128,25 +133,21 @@ def embed_texts(
     Returns:
         Memory-mapped unit vectors, float32 with shape (len(texts), tower.dim).
     """
-    folder = session.output / "cache" / f"texts-{_digest(tower, texts)}"
-    shape = (len(texts), tower.dim)
-    starts = range(0, len(texts), CHUNK)
-    if session.rank == 0:
-        _create(folder, shape, len(starts))
-    session.fabric.barrier()
-    done = np.load(folder / "done.npy", mmap_mode="r+")
-    rows = np.load(folder / "embeddings.npy", mmap_mode="r+")
-    todo = np.flatnonzero(done == 0)
-    session.fabric.barrier()  # nobody fills in before everybody has looked
-    share = todo[session.rank :: session.world_size].tolist()
-    for i in session.progress(share, "text embeddings", len(share)):
-        chunk = slice(starts[i], starts[i] + CHUNK)
-        rows[chunk] = tower(texts[chunk]).cpu().numpy()
-        rows.flush()
-        done[i] = 1
-        done.flush()
-    session.fabric.barrier()
-    return np.load(folder / "embeddings.npy", mmap_mode="r")
+    folder = cache / f"texts-{_digest(tower, texts)}"
+    arrays = {EMBEDDINGS: (np.dtype(np.float32), (len(texts), tower.dim))}
+    num_chunks = math.ceil(len(texts) / CHUNK)
+    stored = ResumableArrays(devices, folder, arrays, num_chunks, "done")
+    todo = devices.progress(stored.share, "text embeddings", len(stored.share))
+
+    def steps() -> Iterator[Filled]:
+        for i in todo:
+            rows = slice(i * CHUNK, (i + 1) * CHUNK)
+            values = {EMBEDDINGS: tower(texts[rows]).cpu().numpy()}
+            yield Filled(np.array([i]), DONE, rows, values)
+
+    stored.fill(steps())
+    devices.fabric.barrier()
+    return np.load(folder / f"{EMBEDDINGS}.npy", mmap_mode="r")
 
 
 def _check_names(name: str, weights: str | None) -> dict[str, Any]:
@@ -185,16 +186,6 @@ def _unreachable(
         "network, download open_clip_model.safetensors of the hub repository "
         f"'{repository}' elsewhere, copy it here and give {option}."
     )
-
-
-def _create(folder: Path, shape: tuple[int, int], num_chunks: int) -> None:
-    """Makes the files, unless they are there; the one that tells so comes last."""
-    if (folder / "done.npy").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    create = np.lib.format.open_memmap
-    create(folder / "embeddings.npy", "w+", np.dtype(np.float32), shape).flush()
-    create(folder / "done.npy", "w+", np.dtype(np.uint8), (num_chunks,)).flush()
 
 
 def _digest(tower: TextTower, texts: Sequence[str]) -> str:

@@ -14,7 +14,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.text.pairs import Pairs
 from lightly_ext.evaluate.text.probe import TOKENS, AttentionProbe, cached_tokens
 from lightly_ext.evaluate.text.retrieval import recall_chance
@@ -55,7 +57,8 @@ class TrainedProbe:
 
 
 def train_probe(
-    session: Session,
+    cache: FeatureCache,
+    output: Path,
     tower: TextTower,
     pairs: Pairs,
     protocol: AlignTextProtocol,
@@ -64,8 +67,10 @@ def train_probe(
     """Trains a probe and stores it, or continues, or takes what is there.
 
     Args:
-        session:
-            Gives the encoder, devices and seed.
+        cache:
+            Computes the features, or has them.
+        output:
+            Folder for the folder of the probe.
         tower:
             The text tower.
         pairs:
@@ -79,21 +84,22 @@ def train_probe(
         ValueError: If a batch cannot be filled, or not be shared by the devices.
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
+    model, devices = cache.model, cache.devices
     identity = {
-        "model": session.model.origin.sha256,
+        "model": model.origin.sha256,
         "text": tower.sha256,
         "feature": feature,
         "protocol": protocol.card(),
         "pairs": pairs.fingerprint,
-        "seed": session.seed,
-        "precision": session.precision,
+        "seed": devices.seed,
+        "precision": devices.precision,
     }
-    folder = session.output / f"align-text-probe-{card_digest(identity)}"
+    folder = output / f"align-text-probe-{card_digest(identity)}"
     if (folder / CONFIG_NAME).exists():
-        session.say(f"The trained probe is in {folder} already.")
-        return load_probe(session, folder, tower)
-    data = _training_pairs(session, tower, pairs, protocol, feature)
-    module = _fit(session, data, protocol, folder)
+        devices.say(f"The trained probe is in {folder} already.")
+        return load_probe(model, folder, tower)
+    data = _training_pairs(cache, tower, pairs, protocol, feature)
+    module = _fit(devices, data, protocol, folder)
     chance = recall_chance(data.starts.diff()[data.held_out])
     training = {
         "data": pairs.name,
@@ -104,18 +110,18 @@ def train_probe(
         "inverse_temperature": module.log_scale.exp().item(),
         "held_out": {**module.recalls, "chance": chance},
     }
-    if session.rank == 0:
+    if devices.rank == 0:
         _store(folder, module.probe, {**identity, "training": training})
-    session.fabric.barrier()
-    return load_probe(session, folder, tower)
+    devices.fabric.barrier()
+    return load_probe(model, folder, tower)
 
 
-def load_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe:
+def load_probe(model: FrozenModel, folder: Path, tower: TextTower) -> TrainedProbe:
     """Loads a trained probe.
 
     Args:
-        session:
-            Gives the encoder and the device.
+        model:
+            The encoder.
         folder:
             The folder.
         tower:
@@ -131,11 +137,11 @@ def load_probe(session: Session, folder: Path, tower: TextTower) -> TrainedProbe
                 f"There is no trained probe in '{folder}': '{name}' is missing."
             )
     config = json.loads((folder / CONFIG_NAME).read_text())
-    _check(config["model"], session.model.origin.sha256, folder, "encoder", "model")
+    _check(config["model"], model.origin.sha256, folder, "encoder", "model")
     _check(config["text"], tower.sha256, folder, "text tower", "text_weights")
     module = AttentionProbe(**config["sizes"])
     module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME))
-    module.requires_grad_(False).eval().to(session.fabric.device)
+    module.requires_grad_(False).eval().to(model.mean.device)
     protocol = AlignTextProtocol(**config["protocol"])
     return TrainedProbe(folder, module, protocol, config)
 
@@ -149,17 +155,17 @@ def _check(found: str, needed: str, folder: Path, what: str, option: str) -> Non
 
 
 def _training_pairs(
-    session: Session,
+    cache: FeatureCache,
     tower: TextTower,
     pairs: Pairs,
     protocol: AlignTextProtocol,
     feature: str,
 ) -> TrainingPairs:
-    texts = embed_texts(session, tower, pairs.texts)
-    cached = cached_tokens(session, pairs.files, protocol, feature)
+    texts = embed_texts(cache.devices, cache.folder, tower, pairs.texts)
+    cached = cached_tokens(cache, pairs.files, protocol, feature)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), pairs.counts.cumsum(0)])
     train, held_out = hold_out(cached.readable)
-    session.say(
+    cache.devices.say(
         f"{pairs.name}: {len(train)} images to train on, {len(held_out)} held out, "
         f"{cached.num_unreadable} unreadable, {len(texts)} captions."
     )
@@ -167,20 +173,20 @@ def _training_pairs(
 
 
 def _fit(
-    session: Session, pairs: TrainingPairs, protocol: AlignTextProtocol, folder: Path
+    devices: Devices, pairs: TrainingPairs, protocol: AlignTextProtocol, folder: Path
 ) -> Alignment:
     batch_size = protocol.batch_sizes[0]
-    loader = training_loader(session, pairs, batch_size)
-    held_out = held_out_loader(session, pairs, batch_size)
+    loader = training_loader(devices, pairs, batch_size)
+    held_out = held_out_loader(devices, pairs, batch_size)
     with torch.random.fork_rng():
-        torch.manual_seed(session.seed)
+        torch.manual_seed(devices.seed)
         probe = AttentionProbe(pairs.tokens.shape[2], pairs.texts.shape[1])
-    module = Alignment(probe, protocol, pairs, session.rank, session.world_size)
+    module = Alignment(probe, protocol, pairs, devices.rank, devices.world_size)
     trainer = Trainer(
-        accelerator=session.fabric.device.type,
-        devices=session.world_size,
-        strategy="ddp" if session.world_size > 1 else "auto",
-        precision=session.precision,
+        accelerator=devices.device.type,
+        devices=devices.world_size,
+        strategy="ddp" if devices.world_size > 1 else "auto",
+        precision=devices.precision,
         max_epochs=protocol.epochs,
         gradient_clip_val=protocol.clip,
         logger=CSVLogger(folder, name="log"),
@@ -193,8 +199,8 @@ def _fit(
     last = folder / LAST_CHECKPOINT
     resumes = last.exists()
     if resumes:
-        session.say(f"Continues the training in {folder}.")
-    session.fabric.barrier()  # nobody writes before everybody has looked
+        devices.say(f"Continues the training in {folder}.")
+    devices.fabric.barrier()  # nobody writes before everybody has looked
     trainer.fit(module, loader, held_out, ckpt_path=str(last) if resumes else None)
     if trainer.current_epoch != protocol.epochs:
         raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightly_ext.evaluate.classification.train_views import epoch_order
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.retrieval import recalls
 from stellar_plugin.protocols import (
@@ -258,7 +258,7 @@ class Alignment(LightningModule):
 
 
 def training_loader(
-    session: Session, pairs: TrainingPairs, batch_size: int
+    devices: Devices, pairs: TrainingPairs, batch_size: int
 ) -> DataLoader[Batch]:
     """Loads this process' share of the batches.
 
@@ -271,33 +271,33 @@ def training_loader(
             f"{len(pairs.train)} images to train on cannot fill a batch of "
             f"{batch_size}: give a smaller --pairs_per_batch."
         )
-    if batch_size % session.world_size:
+    if batch_size % devices.world_size:
         raise ValueError(
-            f"A batch of {batch_size} pairs cannot be shared by {session.world_size} "
+            f"A batch of {batch_size} pairs cannot be shared by {devices.world_size} "
             "devices: choose another --pairs_per_batch."
         )
     sampler = PairSampler(
-        pairs, batch_size, session.seed, session.rank, session.world_size
+        pairs, batch_size, devices.seed, devices.rank, devices.world_size
     )
-    return _loader(session, pairs, sampler, len(sampler))
+    return _loader(devices, pairs, sampler, len(sampler))
 
 
 def held_out_loader(
-    session: Session, pairs: TrainingPairs, batch_size: int
+    devices: Devices, pairs: TrainingPairs, batch_size: int
 ) -> DataLoader[Batch]:
     """Loads all held-out images, in order, each with its first caption."""
     images = pairs.held_out
     rows = torch.stack([images, pairs.starts[images]], dim=1).split(batch_size)
-    return _loader(session, pairs, rows, len(rows))
+    return _loader(devices, pairs, rows, len(rows))
 
 
 def _loader(
-    session: Session, pairs: TrainingPairs, batches: Any, num_batches: int
+    devices: Devices, pairs: TrainingPairs, batches: Any, num_batches: int
 ) -> DataLoader[Batch]:
     return DataLoader(
         PairBatches(pairs),
         batch_size=None,
         sampler=batches,
-        num_workers=session.num_workers if num_batches > 1 else 0,
-        pin_memory=session.fabric.device.type == "cuda",
+        num_workers=devices.num_workers if num_batches > 1 else 0,
+        pin_memory=devices.device.type == "cuda",
     )

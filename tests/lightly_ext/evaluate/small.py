@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 import stellar_plugin
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel, load_frozen_model
+from lightly_ext.evaluate.results import Results
 
 IMAGE_SIZE = 32
 NUM_QUERIES = 4
@@ -18,6 +23,36 @@ EMBED_DIM = 48
 MODEL_NAME = "stellar_vit_tiny_patch16_224"
 VIT = {"img_size": IMAGE_SIZE, "embed_dim": EMBED_DIM, "depth": 1, "num_heads": 3}
 DECODER = {"decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+SIZES = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE}
+
+
+class Given(NamedTuple):
+    """What the command line gives to every command."""
+
+    model: FrozenModel
+    devices: Devices
+    results: Results
+
+    @property
+    def cache(self) -> FeatureCache:
+        return FeatureCache(*self[:2], self.results.cache)
+
+
+def make_given(tmp_path: Path, model: str | FrozenModel, **options: Any) -> Given:
+    """Makes it of options as the command line has them, on the CPU."""
+
+    def take(function: Callable[..., Any]) -> dict[str, Any]:
+        names = inspect.signature(function).parameters
+        return {name: options.pop(name) for name in names if name in options}
+
+    options = {"output": str(tmp_path / "out"), "accelerator": "cpu", **options}
+    devices = Devices(**{"batch_size": 8, "num_workers": 0, **take(Devices)})
+    results = Results(devices, **take(Results))
+    if isinstance(model, str):
+        options["seed"] = devices.seed
+        model = load_frozen_model(model, **take(load_frozen_model))
+    assert not options, options
+    return Given(model.to(devices.device), devices, results)
 
 
 def write_model(folder: Path, **kwargs: Any) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from lightly_ext.evaluate import efficiency
+from lightly_ext.evaluate import cli, efficiency
 from lightly_ext.evaluate.cli import main
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
+from tests.lightly_ext.evaluate.small import write_model
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -49,12 +52,19 @@ class TestMain:
     ) -> None:
         given: dict[str, Any] = {}
 
-        def run(session: Session, data: str, force: bool = False) -> None:
-            given.update(data=data, force=force, untrained=session.untrained)
+        def run(
+            model: FrozenModel,
+            devices: Devices,
+            results: Results,
+            data: str,
+            force: bool = False,
+        ) -> None:
+            given.update(data=data, force=force, untrained=model.origin.untrained)
 
         monkeypatch.setattr(efficiency, "run_efficiency", run)
         places = ["--output", str(tmp_path), "--accelerator", "cpu"]
-        main(["efficiency", "--model", "a", *options, *places, "--data", "b"])
+        model = write_model(tmp_path / "model")
+        main(["efficiency", "--model", model, *options, *places, "--data", "b"])
         assert given == {"data": "b", "force": force, "untrained": untrained}
 
     @pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
@@ -70,12 +80,8 @@ class TestMain:
         def run(**kwargs: Any) -> None:
             calls.append(kwargs)
 
-        @functools.wraps(Session.__init__)
-        def begin(self: Session, **kwargs: Any) -> None:
-            """Starts no devices."""
-
         monkeypatch.setattr(module, name, run)
-        monkeypatch.setattr(Session, "__init__", begin)
+        monkeypatch.setattr(cli, "_begin", lambda values: {})
         main(command)
         assert len(calls) == 1
         if command[0] == "rank":
@@ -121,7 +127,7 @@ class TestMain:
     ) -> None:
         places = ["--output", str(tmp_path), "--accelerator", "cpu"]
         with pytest.raises(SystemExit, match=match):
-            main(["knn", "--model", "a", *places, *options])
+            main(["knn", "--model", "patches", *places, *options])
 
     @pytest.mark.parametrize(
         ("options", "said"),

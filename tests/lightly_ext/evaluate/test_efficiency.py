@@ -4,6 +4,7 @@ import json
 import time
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from lightly_ext.evaluate import efficiency
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.efficiency import Time, run_efficiency, table_rows, time_part
 from lightly_ext.evaluate.efficiency_parts import hungarian_match, model_parts
-from lightly_ext.evaluate.session import Session
 from lightly_ext.loss import match_tokens
 from stellar_plugin import create_model
-from tests.lightly_ext.evaluate.small import DECODER, MODEL_NAME, VIT, write_model
+from tests.lightly_ext.evaluate.small import (
+    DECODER,
+    MODEL_NAME,
+    VIT,
+    Given,
+    make_given,
+    write_model,
+)
 
 PARTS = (
     "encoder",
@@ -27,14 +34,8 @@ PARTS = (
 )
 
 
-def _session(tmp_path: Path, model: str = "timm:unused", **kwargs: object) -> Session:
-    options = {
-        "output": str(tmp_path),
-        "accelerator": "cpu",
-        "num_workers": 0,
-        **kwargs,
-    }
-    return Session(model, **options)  # type: ignore[arg-type]
+def _given(tmp_path: Path, model: str = "patches", **options: Any) -> Given:
+    return make_given(tmp_path, model, **options)
 
 
 class TestHungarianMatch:
@@ -94,7 +95,7 @@ class TestModelParts:
         torch.manual_seed(0)
         model = create_model(MODEL_NAME, num_queries=4, **VIT, **DECODER).eval()
         images = torch.randn(2, 3, 48, 48)
-        parts = model_parts(_session(tmp_path), model, images)
+        parts = model_parts(_given(tmp_path).devices, model, images)
         assert tuple(parts) == PARTS
         result = model(images)
         torch.testing.assert_close(parts["encoder"](), result.lowrank.detach())
@@ -114,8 +115,8 @@ class TestModelParts:
 class TestTimePart:
     def test_time_part__median_of_a_known_time(self, tmp_path: Path) -> None:
         times: efficiency.Times = {}
-        session = _session(tmp_path)
-        time_part(session, times, "nap", lambda: time.sleep(0.02), 4, 0.3)
+        given = _given(tmp_path)
+        time_part(given.devices, times, "nap", lambda: time.sleep(0.02), 4, 0.3)
         assert 20 <= times["nap"][4].median < 40
         assert times["nap"][4].iqr is not None
 
@@ -123,8 +124,8 @@ class TestTimePart:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         times = {"slow": {4: Time(600.0, 1.0)}}
-        session = _session(tmp_path)
-        time_part(session, times, "slow", lambda: pytest.fail("ran"), 8, 1.0)
+        given = _given(tmp_path)
+        time_part(given.devices, times, "slow", lambda: pytest.fail("ran"), 8, 1.0)
         assert list(times["slow"]) == [4]
         said = capsys.readouterr().out
         assert "slow at batch 8 is left out: it would take about 1.2 s" in said
@@ -132,7 +133,7 @@ class TestTimePart:
     def test_time_part__one_run_has_no_spread(self, tmp_path: Path) -> None:
         times: efficiency.Times = {}
         nap = lambda: time.sleep(0.1)  # noqa: E731
-        time_part(_session(tmp_path), times, "nap", nap, 4, 0.05)
+        time_part(_given(tmp_path).devices, times, "nap", nap, 4, 0.05)
         assert times["nap"][4].iqr is None
 
 
@@ -179,10 +180,8 @@ class TestRunEfficiency:
     ) -> None:
         small = create_model(MODEL_NAME, num_queries=4, **VIT, **DECODER)
         monkeypatch.setattr(efficiency, "create_model", lambda name: small)
-        session = _session(
-            tmp_path, "timm:vit_tiny_patch16_224", untrained=True, crop=48
-        )
-        result = run_efficiency(session, (1,), "channels_last", 0.01)
+        given = _given(tmp_path, "timm:vit_tiny_patch16_224", untrained=True, crop=48)
+        result = run_efficiency(*given, (1,), "channels_last", 0.01)
         assert "channels_last" in result.protocol["inference"]
         assert result.model.endswith("(untrained)")
         assert small.encoder.vit.patch_embed.proj.weight.is_contiguous(
@@ -201,22 +200,22 @@ class TestRunEfficiency:
         self, tmp_path: Path, options: dict[str, object], match: str
     ) -> None:
         with pytest.raises(ValueError, match=match):
-            run_efficiency(_session(tmp_path), **options)  # type: ignore[arg-type]
+            run_efficiency(*_given(tmp_path), **options)  # type: ignore[arg-type]
 
     def test_run_efficiency__no_stellar(self, tmp_path: Path) -> None:
-        session = _session(tmp_path, "timm:resnet10t", untrained=True)
+        given = _given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match="timm"):
-            run_efficiency(session)
+            run_efficiency(*given)
 
     def test_run_efficiency__no_decoder(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model", target=None)
         with pytest.raises(ValueError, match="no decoder that could be timed"):
-            run_efficiency(_session(tmp_path, source))
+            run_efficiency(*_given(tmp_path, source))
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_run_efficiency__gpu(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
-        session = Session(source, output=str(tmp_path), accelerator="cuda", crop=48)
-        result = run_efficiency(session, (1, 2))
+        given = _given(tmp_path, source, accelerator="cuda", crop=48)
+        result = run_efficiency(*given, (1, 2))
         assert result.data == torch.cuda.get_device_name()

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from lightly_ext.evaluate.frozen_model import (
     load_frozen_model,
+    load_like,
+    load_stellar,
     pool,
     select_tokens,
+    short_name,
 )
 from stellar_plugin import Stellar
 from stellar_plugin.encoder import Factorization
@@ -284,7 +287,8 @@ class TestUntrained:
         assert any(not a[name].equal(c[name]) for name in a)
         assert first.origin == same.origin != other.origin
         assert first.origin.sha256 == "random weights of seed 0"
-        assert first.origin.source == f"{source} (untrained)"
+        assert first.origin.source == source and first.origin.seed == 0
+        assert first.origin.label == f"{source} (untrained)"
 
     def test_same_architecture_other_weights(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
@@ -395,3 +399,68 @@ class TestRawPatches:
             load_frozen_model("patches")(bytes_of(1, 3, 32, 40))
         with pytest.raises(ValueError, match="'patches:big' must be"):
             load_frozen_model("patches:big")
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("source", "name"),
+        [
+            ("runs/mine/model", "mine"),
+            ("runs/mine/checkpoints/last.ckpt", "last"),
+            ("x/mae_pretrain.pth", "mae_pretrain"),
+            ("stellar-b16", "stellar-b16"),
+            ("microsoft/STELLAR", "STELLAR"),
+            ("timm:resnet50", "timm:resnet50"),
+            ("moco/v2.pth.tar", "v2.pth"),
+        ],
+    )
+    def test_short_name(self, source: str, name: str) -> None:
+        assert short_name(source) == name
+
+    def test_load__of_the_model_or_as_given(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "mine" / "model")
+        assert load_frozen_model(source).origin.name == "mine"
+        given = load_frozen_model(source, untrained=True, name="ours")
+        assert given.origin.name == "ours (untrained)"
+        model = timm.create_model("test_resnet", num_classes=0)
+        path = save(model.state_dict(), tmp_path / "v2.safetensors")
+        loaded = load_frozen_model("timm:test_resnet", weights=str(path))
+        assert loaded.origin.name == "v2"
+
+
+class TestLoadLike:
+    @pytest.mark.parametrize("seed", [None, 4])
+    def test_trained_or_random_as_the_first(
+        self, tmp_path: Path, seed: int | None
+    ) -> None:
+        first = load_frozen_model(
+            write_model(tmp_path / "mine"), untrained=seed is not None, seed=seed or 0
+        )
+        source = write_model(tmp_path / "six", num_queries=6)
+        other = load_like(first, source)
+        assert (other.num_queries, other.origin.seed) == (6, seed)
+        same = load_frozen_model(source, untrained=seed is not None, seed=seed or 0)
+        assert other.origin == same.origin
+        expected = same.state_dict()
+        assert all(v.equal(expected[k]) for k, v in other.state_dict().items())
+
+
+class TestLoadStellar:
+    def test_trained(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        stellar = load_stellar(load_frozen_model(source))
+        expected = Stellar.from_pretrained(source).state_dict()
+        assert all(v.equal(expected[k]) for k, v in stellar.state_dict().items())
+        assert not any(p.requires_grad for p in stellar.parameters())
+
+    def test_untrained__with_the_encoder_of_the_run(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        frozen = load_frozen_model(source, untrained=True, seed=4)
+        encoder = frozen.backbone.state_dict()
+        ours = load_stellar(frozen).encoder.state_dict()
+        assert all(v.equal(ours[k]) for k, v in encoder.items())
+
+    def test_only_of_stellar(self) -> None:
+        frozen = load_frozen_model("timm:test_resnet", untrained=True)
+        with pytest.raises(ValueError, match=r"needs a STELLAR model .* is pooled by"):
+            load_stellar(frozen)

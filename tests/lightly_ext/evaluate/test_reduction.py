@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
 from lightly_ext.evaluate.probing.stability import run_stability
@@ -22,14 +23,17 @@ from lightly_ext.evaluate.reduction import (
     partners,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
 from tests import distributed
-from tests.lightly_ext.evaluate.small import write_images, write_model
+from tests.lightly_ext.evaluate.small import (
+    Given,
+    make_given,
+    write_images,
+    write_model,
+)
 
 
-def _session(folder: Path, model: str = "timm:unused", **options: Any) -> Session:
-    values = {"accelerator": "cpu", "num_workers": 0, "batch_size": 4, **options}
-    return Session(model, output=str(folder / "out"), **values)
+def _given(tmp_path: Path, model: str = "patches", **options: Any) -> Given:
+    return make_given(tmp_path, model, **{"batch_size": 4, **options})
 
 
 class TestImageMeans:
@@ -41,7 +45,7 @@ class TestImageMeans:
             means.add("all", part)
         means.add("few", values[:1])
         means.add("few", values[:0])
-        reduced = means.reduce(_session(tmp_path))
+        reduced = means.reduce(_given(tmp_path).devices)
         assert reduced["all"].value == pytest.approx(values.mean().item(), rel=1e-12)
         error = values.numpy().std(ddof=1) / 10
         assert reduced["all"].standard_error == pytest.approx(error, rel=1e-9)
@@ -52,10 +56,10 @@ class TestImageMeans:
         means = ImageMeans(["change", "none"])
         means.add("change", torch.ones(2))
         with pytest.raises(RuntimeError, match="No image gave a value of none"):
-            means.reduce(_session(tmp_path))
+            means.reduce(_given(tmp_path).devices)
         means.add("none", torch.tensor([0.0, torch.nan]))
         with pytest.raises(RuntimeError, match="none is not finite for some image"):
-            means.reduce(_session(tmp_path))
+            means.reduce(_given(tmp_path).devices)
 
 
 class TestPairLoader:
@@ -70,12 +74,12 @@ class TestPairLoader:
     ) -> None:
         files = ImageFiles(tmp_path, [f"{i}.png" for i in range(num_images)])
         images = EvaluationImages(files, lambda image: image)
-        session = _session(tmp_path, batch_size=3)
-        monkeypatch.setattr(Session, "world_size", world_size)
+        given = _given(tmp_path, batch_size=3)
+        monkeypatch.setattr(Devices, "world_size", world_size)
         numbers, half = [], num_images // 2
         for rank in range(world_size):
-            monkeypatch.setattr(Session, "rank", rank)
-            for batch in pair_loader(session, images):
+            monkeypatch.setattr(Devices, "rank", rank)
+            for batch in pair_loader(given.devices, images):
                 numbers += batch.number.tolist()
                 one, two = partners(torch.ones(len(batch.number)).bool())
                 distance = batch.number[two] - batch.number[one]
@@ -96,13 +100,13 @@ class TestCountUnreadable:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         files = ImageFiles(Path("photos"), [f"{i}.png" for i in range(100)])
-        assert count_unreadable(_session(tmp_path), files, []) == 0
+        assert count_unreadable(_given(tmp_path).devices, files, []) == 0
         assert capsys.readouterr().out == ""
-        assert count_unreadable(_session(tmp_path), files, [7, 3]) == 2
+        assert count_unreadable(_given(tmp_path).devices, files, [7, 3]) == 2
         text = "Skipped: 2 of 100 images are unreadable (photos/3.png, photos/7.png)."
         assert text in capsys.readouterr().out
         with pytest.raises(RuntimeError, match=r"6 of 100 .*2.png, \.\.\.\), too many"):
-            count_unreadable(_session(tmp_path), files, range(6))
+            count_unreadable(_given(tmp_path).devices, files, range(6))
 
 
 @pytest.mark.slow
@@ -133,13 +137,13 @@ def test_probing_experiments__two_processes_as_one(tmp_path: Path) -> None:
 
 
 def _run_all(folder: Path, source: str, devices: int) -> list[Result]:
-    session = _session(folder, source, devices=devices, resize=62, crop=32)
-    assert session.world_size == devices
+    given = _given(folder, source, devices=devices, resize=62, crop=32)
+    assert given.devices.world_size == devices
     data = str(folder / "images")
     return [
-        run_equivariance(session, data),
-        *run_stability(session, data),
-        run_where(session, data, str(folder / "masks")),
+        run_equivariance(*given, data),
+        *run_stability(*given, data),
+        run_where(*given, data, str(folder / "masks")),
     ]
 
 

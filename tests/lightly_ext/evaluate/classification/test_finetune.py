@@ -16,15 +16,15 @@ from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
-    score,
 )
 from lightly_ext.evaluate.classification.split import accuracies, split_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import FINETUNE
 from tests.lightly_ext.evaluate.small import (
-    IMAGE_SIZE,
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_classes,
     write_model,
@@ -33,19 +33,17 @@ from tests.lightly_ext.evaluate.small import (
 FAST: dict[str, Any] = {"epochs": 2, "train_batch_size": 11, "lr": 1e-3}
 
 
-def _session(tmp_path: Path, model: str | None = None, **kwargs: Any) -> Session:
-    options = {"output": str(tmp_path / "out"), "batch_size": 8, "num_workers": 0}
-    sizes = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE}
+def _given(tmp_path: Path, model: str | None = None, **options: Any) -> Given:
     model = model or write_model(tmp_path / "model")
-    return Session(model, **{**options, **sizes, "accelerator": "cpu", **kwargs})
+    return make_given(tmp_path, model, **SIZES, **options)
 
 
 def _module(
-    session: Session, data: Path, feature: str = "sparse", **fields: Any
+    given: Given, data: Path, feature: str = "sparse", **fields: Any
 ) -> FineTuning:
-    protocol = session.protocol(FINETUNE, batch_sizes=(8,), epochs=2, **fields)
-    split = split_set(session, str(data))
-    return FineTuning(session.model, feature, protocol, session, split)
+    protocol = given.results.protocol(FINETUNE, batch_sizes=(8,), epochs=2, **fields)
+    split = split_set(given.devices, str(data))
+    return FineTuning(given.model, feature, protocol, given.devices, split)
 
 
 def _stored(tmp_path: Path) -> Result:
@@ -61,10 +59,10 @@ class TestFineTuning:
     def test_forward__is_norm_and_linear_behind_the_frozen_features(
         self, tmp_path: Path
     ) -> None:
-        session = _session(tmp_path)
-        module = _module(session, write_classes(tmp_path / "data")).eval()
+        given = _given(tmp_path)
+        module = _module(given, write_classes(tmp_path / "data")).eval()
         images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        pooled = session.model.pooled(images, "sparse")
+        pooled = given.model.pooled(images, "sparse")
         torch.testing.assert_close(module(images), module.head(pooled))
         assert isinstance(module.head[0], nn.LayerNorm)
 
@@ -81,8 +79,8 @@ class TestFineTuning:
     def test_trained_parameters__are_those_that_get_gradients(
         self, tmp_path: Path, model: str | None, feature: str
     ) -> None:
-        session = _session(tmp_path, model, untrained=model is not None)
-        module = _module(session, write_classes(tmp_path / "data"), feature).train()
+        given = _given(tmp_path, model, untrained=model is not None)
+        module = _module(given, write_classes(tmp_path / "data"), feature).train()
         images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
         module(images).sum().backward()
         for name, parameter in module.named_parameters():
@@ -90,22 +88,22 @@ class TestFineTuning:
         frozen = [n for n, p in module.named_parameters() if not p.requires_grad]
         if model is None:
             assert any("proj" in n for n in frozen) == (feature != "lowrank")
-        assert not any(p.requires_grad for p in session.model.parameters())
+        assert not any(p.requires_grad for p in given.model.parameters())
 
     def test_score__every_image_once(self, tmp_path: Path) -> None:
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         data = write_classes(tmp_path / "data", num=30)
-        module = _module(session, data)
+        module = _module(given, data)
         files = module.split.data.test
         (files.root / files.names[7]).write_bytes(b"no image")
-        scores, num_unreadable = score(session, module, files, module.protocol)
+        scores, num_unreadable = module.score(files)
         assert num_unreadable == 1
         assert scores["accuracy"] * 89 == pytest.approx(round(scores["accuracy"] * 89))
 
     def test_training_step__ignores_unreadable_images(self, tmp_path: Path) -> None:
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         data = write_classes(tmp_path / "data")
-        module = _module(session, data).eval()
+        module = _module(given, data).eval()
         module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
         module.on_train_epoch_start()
         batch = next(iter(module.train_dataloader()))
@@ -124,7 +122,7 @@ class TestRunFinetune:
     def test_run_finetune__learns(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
         result = run_finetune(
-            _session(tmp_path), str(data), epochs=8, lr=3e-3, train_batch_size=9
+            *_given(tmp_path), str(data), epochs=8, lr=3e-3, train_batch_size=9
         )
         assert result.scores == {"accuracy": 1.0, "num_test": 30}
         assert result.provenance["num_train"] == 27
@@ -136,9 +134,9 @@ class TestRunFinetune:
 
     def test_run_finetune__learns_in_mixed_precision(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
-        session = _session(tmp_path, precision="bf16-mixed")
+        given = _given(tmp_path, precision="bf16-mixed")
         options = {"epochs": 8, "lr": 3e-3, "train_batch_size": 9}
-        result = run_finetune(session, str(data), **options)
+        result = run_finetune(*given, str(data), **options)
         assert result.scores["accuracy"] == 1.0
 
     def test_run_finetune__accumulated_batches_equal_whole_ones(
@@ -148,9 +146,9 @@ class TestRunFinetune:
         weights = []
         for at_once in (11, 4):  # 11 is prime: one image at once
             output = str(tmp_path / str(at_once))
-            session = _session(tmp_path, batch_size=at_once, output=output)
-            result = run_finetune(session, data, **FAST)
-            weights.append(_weights(session.folder(result)))
+            given = _given(tmp_path, batch_size=at_once, output=output)
+            result = run_finetune(*given, data, **FAST)
+            weights.append(_weights(given.results.folder(result)))
         for name, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
@@ -159,9 +157,9 @@ class TestRunFinetune:
     ) -> None:
         data = str(write_classes(tmp_path / "data"))
         options = {**FAST, "epochs": 3}
-        straight = _session(tmp_path, output=str(tmp_path / "straight"))
-        expected = run_finetune(straight, data, **options)
-        session = _session(tmp_path)
+        straight = _given(tmp_path, output=str(tmp_path / "straight"))
+        expected = run_finetune(*straight, data, **options)
+        given = _given(tmp_path)
 
         def fails(self: FineTuning) -> None:
             if self.current_epoch == 1:
@@ -170,17 +168,18 @@ class TestRunFinetune:
         with monkeypatch.context() as patched:
             patched.setattr(FineTuning, "on_train_epoch_start", _before(fails))
             with pytest.raises(InterruptedError):
-                run_finetune(session, data, **options)
+                run_finetune(*given, data, **options)
         started: list[int] = []
         monkeypatch.setattr(
             FineTuning,
             "on_train_epoch_start",
             _before(lambda self: started.append(self.current_epoch)),
         )
-        result = run_finetune(session, data, **options)
+        result = run_finetune(*given, data, **options)
         assert started == [1, 2]
         ours, theirs = (
-            _weights(s.folder(r)) for s, r in ((session, result), (straight, expected))
+            _weights(one.results.folder(its))
+            for one, its in ((given, result), (straight, expected))
         )
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
@@ -189,23 +188,22 @@ class TestRunFinetune:
     def test_run_finetune__a_finished_run_is_only_tested_again(
         self, tmp_path: Path
     ) -> None:
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         data = str(write_classes(tmp_path / "data"))
-        first = run_finetune(session, data, **FAST)
-        before = _weights(session.folder(first))
-        again = run_finetune(session, data, **FAST)
+        first = run_finetune(*given, data, **FAST)
+        before = _weights(given.results.folder(first))
+        again = run_finetune(*given, data, **FAST)
         assert again.scores == first.scores
-        assert torch.equal(
-            _weights(session.folder(again))["head.1.weight"], before["head.1.weight"]
-        )
+        after = _weights(given.results.folder(again))
+        assert torch.equal(after["head.1.weight"], before["head.1.weight"])
 
     def test_run_finetune__log_has_loss_and_held_out_accuracy(
         self, tmp_path: Path
     ) -> None:
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         data = str(write_classes(tmp_path / "data"))
-        result = run_finetune(session, data, **FAST)
-        (path,) = session.folder(result).glob("log/*/metrics.csv")
+        result = run_finetune(*given, data, **FAST)
+        (path,) = given.results.folder(result).glob("log/*/metrics.csv")
         rows = list(csv.DictReader(path.open()))
         held_out = [r["held_out_accuracy"] for r in rows if r["held_out_accuracy"]]
         assert len(held_out) == 2
@@ -219,11 +217,11 @@ class TestRunFinetune:
     ) -> None:
         first = str(write_classes(tmp_path / "a" / "data"))
         second = str(write_classes(tmp_path / "b" / "data", num=9))
-        session = _session(tmp_path)
-        run_finetune(session, first, **FAST)
+        given = _given(tmp_path)
+        run_finetune(*given, first, **FAST)
         with pytest.raises(ValueError, match="other images of the same name"):
-            run_finetune(session, second, **FAST)
-        assert run_finetune(session, second, resume=False, **FAST).scores["num_test"]
+            run_finetune(*given, second, **FAST)
+        assert run_finetune(*given, second, resume=False, **FAST).scores["num_test"]
 
     def test_run_finetune__a_loss_that_is_not_finite(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -234,7 +232,7 @@ class TestRunFinetune:
         monkeypatch.setattr(FineTuning, "forward", broken)
         data = str(write_classes(tmp_path / "data"))
         with pytest.raises(RuntimeError, match="not finite in epoch 1, step 1"):
-            run_finetune(_session(tmp_path), data, **FAST)
+            run_finetune(*_given(tmp_path), data, **FAST)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -252,15 +250,15 @@ class TestRunFinetune:
     ) -> None:
         data = str(write_classes(tmp_path / "data"))
         with pytest.raises(ValueError, match=message):
-            run_finetune(_session(tmp_path), data, **{**FAST, **options})
+            run_finetune(*_given(tmp_path), data, **{**FAST, **options})
 
     def test_run_finetune__one_class_and_too_few_images(self, tmp_path: Path) -> None:
         one = write_classes(tmp_path / "one", classes=["cat"])
         with pytest.raises(ValueError, match=r"has 1 class\(es\)"):
-            run_finetune(_session(tmp_path), str(one), **FAST)
+            run_finetune(*_given(tmp_path), str(one), **FAST)
         three = write_classes(tmp_path / "three")
         with pytest.raises(ValueError, match="2 training images for 3 classes"):
-            run_finetune(_session(tmp_path, limit=2), str(three), **FAST)
+            run_finetune(*_given(tmp_path, limit=2), str(three), **FAST)
 
 
 @pytest.mark.parametrize(
@@ -309,8 +307,8 @@ def test_finetune__two_processes_equal_one(tmp_path: Path, model: str) -> None:
     options = {"train_batch_size": 12, "epochs": 2, "lr": 3e-4}
     untrained = model != "stellar"
     output = str(tmp_path / "1" / "out")
-    session = _session(tmp_path, source, untrained=untrained, output=output)
-    one = run_finetune(session, str(data), **options)
+    given = _given(tmp_path, source, untrained=untrained, output=output)
+    one = run_finetune(*given, str(data), **options)
     command = [sys.executable, "-m", "stellar_cli", "evaluate", "finetune"]
     command += ["--model", source, "--untrained", str(untrained).lower()]
     command += ["--data", str(data), *run_options(tmp_path / "2"), "--devices", "2"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,22 +14,26 @@ from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
-from tests.lightly_ext.evaluate.small import run_options, write_classes, write_model
+from tests.lightly_ext.evaluate.small import (
+    SIZES,
+    Given,
+    make_given,
+    run_options,
+    write_classes,
+    write_model,
+)
 
 
-def session_for(tmp_path: Path, model: str, **options: object) -> Session:
-    values = {"output": str(tmp_path / "out"), "accelerator": "cpu", "num_workers": 0}
-    values |= {"batch_size": 8, "resize": 32, "crop": 32, **options}
-    return Session(model, **values)  # type: ignore[arg-type]
+def _given(tmp_path: Path, model: str, **options: Any) -> Given:
+    return make_given(tmp_path, model, **SIZES, **options)
 
 
 class TestRunKnn:
     def test_run_knn__stores_what_was_run(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "set", num=20)
         (data / "val/cat/0003.png").write_bytes(b"broken")
-        session = session_for(tmp_path, write_model(tmp_path / "model"))
-        result = run_knn(session, str(data), neighbours=5)
+        given = _given(tmp_path, write_model(tmp_path / "model"))
+        result = run_knn(*given, str(data), neighbours=5)
         assert result.scores == {"accuracy": 1.0, "num_test": 59}
         assert result.provenance["unreadable"] == {"train": 0, "test": 1}
         assert result.provenance["feature"] == "sparse"
@@ -36,16 +41,16 @@ class TestRunKnn:
         card = result.protocol
         assert (card["neighbours"], card["temperature"]) == (5, 0.07)
         assert (card["features"], card["data"]) == ("auto", "set")
-        stored = Result.load(session.folder(result) / "result.json")
+        stored = Result.load(given.results.folder(result) / "result.json")
         assert stored.scores == result.scores and stored.protocol == card
-        other = run_knn(session, str(data), neighbours=6)
-        assert session.folder(other) != session.folder(result)
+        other = run_knn(*given, str(data), neighbours=6)
+        assert given.results.folder(other) != given.results.folder(result)
 
     def test_run_knn__another_model_and_precision(self, tmp_path: Path) -> None:
         data = str(write_classes(tmp_path / "set", num=10))
         options = {"untrained": True, "precision": "bf16-mixed", "limit": 9}
-        session = session_for(tmp_path, "timm:test_resnet", **options)
-        result = run_knn(session, data, neighbours=3)
+        given = _given(tmp_path, "timm:test_resnet", **options)
+        result = run_knn(*given, data, neighbours=3)
         assert result.provenance["feature"] == "cls"
         assert result.protocol["limit"] == 9 and result.scores["num_test"] == 9
 
@@ -61,18 +66,18 @@ class TestRunKnn:
         self, tmp_path: Path, options: dict[str, object], match: str
     ) -> None:
         data = str(write_classes(tmp_path / "set", num=2))
-        session = session_for(tmp_path, write_model(tmp_path / "model"))
+        given = _given(tmp_path, write_model(tmp_path / "model"))
         options = {"neighbours": 3, **options}
         with pytest.raises(ValueError, match=match):
-            run_knn(session, data, **options)  # type: ignore[arg-type]
+            run_knn(*given, data, **options)  # type: ignore[arg-type]
         assert not (tmp_path / "out").exists()
 
     def test_run_knn__features_that_are_not_finite(self, tmp_path: Path) -> None:
         data = str(write_classes(tmp_path / "set", num=2))
-        session = session_for(tmp_path, write_model(tmp_path / "model"))
-        session.model.std.fill_(float("nan"))
+        given = _given(tmp_path, write_model(tmp_path / "model"))
+        given.model.std.fill_(float("nan"))
         with pytest.raises(RuntimeError, match="not finite at precision 32-true"):
-            run_knn(session, data, neighbours=3)
+            run_knn(*given, data, neighbours=3)
 
     def test_run_knn__command_on_digit_boards(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

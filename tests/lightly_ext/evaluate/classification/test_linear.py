@@ -27,13 +27,16 @@ from lightly_ext.evaluate.classification.train_views import (
     epoch_order,
 )
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.images import ImageFiles, train_crop
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.protocols import LINEAR_PAPER
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     IMAGE_SIZE,
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_classes,
     write_model,
@@ -42,11 +45,8 @@ from tests.lightly_ext.evaluate.small import (
 GRID: dict[str, Any] = {"lrs": [1e-3, 1e-2], "batch_sizes": [4, 8]}
 
 
-def _session(tmp_path: Path, **kwargs: Any) -> Session:
-    options = {"output": str(tmp_path / "out"), "batch_size": 8, "num_workers": 0}
-    sizes = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE}
-    model = write_model(tmp_path / "model")
-    return Session(model, **{**options, **sizes, "accelerator": "cpu", **kwargs})
+def _given(tmp_path: Path, **options: Any) -> Given:
+    return make_given(tmp_path, write_model(tmp_path / "model"), **SIZES, **options)
 
 
 def _stored(tmp_path: Path) -> Result:
@@ -57,7 +57,7 @@ def _stored(tmp_path: Path) -> Result:
 class TestRunLinear:
     def test_run_linear__scores_card_and_provenance(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
-        result = run_linear(_session(tmp_path), str(data), epochs=8, **GRID)
+        result = run_linear(*_given(tmp_path), str(data), epochs=8, **GRID)
         assert result.scores == {"accuracy": 1.0, "num_test": 30}
         assert result.protocol["epochs"] == 8
         assert result.protocol["lrs"] == [1e-3, 1e-2]
@@ -79,16 +79,16 @@ class TestRunLinear:
         self, tmp_path: Path, run: Callable[..., Result]
     ) -> None:
         data = write_classes(tmp_path / "data", num=10)
-        session = _session(tmp_path, precision="bf16-mixed")
-        assert run(session, str(data), epochs=8, **GRID).scores["accuracy"] == 1.0
+        given = _given(tmp_path, precision="bf16-mixed")
+        assert run(*given, str(data), epochs=8, **GRID).scores["accuracy"] == 1.0
 
     def test_run_linear__log_has_every_epoch_and_no_checkpoint_stays(
         self, tmp_path: Path
     ) -> None:
         data = write_classes(tmp_path / "data")
-        session = _session(tmp_path)
-        result = run_linear(session, str(data), epochs=3, **GRID)
-        folder = session.folder(result)
+        given = _given(tmp_path)
+        result = run_linear(*given, str(data), epochs=3, **GRID)
+        folder = given.results.folder(result)
         lines = (folder / LOG_NAME).read_text().splitlines()
         log = [json.loads(line) for line in lines]
         assert [entry["epoch"] for entry in log] == [1, 2, 3]
@@ -100,21 +100,21 @@ class TestRunLinear:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = str(write_classes(tmp_path / "data"))
-        straight = _session(tmp_path, output=str(tmp_path / "straight"))
-        expected = run_linear(straight, data, epochs=4, **GRID)
-        session = _session(tmp_path)
+        straight = _given(tmp_path, output=str(tmp_path / "straight"))
+        expected = run_linear(*straight, data, epochs=4, **GRID)
+        given = _given(tmp_path)
         with monkeypatch.context() as patched:
             patched.setattr(linear, "epoch_order", _fails_at(2))
             with pytest.raises(KeyboardInterrupt):
-                run_linear(session, data, epochs=4, **GRID)
+                run_linear(*given, data, epochs=4, **GRID)
         epochs: list[int] = []
         monkeypatch.setattr(linear, "epoch_order", _recorded(epochs))
-        result = run_linear(session, data, epochs=4, **GRID)
+        result = run_linear(*given, data, epochs=4, **GRID)
         assert epochs == [2, 3]
         assert result.scores == expected.scores
         logs = [
-            (s.folder(r) / LOG_NAME).read_text()
-            for s, r in ((straight, expected), (session, result))
+            (s.results.folder(r) / LOG_NAME).read_text()
+            for s, r in ((straight, expected), (given, result))
         ]
         assert logs[0] == logs[1]
 
@@ -126,12 +126,12 @@ class TestRunLinear:
     ) -> None:
         first = str(write_classes(tmp_path / "a" / "data"))
         second = str(write_classes(tmp_path / "b" / "data", num=9))
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         with monkeypatch.context() as patched:
             patched.setattr(linear, "epoch_order", _fails_at(1))
             with pytest.raises(KeyboardInterrupt):
-                run_linear(session, first, epochs=2, **GRID)
-        result = run_linear(session, second, epochs=2, **GRID)
+                run_linear(*given, first, epochs=2, **GRID)
+        result = run_linear(*given, second, epochs=2, **GRID)
         assert "of other images or options" in capsys.readouterr().out
         assert result.provenance["num_train"] == 24
 
@@ -139,15 +139,15 @@ class TestRunLinear:
         self, tmp_path: Path
     ) -> None:
         data = write_classes(tmp_path / "data", num=30)
-        session = _session(tmp_path)
-        split = split_set(session, str(data))
+        given = _given(tmp_path)
+        split = split_set(given.devices, str(data))
         for part, number in (
             (split.data.train, split.kept[5]),
             (split.data.train, split.held_out[2]),
             (split.data.test, 40),
         ):
             (part.root / part.names[int(number)]).write_bytes(b"no image")
-        result = run_linear(session, str(data), epochs=1, **GRID)
+        result = run_linear(*given, str(data), epochs=1, **GRID)
         assert result.provenance["unreadable"] == {
             "train": 1,
             "held_out": 1,
@@ -162,7 +162,7 @@ class TestRunLinear:
         # One class in the held-out images is enough for equal heads.
         data = write_classes(tmp_path / "data", num=4)
         result = run_linear(
-            _session(tmp_path), str(data), epochs=30, lrs=[0.03, 0.01], batch_sizes=[5]
+            *_given(tmp_path), str(data), epochs=30, lrs=[0.03, 0.01], batch_sizes=[5]
         )
         assert result.provenance["chosen_lr"] == 0.01
         assert len(result.provenance["notes"]) == 1  # one batch size has no border
@@ -173,7 +173,7 @@ class TestRunLinear:
     ) -> None:
         data = write_classes(tmp_path / "data")
         result = run_linear(
-            _session(tmp_path), str(data), epochs=1, batch_sizes=[8, 16, 32]
+            *_given(tmp_path), str(data), epochs=1, batch_sizes=[8, 16, 32]
         )
         assert "Left out: batch sizes 32, more than the 22 images" in (
             capsys.readouterr().out
@@ -185,7 +185,7 @@ class TestRunLinear:
         self, tmp_path: Path
     ) -> None:
         data = write_classes(tmp_path / "data", classes="abcdefg", num=4)
-        result = run_linear(_session(tmp_path), str(data), epochs=2, **GRID)
+        result = run_linear(*_given(tmp_path), str(data), epochs=2, **GRID)
         assert result.scores["top5"] >= result.scores["accuracy"]
         assert set(result.scores) == {"accuracy", "top5", "num_test"}
 
@@ -195,7 +195,7 @@ class TestRunLinear:
         data = str(write_classes(tmp_path / "data", num=40, classes="abcde"))
         parts = {"train": _clusters(200, 0), "val": _clusters(200, 1)}
 
-        def rows(session: Session, files: ImageFiles, *_: object) -> FeatureRows:
+        def rows(cache: FeatureCache, files: ImageFiles, *_: object) -> FeatureRows:
             features = parts[files.root.name][files.label_tensor, _index(files)]
             numbers = torch.arange(len(files))
             return FeatureRows(
@@ -203,11 +203,11 @@ class TestRunLinear:
             )
 
         monkeypatch.setattr(linear, "cached_rows", rows)
-        session = _session(tmp_path)
-        result = run_linear(session, data, epochs=300, lrs=[0.01], batch_sizes=[90])
-        split = split_set(session, data)
-        train = rows(session, split.data.train)
-        test = rows(session, split.data.test)
+        given = _given(tmp_path)
+        result = run_linear(*given, data, epochs=300, lrs=[0.01], batch_sizes=[90])
+        split = split_set(given.devices, data)
+        train = rows(given.cache, split.data.train)
+        test = rows(given.cache, split.data.test)
         x, y = next(iter(train.among(split.kept).blocks()))
         test_x, test_y = next(iter(test.blocks()))
         reference = LogisticRegression(C=100, max_iter=2000)
@@ -222,7 +222,7 @@ class TestRunLinear:
 class TestRunLinearPaper:
     def test_run_linear_paper__card_and_score(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
-        result = run_linear_paper(_session(tmp_path), str(data), epochs=8, **GRID)
+        result = run_linear_paper(*_given(tmp_path), str(data), epochs=8, **GRID)
         assert result.scores == {"accuracy": 1.0, "num_test": 30}
         assert result.protocol["train_scale"] == [0.5, 1.0]
         assert result.protocol["name"] == "linear-paper"
@@ -232,9 +232,9 @@ class TestRunLinearPaper:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = str(write_classes(tmp_path / "data"))
-        straight = _session(tmp_path, output=str(tmp_path / "straight"))
-        expected = run_linear_paper(straight, data, epochs=3, **GRID)
-        session = _session(tmp_path)
+        straight = _given(tmp_path, output=str(tmp_path / "straight"))
+        expected = run_linear_paper(*straight, data, epochs=3, **GRID)
+        given = _given(tmp_path)
         original = ViewFeatures.blocks
 
         def blocks(self: ViewFeatures, epoch: int, size: int) -> Iterator[Any]:
@@ -245,39 +245,39 @@ class TestRunLinearPaper:
         with monkeypatch.context() as patched:
             patched.setattr(ViewFeatures, "blocks", blocks)
             with pytest.raises(KeyboardInterrupt):
-                run_linear_paper(session, data, epochs=3, **GRID)
-        result = run_linear_paper(session, data, epochs=3, **GRID)
+                run_linear_paper(*given, data, epochs=3, **GRID)
+        result = run_linear_paper(*given, data, epochs=3, **GRID)
         logs = [
-            (s.folder(r) / LOG_NAME).read_text()
-            for s, r in ((straight, expected), (session, result))
+            (s.results.folder(r) / LOG_NAME).read_text()
+            for s, r in ((straight, expected), (given, result))
         ]
         assert logs[0] == logs[1]
 
     def test_run_linear_paper__too_many_unreadable_images(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data")
-        session = _session(tmp_path)
-        split = split_set(session, str(data))
+        given = _given(tmp_path)
+        split = split_set(given.devices, str(data))
         files = split.data.train
         for number in split.kept[:2].tolist():
             (files.root / files.names[number]).write_bytes(b"no image")
         with pytest.raises(RuntimeError, match=r"2 of 22 images in .* unreadable"):
-            run_linear_paper(session, str(data), epochs=1, **GRID)
+            run_linear_paper(*given, str(data), epochs=1, **GRID)
 
 
 class TestViewFeatures:
     def _files(self, tmp_path: Path) -> ImageFiles:
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         data = write_classes(tmp_path / "data", parts=("train", "val"))
-        return split_set(session, str(data)).data.train
+        return split_set(given.devices, str(data)).data.train
 
     def test_blocks__all_images_in_the_order_of_the_epoch(self, tmp_path: Path) -> None:
-        files, session = self._files(tmp_path), _session(tmp_path)
+        files, given = self._files(tmp_path), _given(tmp_path)
         protocol = LINEAR_PAPER.replace(crop=IMAGE_SIZE)
-        views = ViewFeatures(session, files, protocol, "sparse")
+        views = ViewFeatures(given.model, given.devices, files, protocol, "sparse")
         blocks = list(views.blocks(1, size=10))
         assert [len(labels) for _, labels in blocks] == [10, 10, 4]
         assert blocks[0][0].shape == (10, EMBED_DIM)
-        order = epoch_order(24, session.seed, 1)
+        order = epoch_order(24, given.devices.seed, 1)
         assert torch.equal(
             torch.cat([labels for _, labels in blocks]), files.label_tensor[order]
         )
@@ -340,33 +340,33 @@ class TestErrors:
     ) -> None:
         data = write_classes(tmp_path / "data")
         with pytest.raises(ValueError, match=message):
-            run(_session(tmp_path), str(data), **{**GRID, **options})
+            run(*_given(tmp_path), str(data), **{**GRID, **options})
 
     def test_run__one_class(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", classes=["cat"])
         with pytest.raises(ValueError, match=r"has 1 class\(es\)"):
-            run_linear(_session(tmp_path), str(data), **GRID)
+            run_linear(*_given(tmp_path), str(data), **GRID)
 
     def test_run__fewer_images_than_classes(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data")
         with pytest.raises(ValueError, match="2 training images for 3 classes"):
-            run_linear(_session(tmp_path, limit=2), str(data), **GRID)
+            run_linear(*_given(tmp_path, limit=2), str(data), **GRID)
 
     def test_run__features_that_are_not_finite(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = write_classes(tmp_path / "data")
-        session = _session(tmp_path)
+        given = _given(tmp_path)
         with torch.no_grad():
-            next(session.model.backbone.parameters()).fill_(torch.nan)
+            next(given.model.backbone.parameters()).fill_(torch.nan)
         with pytest.raises(RuntimeError, match="not finite"):
-            run_linear(session, str(data), epochs=1, **GRID)
+            run_linear(*given, str(data), epochs=1, **GRID)
 
 
 class TestSplitSet:
     def test_split_set__the_same_for_every_seed(self, tmp_path: Path) -> None:
         data = str(write_classes(tmp_path / "data", num=20))
-        splits = [split_set(_session(tmp_path, seed=s), data) for s in (0, 1)]
+        splits = [split_set(_given(tmp_path, seed=s).devices, data) for s in (0, 1)]
         assert torch.equal(splits[0].held_out, splits[1].held_out)
         assert len(splits[0].held_out) == 6
         both = torch.cat([splits[0].kept, splits[0].held_out])
@@ -376,7 +376,7 @@ class TestSplitSet:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         data = str(write_classes(tmp_path / "data", num=1))
-        split = split_set(_session(tmp_path), data)
+        split = split_set(_given(tmp_path).devices, data)
         assert len(split.held_out) == 1 and len(split.lost_classes) == 1
         assert f"of 1 class(es): {split.lost_classes[0]}" in capsys.readouterr().out
 
@@ -409,11 +409,12 @@ def test_linear_paper__from_the_command_line(tmp_path: Path) -> None:
 def test_linear__two_processes_equal_one(tmp_path: Path, task: str) -> None:
     data = write_classes(tmp_path / "data", num=9)
     lrs, batch_sizes = [3e-4, 1e-3, 1e-2], [4, 8]
-    session = _session(tmp_path, output=str(tmp_path / "1"))
+    given = _given(tmp_path, output=str(tmp_path / "1"))
     run = run_linear if task == "linear" else run_linear_paper
-    one = run(session, str(data), epochs=3, lrs=lrs, batch_sizes=batch_sizes)
+    one = run(*given, str(data), epochs=3, lrs=lrs, batch_sizes=batch_sizes)
+    source = given.model.origin.source
     command = [sys.executable, "-m", "stellar_cli", "evaluate", task]
-    command += ["--model", session.source, "--data", str(data), "--epochs", "3"]
+    command += ["--model", source, "--data", str(data), "--epochs", "3"]
     command += ["--lrs", str(lrs), "--batch_sizes", str(batch_sizes)]
     command += [*run_options(tmp_path / "2"), "--devices", "2"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

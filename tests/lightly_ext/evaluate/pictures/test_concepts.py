@@ -22,15 +22,16 @@ from lightly_ext.evaluate.pictures.token_index import (
     TokenIndex,
     unit_length,
 )
-from lightly_ext.evaluate.session import Session
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import read_checkpoint, save_heads
 from stellar_plugin.protocols import CONCEPTS
 from tests.lightly_ext.evaluate.pictures.test_gallery import Page
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
-    IMAGE_SIZE,
     NUM_QUERIES,
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_images,
     write_model,
@@ -57,10 +58,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _session(tmp_path: Path, model: str, **options: Any) -> Session:
-    sizes = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE, "num_workers": 0}
-    arguments = {"batch_size": 8, "accelerator": "cpu", **sizes, **options}
-    return Session(model, output=str(tmp_path / "out"), **arguments)
+def _given(tmp_path: Path, model: str, **options: Any) -> Given:
+    return make_given(tmp_path, model, **SIZES, **options)
 
 
 def _concepts(page: Path) -> list[dict[str, Any]]:
@@ -68,20 +67,20 @@ def _concepts(page: Path) -> list[dict[str, Any]]:
     return stored["concepts"]
 
 
-def _tokens(session: Session, root: Path) -> torch.Tensor:
+def _tokens(given: Given, root: Path) -> torch.Tensor:
     """Tokens of all images, straight from the model."""
-    cut = centre_crop(session.protocol(CONCEPTS), "bicubic")
+    cut = centre_crop(given.results.protocol(CONCEPTS), "bicubic")
     files = sorted(root.rglob("*.png"))
-    return session.model(torch.stack([cut(read_image(file)) for file in files])).sparse
+    return given.model(torch.stack([cut(read_image(file)) for file in files])).sparse
 
 
 class TestTokens:
     def test_run_concepts__copies_are_nearest(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:
-        session = _session(tmp_path, source)
+        given = _given(tmp_path, source)
         query = ["a/0002.png:1", str(images / "b" / "0004.png") + ":3"]
-        page = run_concepts(session, str(images), query=query, num_neighbours=4)
+        page = run_concepts(*given, str(images), query=query, num_neighbours=4)
         first, second = _concepts(page)
         assert first["query"] == {"image": "a/0002.png", "token": 1}
         assert second["query"] == {"image": "b/0004.png", "token": 3}
@@ -97,16 +96,16 @@ class TestTokens:
     def test_run_concepts__brute_force(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:
-        session = _session(tmp_path, source)
+        given = _given(tmp_path, source)
         page = run_concepts(
-            session,
+            *given,
             str(images),
             query=["a/0003.png:0"],
             num_neighbours=99,
             one_per_image=False,
         )
         (concept,) = _concepts(page)
-        units = unit_length(_tokens(session, images)).double()
+        units = unit_length(_tokens(given, images)).double()
         cosine = units @ units[3, 0]
         found = concept["neighbours"]
         assert len(found) == 11 * NUM_QUERIES
@@ -123,8 +122,8 @@ class TestTokens:
     ) -> None:
         asked = []
         for seed in (0, 0, 1):
-            session = _session(tmp_path / str(seed), source, seed=seed)
-            page = run_concepts(session, str(images), num_queries=5, num_neighbours=2)
+            given = _given(tmp_path / str(seed), source, seed=seed)
+            page = run_concepts(*given, str(images), num_queries=5, num_neighbours=2)
             asked.append([str(concept["query"]) for concept in _concepts(page)])
         assert asked[0] == asked[1]
         assert asked[0] != asked[2]
@@ -170,23 +169,25 @@ class TestTokens:
 
 
 class TestPrototypes:
-    def _logits(self, session: Session, root: Path) -> torch.Tensor:
+    def _logits(self, given: Given, root: Path) -> torch.Tensor:
         """Logits straight from the model and the saved head, (images, r, K)."""
         head = STELLARProjectionHead(EMBED_DIM, 32, 8, NUM_PROTOTYPES)
-        head.load_state_dict(read_checkpoint(session.source).heads["sparse_head"])
+        head.load_state_dict(
+            read_checkpoint(given.model.origin.source).heads["sparse_head"]
+        )
         with torch.no_grad():
-            return head.prototypes(head(_tokens(session, root)))
+            return head.prototypes(head(_tokens(given, root)))
 
     def test_run_concepts__prototypes(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:
-        session = _session(tmp_path, source)
+        given = _given(tmp_path, source)
         page = run_concepts(
-            session, str(images), prototypes=["4,0", "2"], num_neighbours=12
+            *given, str(images), prototypes=["4,0", "2"], num_neighbours=12
         )
         concepts = _concepts(page)
         assert [c["query"] for c in concepts] == [{"prototype": k} for k in (4, 0, 2)]
-        logits = self._logits(session, images)
+        logits = self._logits(given, images)
         for concept, k in zip(concepts, (4, 0, 2), strict=True):
             values = [found["similarity"] for found in concept["neighbours"]]
             expected = logits[..., k].amax(dim=1).sort(descending=True).values
@@ -195,9 +196,9 @@ class TestPrototypes:
     def test_run_concepts__most_used(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:
-        session = _session(tmp_path, source)
-        page = run_concepts(session, str(images), choose="prototypes", num_queries=2)
-        winners = self._logits(session, images).argmax(dim=-1).flatten()
+        given = _given(tmp_path, source)
+        page = run_concepts(*given, str(images), choose="prototypes", num_queries=2)
+        winners = self._logits(given, images).argmax(dim=-1).flatten()
         counts, numbers = winners.bincount(minlength=NUM_PROTOTYPES).sort(
             descending=True, stable=True
         )
@@ -303,32 +304,32 @@ class TestBadInput:
         message: str,
     ) -> None:
         with pytest.raises(ValueError, match=message):
-            run_concepts(_session(tmp_path, source), str(images), **options)
+            run_concepts(*_given(tmp_path, source), str(images), **options)
         assert not (tmp_path / "out").exists()  # before any work
 
     def test_run_concepts__models(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:
-        plain = _session(tmp_path, "timm:resnet10t", untrained=True)
+        plain = _given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match="no latent queries"):
-            run_concepts(plain, str(images))
-        headless = _session(tmp_path, write_model(tmp_path / "headless"))
+            run_concepts(*plain, str(images))
+        headless = _given(tmp_path, write_model(tmp_path / "headless"))
         with pytest.raises(ValueError, match="has no prototypes"):
-            run_concepts(headless, str(images), choose="prototypes")
-        untrained = _session(tmp_path, source, untrained=True)
+            run_concepts(*headless, str(images), choose="prototypes")
+        untrained = _given(tmp_path, source, untrained=True)
         with pytest.raises(ValueError, match="untrained model has no prototypes"):
-            run_concepts(untrained, str(images), prototypes=["1"])
+            run_concepts(*untrained, str(images), prototypes=["1"])
 
     def test_run_concepts__images(self, tmp_path: Path, source: str) -> None:
         folder = tmp_path / "few"
         folder.mkdir()
-        session = _session(tmp_path, source)
+        given = _given(tmp_path, source)
         with pytest.raises(ValueError, match="no image below"):
-            run_concepts(session, str(folder))
+            run_concepts(*given, str(folder))
         write_images(folder, 1)
         with pytest.raises(ValueError, match=r"need 2 readable images.*has 1"):
-            run_concepts(session, str(folder))
+            run_concepts(*given, str(folder))
         write_images(folder, 22)
         (folder / "0003.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"'0003.png' of a query is unreadable"):
-            run_concepts(session, str(folder), query=["0003.png:0"])
+            run_concepts(*given, str(folder), query=["0003.png:0"])

@@ -20,14 +20,14 @@ from lightly_ext.evaluate.pictures.token_index import (
     quantised,
     unit_length,
 )
-from lightly_ext.evaluate.session import Session
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CONCEPTS
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
-    IMAGE_SIZE,
     NUM_QUERIES,
+    SIZES,
+    make_given,
     write_images,
     write_model,
 )
@@ -265,17 +265,15 @@ class TestIndexTokens:
         source = write_model(tmp_path / "model")
         folder = write_images(tmp_path / "images", 21)
         (folder / "0004.png").write_bytes(b"no image")
-        options = {"batch_size": 8, "num_workers": 0, "accelerator": "cpu"}
-        sizes = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE}
-        session = Session(source, output=str(tmp_path / "out"), **options, **sizes)
-        files, protocol = folder_images(folder), session.protocol(CONCEPTS)
-        index, num_unreadable = index_tokens(session, files, protocol)
+        given = make_given(tmp_path, source, **SIZES)
+        files, protocol = folder_images(folder), given.results.protocol(CONCEPTS)
+        index, num_unreadable = index_tokens(given.cache, files, protocol)
         assert num_unreadable == 1
         assert index.readable.tolist() == [i for i in range(21) if i != 4]
         assert index.grid_size == (2, 2)
         assert index.units.shape == (21, NUM_QUERIES, EMBED_DIM)
         cut = centre_crop(protocol, "bicubic")
-        result = session.model(cut(read_image(folder / "0007.png"))[None])
+        result = given.model(cut(read_image(folder / "0007.png"))[None])
         tokens = index.tokens(torch.tensor([7]))
         torch.testing.assert_close(tokens, result.sparse, atol=5e-3, rtol=0)
         token_map = index.token_map(7, 2).flatten()
@@ -283,10 +281,10 @@ class TestIndexTokens:
         torch.testing.assert_close(token_map, expected, atol=3e-3, rtol=0)
         # Again: read from disk, the model sees no image but the one that gives shapes.
         seen = []
-        forward = session.model.forward
+        forward = given.model.forward
         monkeypatch.setattr(
-            session.model, "forward", lambda x: seen.append(len(x)) or forward(x)
+            given.model, "forward", lambda x: seen.append(len(x)) or forward(x)
         )
-        again, _ = index_tokens(session, files, protocol)
+        again, _ = index_tokens(given.cache, files, protocol)
         assert sum(seen) == 1
         np.testing.assert_array_equal(again.units, index.units)

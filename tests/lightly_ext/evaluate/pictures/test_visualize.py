@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from lightly_ext.evaluate.pictures.visualize import (
     sheet_columns,
     token_pictures,
 )
-from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE
@@ -31,6 +31,9 @@ from stellar_plugin.visualize import (
 from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
     NUM_QUERIES,
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_images,
     write_model,
@@ -40,15 +43,8 @@ FACTOR = PANEL_SIDE // IMAGE_SIZE
 PANEL = FACTOR * IMAGE_SIZE
 
 
-def _session(tmp_path: Path, model: str, **options: object) -> Session:
-    sizes = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE}
-    return Session(
-        model,
-        output=str(tmp_path / "out"),
-        accelerator="cpu",
-        num_workers=0,
-        **{"batch_size": 8, **sizes, **options},  # type: ignore[arg-type]
-    )
+def _given(tmp_path: Path, model: str, **options: Any) -> Given:
+    return make_given(tmp_path, model, **SIZES, **options)
 
 
 def _panel(path: Path, row: int, column: int) -> Uint8Array:
@@ -67,19 +63,19 @@ class TestRunVisualize:
     def test_run_visualize__panels(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
         folder = write_images(tmp_path / "images", 3)
-        session = _session(tmp_path, source, batch_size=2)
-        (sheet,) = run_visualize(session, str(folder))
+        given = _given(tmp_path, source, batch_size=2)
+        (sheet,) = run_visualize(*given, str(folder))
         assert sheet.name == "sheet_01.png"
         assert (sheet.parent / "result.json").is_file()
         assert _columns(sheet) == 5
-        cut = centre_crop(session.protocol(VISUALIZE), "bicubic")
+        cut = centre_crop(given.results.protocol(VISUALIZE), "bicubic")
         images = torch.stack([cut(read_image(p)) for p in sorted(folder.iterdir())])
         inputs = images.permute(0, 2, 3, 1).numpy()
-        result = session.model(images)
+        result = given.model(images)
         matrices = (result.localization, strongest_token(result.localization))
         model = Stellar.from_pretrained(source)
         with torch.no_grad():
-            decoded = model.reconstruct(session.model.normalize(images))
+            decoded = model.reconstruct(given.model.normalize(images))
         expected = [
             inputs,
             *(overlay_localization(inputs, m, result.grid_size) for m in matrices),
@@ -97,30 +93,30 @@ class TestRunVisualize:
         folder = write_images(tmp_path / "images", 9)
         runs = []
         for _ in range(2):
-            paths = run_visualize(_session(tmp_path, source), str(folder))
+            paths = run_visualize(*_given(tmp_path, source), str(folder))
             assert [path.name for path in paths] == ["sheet_01.png", "sheet_02.png"]
             runs.append([path.read_bytes() for path in paths])
         assert runs[0] == runs[1]
 
     def test_run_visualize__baseline(self, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "images", 4)
-        session = _session(tmp_path, "timm:resnet10t", untrained=True)
-        (sheet,) = run_visualize(session, str(folder), num_images=2)
+        given = _given(tmp_path, "timm:resnet10t", untrained=True)
+        (sheet,) = run_visualize(*given, str(folder), num_images=2)
         assert _columns(sheet) == 2
         assert Image.open(sheet).height == 2 * (LINE + PANEL + GAP)
         with pytest.raises(ValueError, match=r"no localization.*leave --tokens out"):
-            run_visualize(session, str(folder), tokens=True)
+            run_visualize(*given, str(folder), tokens=True)
 
     def test_run_visualize__no_reconstruction(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder = write_images(tmp_path / "images", 2)
         source = write_model(tmp_path / "codes", target="tokens", num_codes=16)
-        (sheet,) = run_visualize(_session(tmp_path, source), str(folder))
+        (sheet,) = run_visualize(*_given(tmp_path, source), str(folder))
         assert _columns(sheet) == 4
         assert "comes without its tokenizer" in capsys.readouterr().out
         source = write_model(tmp_path / "none", target=None)
-        (sheet,) = run_visualize(_session(tmp_path, source), str(folder))
+        (sheet,) = run_visualize(*_given(tmp_path, source), str(folder))
         assert _columns(sheet) == 2  # no localization either
 
     def test_run_visualize__command(
@@ -147,29 +143,29 @@ class TestRunVisualize:
     def test_run_visualize__single_file(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
         folder = write_images(tmp_path / "images", 3)
-        session = _session(tmp_path, source)
-        (sheet,) = run_visualize(session, str(folder / "0001.png"))
-        cut = centre_crop(session.protocol(VISUALIZE), "bicubic")
+        given = _given(tmp_path, source)
+        (sheet,) = run_visualize(*given, str(folder / "0001.png"))
+        cut = centre_crop(given.results.protocol(VISUALIZE), "bicubic")
         expected = cut(read_image(folder / "0001.png")).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(_panel(sheet, 0, 0), expected)
         assert Image.open(sheet).height == LINE + PANEL + GAP
 
     def test_run_visualize__bad_input(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
-        session = _session(tmp_path, source)
+        given = _given(tmp_path, source)
         folder = tmp_path / "images"
         folder.mkdir()
         with pytest.raises(ValueError, match="no image below"):
-            run_visualize(session, str(folder))
+            run_visualize(*given, str(folder))
         (folder / "a.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"None of the 1 images.*is readable"):
-            run_visualize(session, str(folder))
+            run_visualize(*given, str(folder))
         with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
-            run_visualize(session, str(folder), num_images=0)
+            run_visualize(*given, str(folder), num_images=0)
         with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
-            run_visualize(session, str(folder), tokens=True, threshold=2)
+            run_visualize(*given, str(folder), tokens=True, threshold=2)
         with pytest.raises(ValueError, match="add --tokens"):
-            run_visualize(session, str(folder), threshold=0.5)
+            run_visualize(*given, str(folder), threshold=0.5)
 
 
 class TestPictures:

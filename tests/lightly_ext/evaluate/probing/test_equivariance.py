@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,15 @@ from lightly_ext.evaluate.probing.equivariance import (
     relative_change,
     run_equivariance,
 )
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import EQUIVARIANCE_SHIFTS
-from tests.lightly_ext.evaluate.small import run_options, write_images, write_model
+from tests.lightly_ext.evaluate.small import (
+    Given,
+    make_given,
+    run_options,
+    write_images,
+    write_model,
+)
 
 PATCH = 10
 
@@ -67,15 +73,12 @@ def _ramps(folder: Path, num: int) -> Path:
     return folder
 
 
-def _session(tmp_path: Path, model: nn.Module, **options: object) -> Session:
-    values = {
-        **{"output": str(tmp_path / "out"), "accelerator": "cpu", "num_workers": 0},
-        **{"resize": 60, "crop": 30, "batch_size": 4, **options},
-    }
-    session = Session("ramp", **values)  # type: ignore[arg-type]
-    origin = Origin("ramp", "STELLAR", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1))
-    session.model = FrozenModel(model, origin)
-    return session
+def _given(tmp_path: Path, model: nn.Module, **options: Any) -> Given:
+    origin = Origin(
+        "ramp", "STELLAR", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1), name="ramp"
+    )
+    values = {"resize": 60, "crop": 30, "batch_size": 4, **options}
+    return make_given(tmp_path, FrozenModel(model, origin), **values)
 
 
 def _localization(left: int, top: int) -> np.ndarray:
@@ -86,8 +89,8 @@ def _localization(left: int, top: int) -> np.ndarray:
 
 class TestRunEquivariance:
     def test_run_equivariance__closed_form(self, tmp_path: Path) -> None:
-        session = _session(tmp_path, Ramp())
-        result = run_equivariance(session, str(_ramps(tmp_path / "ramps", 5)))
+        given = _given(tmp_path, Ramp())
+        result = run_equivariance(*given, str(_ramps(tmp_path / "ramps", 5)))
         before = _localization(0, 0)
         for px in (0, *EQUIVARIANCE_SHIFTS):
             for name, shift in (("horizontal", (px, 0)), ("vertical", (0, px))):
@@ -102,8 +105,8 @@ class TestRunEquivariance:
         assert result.scores["change_of_l"]["0"] == 0.0
 
     def test_run_equivariance__controls(self, tmp_path: Path) -> None:
-        session = _session(tmp_path, Ramp())
-        result = run_equivariance(session, str(_ramps(tmp_path / "ramps", 5)))
+        given = _given(tmp_path, Ramp())
+        result = run_equivariance(*given, str(_ramps(tmp_path / "ramps", 5)))
         # All images are the same, and L moves by one patch when the image does.
         assert result.scores["change_of_l_other_image"] == 0.0
         assert result.scores["change_of_s_other_image"] == 0.0
@@ -120,13 +123,9 @@ class TestRunEquivariance:
         data = write_images(tmp_path / "images", 6, size=(70, 64))
         values = []
         for batch_size in (3, 64):
-            session = Session(
-                source,
-                output=str(tmp_path / str(batch_size)),
-                **{"batch_size": batch_size, "num_workers": 0, "accelerator": "cpu"},
-                **{"resize": 62, "crop": 32},
-            )
-            values.append(run_equivariance(session, str(data)))
+            options = {"batch_size": batch_size, "resize": 62, "crop": 32}
+            given = make_given(tmp_path / str(batch_size), source, **options)
+            values.append(run_equivariance(*given, str(data)))
         a, b = (value.scores for value in values)
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=1e-4)
@@ -136,8 +135,8 @@ class TestRunEquivariance:
             image = image.resize((62, 68), Image.Resampling.BICUBIC)
             image = image.crop((0, 3, 32, 35))
             crops.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        sparse = session.model(torch.stack(crops)).sparse.double()
-        localization = session.model(torch.stack(crops)).localization.double()
+        sparse = given.model(torch.stack(crops)).sparse.double()
+        localization = given.model(torch.stack(crops)).localization.double()
         order = [3, 4, 5, 0, 1, 2]
         s = (sparse[order] - sparse).flatten(1).norm(dim=1)
         s = s / sparse.flatten(1).norm(dim=1)
@@ -176,13 +175,9 @@ class TestRunEquivariance:
         data = str(write_images(tmp_path / "images", 4, size=(64, 64)))
         scores = []
         for precision in ("32-true", "bf16-mixed"):
-            session = Session(
-                source,
-                precision=precision,  # type: ignore[arg-type]
-                **{"output": str(tmp_path / precision), "accelerator": "cpu"},
-                **{"num_workers": 0, "resize": 62, "crop": 32},
-            )
-            scores.append(run_equivariance(session, data).scores)
+            options = {"precision": precision, "resize": 62, "crop": 32}
+            given = make_given(tmp_path / precision, source, **options)
+            scores.append(run_equivariance(*given, data).scores)
         full, half = scores
         assert half["change_of_s"]["0"] == half["change_of_l"]["0"] == 0.0
         for px in ("15", "30"):
@@ -193,31 +188,29 @@ class TestRunEquivariance:
     def test_run_equivariance__unreadable_images(self, tmp_path: Path) -> None:
         data = _ramps(tmp_path / "ramps", 24)
         (data / "7.png").write_bytes(b"not a PNG")
-        result = run_equivariance(_session(tmp_path, Ramp()), str(data))
+        result = run_equivariance(*_given(tmp_path, Ramp()), str(data))
         assert result.provenance["num_unreadable"] == 1
         assert result.scores["num_images"] == 23
         assert result.scores["change_of_l_other_image"] == 0.0
         (data / "8.png").write_bytes(b"not a PNG")
         with pytest.raises(RuntimeError, match=r"2 of 24 images are unreadable"):
-            run_equivariance(_session(tmp_path, Ramp()), str(data))
+            run_equivariance(*_given(tmp_path, Ramp()), str(data))
 
     def test_run_equivariance__too_small_images(self, tmp_path: Path) -> None:
         data = _ramps(tmp_path / "ramps", 2)
-        session = _session(tmp_path, Ramp(), resize=59)
+        given = _given(tmp_path, Ramp(), resize=59)
         with pytest.raises(ValueError, match=r"needs images of 60 px, resize is 59"):
-            run_equivariance(session, str(data))
+            run_equivariance(*given, str(data))
 
     def test_run_equivariance__one_image(self, tmp_path: Path) -> None:
         data = _ramps(tmp_path / "ramps", 1)
         with pytest.raises(ValueError, match="one image; another one"):
-            run_equivariance(_session(tmp_path, Ramp()), str(data))
+            run_equivariance(*_given(tmp_path, Ramp()), str(data))
 
     def test_run_equivariance__no_stellar(self, tmp_path: Path) -> None:
-        session = Session(
-            "timm:resnet10t", untrained=True, output=str(tmp_path), accelerator="cpu"
-        )
+        given = make_given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
-            run_equivariance(session, str(tmp_path))
+            run_equivariance(*given, str(tmp_path))
 
 
 class TestMatchFactors:

@@ -8,15 +8,20 @@ import pytest
 
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.datasets import ClassificationSet
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.probing import rank
-from lightly_ext.evaluate.probing.rank import run_rank, sessions_by_rank, stored_result
+from lightly_ext.evaluate.probing.rank import models_by_rank, run_rank, stored_result
 from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import LINEAR, RECONSTRUCTION, Protocol
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_classes,
     write_images,
@@ -28,16 +33,8 @@ def write_models(folder: Path, *num_tokens: int) -> list[str]:
     return [write_model(folder / f"r{r}", num_queries=r) for r in num_tokens]
 
 
-def make_session(tmp_path: Path, model: str, **kwargs: Any) -> Session:
-    return Session(
-        model,
-        output=str(tmp_path / "out"),
-        accelerator="cpu",
-        num_workers=0,
-        resize=32,
-        crop=32,
-        **kwargs,
-    )
+def _given(tmp_path: Path, model: str, **options: Any) -> Given:
+    return make_given(tmp_path, model, **SIZES, **options)
 
 
 class Fakes:
@@ -50,27 +47,40 @@ class Fakes:
         monkeypatch.setattr(rank, "run_reconstruction", self.reconstruction)
         monkeypatch.setattr(rank, "load_networks", tiny_networks)
 
-    def linear(self, session: Session, data: str) -> Result:
-        protocol = session.protocol(LINEAR, data=Path(data).name)
-        score = 1 - session.model.num_queries / 100
-        return self._stored(session, "linear", protocol, {"accuracy": score})
+    def linear(
+        self, model: FrozenModel, devices: Devices, results: Results, data: str
+    ) -> Result:
+        given = Given(model, devices, results)
+        protocol = given.results.protocol(LINEAR, data=Path(data).name)
+        score = 1 - given.model.num_queries / 100
+        return self._stored(given, "linear", protocol, {"accuracy": score})
 
-    def reconstruction(self, session: Session, data: str, **kwargs: Any) -> Result:
-        r = session.model.num_queries
-        protocol = session.protocol(
+    def reconstruction(
+        self,
+        model: FrozenModel,
+        devices: Devices,
+        results: Results,
+        data: str,
+        **kwargs: Any,
+    ) -> Result:
+        given = Given(model, devices, results)
+        r = given.model.num_queries
+        protocol = given.results.protocol(
             RECONSTRUCTION,
             data=Path(data).name,
             networks=("tiny",),
             target=self.target.get(r, "pixels"),
         )
-        return self._stored(session, "reconstruction", protocol, {"fid": 40.0 / r})
+        return self._stored(given, "reconstruction", protocol, {"fid": 40.0 / r})
 
     def _stored(
-        self, session: Session, task: str, protocol: Protocol, scores: dict[str, float]
+        self, given: Given, task: str, protocol: Protocol, scores: dict[str, float]
     ) -> Result:
-        self.calls.append((task, session.name))
-        result = session.result(task, str(protocol.data), protocol, scores)
-        session.save(result)
+        self.calls.append((task, given.model.origin.name))
+        result = given.results.result(
+            given.model, task, str(protocol.data), protocol, scores
+        )
+        given.results.save(result)
         return result
 
 
@@ -79,38 +89,38 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     return Fakes(monkeypatch)
 
 
-class TestSessionsByRank:
-    def test_sessions_by_rank__ascending(self, tmp_path: Path) -> None:
+class TestModelsByRank:
+    def test_models_by_rank__ascending(self, tmp_path: Path) -> None:
         first, *others = write_models(tmp_path, 4, 6, 2)
-        sessions = sessions_by_rank(make_session(tmp_path, first), others)
-        assert [(r, s.name) for r, s in sessions.items()] == [
+        models = models_by_rank(_given(tmp_path, first).model, others)
+        assert [(r, m.origin.name) for r, m in models.items()] == [
             (2, "r2"),
             (4, "r4"),
             (6, "r6"),
         ]
 
-    def test_sessions_by_rank__the_same_number_twice(self, tmp_path: Path) -> None:
+    def test_models_by_rank__the_same_number_twice(self, tmp_path: Path) -> None:
         first = write_model(tmp_path / "a")
         other = write_model(tmp_path / "b")
         with pytest.raises(ValueError, match=r"'.*a' and '.*b' both have 4 tokens"):
-            sessions_by_rank(make_session(tmp_path, first), [other])
+            models_by_rank(_given(tmp_path, first).model, [other])
 
-    def test_sessions_by_rank__no_tokens(self, tmp_path: Path) -> None:
-        session = make_session(tmp_path, "timm:resnet10t", untrained=True)
+    def test_models_by_rank__no_tokens(self, tmp_path: Path) -> None:
+        given = _given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match="'timm:resnet10t' has no sparse tokens"):
-            sessions_by_rank(session, ["timm:resnet10t"])
+            models_by_rank(given.model, ["timm:resnet10t"])
 
-    def test_sessions_by_rank__one_model(self, tmp_path: Path) -> None:
+    def test_models_by_rank__one_model(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="One model makes no curve"):
-            sessions_by_rank(make_session(tmp_path, "unread"), [])
+            models_by_rank(_given(tmp_path, "patches").model, [])
 
 
 class TestRunRank:
     def test_run_rank__curve_and_figure(self, tmp_path: Path, fakes: Fakes) -> None:
         data = write_classes(tmp_path / "set", num=1)
         first, *others = write_models(tmp_path, 4, 6, 2)
-        session = make_session(tmp_path, first)
-        result = run_rank(session, str(data), others)
+        given = _given(tmp_path, first)
+        result = run_rank(*given, str(data), others)
         assert result.scores == {
             "accuracy": {"2": 0.98, "4": 0.96, "6": 0.94},
             "fid": {"2": 20.0, "4": 10.0, "6": 40.0 / 6},
@@ -129,14 +139,14 @@ class TestRunRank:
     def test_run_rank__repeats_nothing(self, tmp_path: Path, fakes: Fakes) -> None:
         data = str(write_classes(tmp_path / "set", num=1))
         first, other = write_models(tmp_path, 4, 2)
-        before = run_rank(make_session(tmp_path, first), data, [other])
+        before = run_rank(*_given(tmp_path, first), data, [other])
         assert len(fakes.calls) == 4
-        again = run_rank(make_session(tmp_path, first), data, [other])
+        again = run_rank(*_given(tmp_path, first), data, [other])
         assert len(fakes.calls) == 4
         assert again.scores == before.scores
-        run_rank(make_session(tmp_path, first, seed=1), data, [other])
+        run_rank(*_given(tmp_path, first, seed=1), data, [other])
         assert len(fakes.calls) == 8
-        run_rank(make_session(tmp_path, first, limit=2), data, [other])
+        run_rank(*_given(tmp_path, first, limit=2), data, [other])
         assert len(fakes.calls) == 12
 
     def test_run_rank__other_weights_are_evaluated(
@@ -144,10 +154,10 @@ class TestRunRank:
     ) -> None:
         data = str(write_classes(tmp_path / "set", num=1))
         first, other = write_models(tmp_path, 4, 2)
-        run_rank(make_session(tmp_path, first), data, [other])
+        run_rank(*_given(tmp_path, first), data, [other])
         fakes.calls.clear()
         write_model(Path(first), num_queries=4, mlp_ratio=2)
-        run_rank(make_session(tmp_path, first), data, [other])
+        run_rank(*_given(tmp_path, first), data, [other])
         assert fakes.calls == [("reconstruction", "r4"), ("linear", "r4")]
 
     def test_run_rank__cards_differ(self, tmp_path: Path, fakes: Fakes) -> None:
@@ -157,7 +167,7 @@ class TestRunRank:
         with pytest.raises(
             ValueError, match="cards of reconstruction differ in target"
         ):
-            run_rank(make_session(tmp_path, first), data, [other])
+            run_rank(*_given(tmp_path, first), data, [other])
 
     def test_run_rank__training_images_are_not_reconstructed(
         self, tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +177,7 @@ class TestRunRank:
         monkeypatch.setattr(rank, "find_classification_set", lambda data: found)
         first, other = write_models(tmp_path, 4, 2)
         with pytest.raises(ValueError, match=r"share '.*': name the images"):
-            run_rank(make_session(tmp_path, first), str(tmp_path), [other])
+            run_rank(*_given(tmp_path, first), str(tmp_path), [other])
         assert not fakes.calls
 
     def test_run_rank__command(
@@ -199,7 +209,7 @@ class TestRunRank:
 
 
 def test_stored_result__broken_files_are_passed_over(tmp_path: Path) -> None:
-    session = make_session(tmp_path, write_model(tmp_path / "a"))
+    given = _given(tmp_path, write_model(tmp_path / "a"))
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "result.json").write_text("{")
-    assert stored_result(session, LINEAR) is None
+    assert stored_result(given.model, given.devices, given.results, LINEAR) is None

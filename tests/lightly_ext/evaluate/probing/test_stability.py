@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from lightly_ext.evaluate.probing.stability import (
     cosine_distance,
     run_stability,
 )
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import STABILITY, STABILITY_SCALES
 from tests.lightly_ext.evaluate.small import (
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_classes,
     write_images,
@@ -44,15 +47,12 @@ class MeanColour(nn.Module):
         )
 
 
-def _session(tmp_path: Path, model: nn.Module, **options: object) -> Session:
-    values = {
-        **{"output": str(tmp_path / "out"), "accelerator": "cpu", "num_workers": 0},
-        **{"resize": 32, "crop": 32, "batch_size": 4, **options},
-    }
-    session = Session("colours", **values)  # type: ignore[arg-type]
-    origin = Origin("colours", "none", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1))
-    session.model = FrozenModel(model, origin)
-    return session
+def _given(tmp_path: Path, model: nn.Module, **options: Any) -> Given:
+    origin = Origin(
+        "colours", "none", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1), name="colours"
+    )
+    values = {**SIZES, "batch_size": 4, **options}
+    return make_given(tmp_path, FrozenModel(model, origin), **values)
 
 
 def _crops(files: ImageFiles, seed: int = 0, **kwargs: object) -> ScaledCrops:
@@ -66,8 +66,8 @@ class TestRunStability:
             image = Image.new("RGB", (50, 40), (20 * i + 9, 7, 200 - 40 * i))
             (tmp_path / "data").mkdir(exist_ok=True)
             image.save(tmp_path / "data" / f"{i}.png")
-        session = _session(tmp_path, MeanColour())
-        (result,) = run_stability(session, str(tmp_path / "data"))
+        given = _given(tmp_path, MeanColour())
+        (result,) = run_stability(*given, str(tmp_path / "data"))
         values = result.scores["cosine_distance"]
         assert list(values) == ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0"]
         assert list(values.values()) == pytest.approx([0.0] * 6, abs=1e-12)
@@ -76,8 +76,8 @@ class TestRunStability:
 
     def test_run_stability__brute_force(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 5)
-        session = _session(tmp_path, MeanColour(), crop=28)
-        (result,) = run_stability(session, str(data))
+        given = _given(tmp_path, MeanColour(), crop=28)
+        (result,) = run_stability(*given, str(data))
         crops = _crops(folder_images(data))
         distances, wholes = np.empty((5, 6)), []
         for i in range(5):
@@ -100,8 +100,8 @@ class TestRunStability:
         results = []
         for batch_size, num_workers in ((1, 0), (2, 1), (64, 0)):
             options = {"batch_size": batch_size, "num_workers": num_workers}
-            session = _session(tmp_path, MeanColour(), **options)
-            results += run_stability(session, data)
+            given = _given(tmp_path, MeanColour(), **options)
+            results += run_stability(*given, data)
         values = [list(r.scores["cosine_distance"].values()) for r in results]
         assert values[0] == pytest.approx(values[1], abs=1e-12)
         assert values[0] == pytest.approx(values[2], abs=1e-12)
@@ -131,13 +131,8 @@ class TestRunStability:
 
     def test_run_stability__features_of_other_models(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 2)
-        session = Session(
-            "timm:resnet10t",
-            untrained=True,
-            **{"output": str(tmp_path), "accelerator": "cpu", "num_workers": 0},
-            **{"resize": 32, "crop": 32},
-        )
-        results = run_stability(session, str(data), "cls", ["timm:resnet10t"])
+        given = make_given(tmp_path, "timm:resnet10t", untrained=True, **SIZES)
+        results = run_stability(*given, str(data), "cls", ["timm:resnet10t"])
         assert [r.protocol["features"] for r in results] == ["cls", "auto"]
         assert [r.provenance["features"] for r in results] == ["cls", "dense"]
         # A ResNet's pooled feature is the mean of its map.
@@ -146,34 +141,34 @@ class TestRunStability:
 
     def test_run_stability__errors_come_before_work(self, tmp_path: Path) -> None:
         data = str(write_images(tmp_path / "data", 2))
-        session = _session(tmp_path, MeanColour())
+        given = _given(tmp_path, MeanColour())
         with pytest.raises(ValueError, match="features must be 'auto' or one of"):
-            run_stability(session, data, "spars")
+            run_stability(*given, data, "spars")
         with pytest.raises(ValueError, match="no sparse features"):
-            run_stability(session, data, "sparse")
+            run_stability(*given, data, "sparse")
         with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
-            run_stability(session, data, against=["nowhere.pth"])
+            run_stability(*given, data, against=["nowhere.pth"])
         with pytest.raises(ValueError, match="one image; another one is its"):
-            run_stability(_session(tmp_path, MeanColour(), limit=1), data)
+            run_stability(*_given(tmp_path, MeanColour(), limit=1), data)
         with pytest.raises(ValueError, match="crop 33 is more than resize 32"):
-            run_stability(_session(tmp_path, MeanColour(), crop=33), data)
+            run_stability(*_given(tmp_path, MeanColour(), crop=33), data)
         assert not (tmp_path / "out").exists()
 
     def test_run_stability__same_name_twice(self, tmp_path: Path) -> None:
         data = str(write_images(tmp_path / "data", 2))
         sources = [write_model(tmp_path / x / "run") for x in ("a", "b")]
-        session = _session(tmp_path, MeanColour())
+        given = _given(tmp_path, MeanColour())
         with pytest.raises(ValueError, match="second 'run, sparse' in the plot"):
-            run_stability(session, data, against=sources)
+            run_stability(*given, data, against=sources)
 
     def test_run_stability__unreadable_images(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 21)
-        whole = run_stability(_session(tmp_path, MeanColour()), str(data))[0]
+        whole = run_stability(*_given(tmp_path, MeanColour()), str(data))[0]
         (data / "0020.png").write_bytes(b"not a PNG")
-        result = run_stability(_session(tmp_path, MeanColour()), str(data))[0]
+        result = run_stability(*_given(tmp_path, MeanColour()), str(data))[0]
         assert result.scores["num_images"] == 20
         (data / "0020.png").unlink()
-        without = run_stability(_session(tmp_path, MeanColour()), str(data))[0]
+        without = run_stability(*_given(tmp_path, MeanColour()), str(data))[0]
         value = result.scores["cosine_distance"]
         assert value == pytest.approx(without.scores["cosine_distance"], abs=1e-12)
         assert value != whole.scores["cosine_distance"]

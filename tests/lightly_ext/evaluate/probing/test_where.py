@@ -18,9 +18,8 @@ from lightly_ext.demo.export import export_segmentation_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.probing.where import run_where, token_parts
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.encoder import Factorization
-from tests.lightly_ext.evaluate.small import run_options, write_model
+from tests.lightly_ext.evaluate.small import Given, make_given, run_options, write_model
 
 PATCH = 8
 SIZE = 32
@@ -41,15 +40,12 @@ class RedSaysWhere(nn.Module):
         return Factorization(None, sparse, localization, size, lambda dense, _: dense)
 
 
-def _session(tmp_path: Path, **options: Any) -> Session:
-    values = {
-        **{"output": str(tmp_path / "out"), "accelerator": "cpu", "num_workers": 0},
-        **{"resize": SIZE, "crop": SIZE, "batch_size": 3, **options},
-    }
-    session = Session("red", **values)
-    origin = Origin("red", "STELLAR", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1))
-    session.model = FrozenModel(RedSaysWhere(), origin)
-    return session
+def _given(tmp_path: Path, **options: Any) -> Given:
+    origin = Origin(
+        "red", "STELLAR", "0" * 64, mean=(0, 0, 0), std=(1, 1, 1), name="red"
+    )
+    values = {"resize": SIZE, "crop": SIZE, "batch_size": 3, **options}
+    return make_given(tmp_path, FrozenModel(RedSaysWhere(), origin), **values)
 
 
 def _write(folder: Path, arrays: list[np.ndarray], suffix: str = ".png") -> None:
@@ -126,7 +122,7 @@ def _brute_force(parts: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, 
 class TestRunWhere:
     def test_run_where__brute_force(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(5)
-        result = run_where(_session(tmp_path), **_write_set(tmp_path, tokens, masks))
+        result = run_where(*_given(tmp_path), **_write_set(tmp_path, tokens, masks))
         parts = [np.kron(t, np.ones((PATCH, PATCH), dtype=int)) for t in tokens]
         expected = _brute_force(parts, masks)
         y, x = np.mgrid[:SIZE, :SIZE] // 16
@@ -141,7 +137,7 @@ class TestRunWhere:
         tokens = [rng.permutation(np.arange(16) % 4).reshape(4, 4) for _ in range(4)]
         masks = [np.kron(t, np.ones((PATCH, PATCH))) for t in tokens]
         data = _write_set(tmp_path, tokens, masks)
-        scores = run_where(_session(tmp_path), **data).scores
+        scores = run_where(*_given(tmp_path), **data).scores
         names = ("foreground_iou", "token_overlap")
         assert [scores[name] for name in names] == [1.0, 1.0]
         assert scores["foreground_iou_oracle"] == 1.0
@@ -152,7 +148,7 @@ class TestRunWhere:
         # Quarters of the image as segments, one token everywhere.
         y, x = np.mgrid[:SIZE, :SIZE] // 16
         data = _write_set(tmp_path, [np.zeros((4, 4))] * 2, [2 * y + x] * 2)
-        scores = run_where(_session(tmp_path), **data).scores
+        scores = run_where(*_given(tmp_path), **data).scores
         assert scores["grid_token_overlap"] == scores["grid_foreground_iou"] == 1.0
         assert scores["token_overlap"] == pytest.approx(1 / 4)
         assert scores["token_overlap_one_to_one"] == pytest.approx(1 / 12)
@@ -162,15 +158,15 @@ class TestRunWhere:
     def test_run_where__without_background(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(3)
         data = _write_set(tmp_path, tokens, masks)
-        result = run_where(_session(tmp_path), **data, background=())
+        result = run_where(*_given(tmp_path), **data, background=())
         assert not [name for name in result.scores if "foreground" in name]
         shifted = [np.where(m == 255, 255, m + 1) for m in masks]
         data = _write_set(tmp_path / "shifted", tokens, shifted)
         with pytest.raises(ValueError, match=r"No px is background 0: 3 masks .* 1, 2"):
-            run_where(_session(tmp_path), **data)
-        again = run_where(_session(tmp_path), **data, background=1)
+            run_where(*_given(tmp_path), **data)
+        again = run_where(*_given(tmp_path), **data, background=1)
         images, masks_folder = (str(tmp_path / x) for x in ("images", "masks"))
-        plain = run_where(_session(tmp_path), images, masks_folder)
+        plain = run_where(*_given(tmp_path), images, masks_folder)
         assert again.scores == plain.scores
         assert 0 < plain.scores["foreground_iou"] < 1
 
@@ -180,11 +176,11 @@ class TestRunWhere:
         tokens, masks = _random_set(6)
         empty = [np.zeros((SIZE, SIZE)), np.full((SIZE, SIZE), 255)]
         data = _write_set(tmp_path / "a", tokens + tokens[:2], masks + empty)
-        result = run_where(_session(tmp_path), **data)
+        result = run_where(*_given(tmp_path), **data)
         assert "2 images without any segment" in capsys.readouterr().out
         assert result.provenance["num_empty"] == 2
         data = _write_set(tmp_path / "b", tokens, masks)
-        assert result.scores == run_where(_session(tmp_path), **data).scores
+        assert result.scores == run_where(*_given(tmp_path), **data).scores
 
     def test_run_where__unreadable_pairs(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(42)
@@ -192,7 +188,7 @@ class TestRunWhere:
         (tmp_path / "images" / "5.png").write_bytes(b"no PNG")
         cut = (tmp_path / "masks" / "11.png").read_bytes()[:60]
         (tmp_path / "masks" / "11.png").write_bytes(cut)
-        result = run_where(_session(tmp_path), **data)
+        result = run_where(*_given(tmp_path), **data)
         assert result.provenance["num_unreadable"] == 2
         assert result.scores["num_images"] == 40
 
@@ -200,7 +196,7 @@ class TestRunWhere:
         # Twice as large, and a border that the crop removes.
         tokens, masks = _random_set(3)
         data = _write_set(tmp_path / "a", tokens, masks)
-        scores = run_where(_session(tmp_path), **data).scores
+        scores = run_where(*_given(tmp_path), **data).scores
         rng = np.random.default_rng(1)
         for kind in ("images", "masks"):
             (tmp_path / "b" / kind).mkdir(parents=True)
@@ -210,8 +206,8 @@ class TestRunWhere:
                 pixels = np.pad(pixels, pad, constant_values=rng.integers(1, 5))
                 Image.fromarray(pixels).save(tmp_path / "b" / kind / path.name)
         data = {k: str(tmp_path / "b" / Path(v).name) for k, v in data.items()}
-        session = _session(tmp_path, resize=40, crop=32)
-        assert run_where(session, **data).scores == pytest.approx(scores)
+        given = _given(tmp_path, resize=40, crop=32)
+        assert run_where(*given, **data).scores == pytest.approx(scores)
 
     def test_run_where__listed_images(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(7)
@@ -219,19 +215,19 @@ class TestRunWhere:
         (tmp_path / "a" / "masks" / "6.png").unlink()
         (tmp_path / "val.txt").write_text("1\n3.png\n4\n\n")
         with pytest.raises(ValueError, match=r"1 of 7 images have no mask.*'6.png'"):
-            run_where(_session(tmp_path), **data)
-        result = run_where(_session(tmp_path), **data, split=str(tmp_path / "val.txt"))
+            run_where(*_given(tmp_path), **data)
+        result = run_where(*_given(tmp_path), **data, split=str(tmp_path / "val.txt"))
         assert result.data == result.protocol["data"] == "images (val)"
         some = [1, 3, 4]
         few = _write_set(
             tmp_path / "b", [tokens[i] for i in some], [masks[i] for i in some]
         )
-        assert result.scores == run_where(_session(tmp_path), **few).scores
+        assert result.scores == run_where(*_given(tmp_path), **few).scores
 
     def test_run_where__wrong_files(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(2)
         data = _write_set(tmp_path, tokens, masks)
-        run = partial(run_where, _session(tmp_path), **data)
+        run = partial(run_where, *_given(tmp_path), **data)
         (tmp_path / "none.txt").write_text("\n")
         (tmp_path / "wrong.txt").write_text("0\n8\n")
         with pytest.raises(ValueError, match="lists no image"):
@@ -245,9 +241,9 @@ class TestRunWhere:
         with pytest.raises(ValueError, match=r"All px are background 0, 1, .* ignored"):
             run(background=tuple(range(6)))
         with pytest.raises(ValueError, match="There is no folder"):
-            run_where(_session(tmp_path), data["data"], str(tmp_path / "nowhere"))
+            run_where(*_given(tmp_path), data["data"], str(tmp_path / "nowhere"))
         with pytest.raises(ValueError, match="crop 33 is more than resize 32"):
-            run_where(_session(tmp_path, crop=33), **data)
+            run_where(*_given(tmp_path, crop=33), **data)
         path = tmp_path / "masks" / "1.png"
         Image.open(path).resize((30, 32)).save(path)
         with pytest.raises(
@@ -262,14 +258,12 @@ class TestRunWhere:
     def test_run_where__one_image(self, tmp_path: Path) -> None:
         data = _write_set(tmp_path, *_random_set(1))
         with pytest.raises(RuntimeError, match="Fewer than two images with a segment"):
-            run_where(_session(tmp_path), **data)
+            run_where(*_given(tmp_path), **data)
 
     def test_run_where__no_stellar(self, tmp_path: Path) -> None:
-        session = Session(
-            "timm:resnet10t", untrained=True, output=str(tmp_path), accelerator="cpu"
-        )
+        given = make_given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
-            run_where(session, str(tmp_path), str(tmp_path))
+            run_where(*given, str(tmp_path), str(tmp_path))
 
     def test_run_where__boards_from_the_command_line(self, tmp_path: Path) -> None:
         sets = make_board_sets(0, num_train=1, num_test=6, num_train_single=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, folder_images, train_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
@@ -22,10 +23,15 @@ from lightly_ext.evaluate.reconstruction.decoder_training import (
     TrainingViews,
     train_decoder,
 )
-from lightly_ext.evaluate.session import Session
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import RECONSTRUCTION_SCRATCH
-from tests.lightly_ext.evaluate.small import IMAGE_SIZE, write_images, write_model
+from tests.lightly_ext.evaluate.small import (
+    IMAGE_SIZE,
+    Given,
+    make_given,
+    write_images,
+    write_model,
+)
 from tests.tokenizer_weights import reference_tokenizer
 
 PROTOCOL = RECONSTRUCTION_SCRATCH.replace(
@@ -34,19 +40,12 @@ PROTOCOL = RECONSTRUCTION_SCRATCH.replace(
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
-    return _session(write_model(tmp_path / "model"), tmp_path)
+def given(tmp_path: Path) -> Given:
+    return _given(write_model(tmp_path / "model"), tmp_path)
 
 
-def _session(model: str, tmp_path: Path, **kwargs: Any) -> Session:
-    return Session(
-        model,
-        output=str(tmp_path / "out"),
-        batch_size=8,
-        num_workers=0,
-        accelerator="cpu",
-        **kwargs,
-    )
+def _given(model: str, tmp_path: Path, **options: Any) -> Given:
+    return make_given(tmp_path, model, **options)
 
 
 def _tokenizer(tmp_path: Path) -> str:
@@ -69,10 +68,12 @@ def _small(autoencoder: FrozenAutoencoder) -> FrozenAutoencoder:
     return autoencoder
 
 
-def _build(session: Session, target: str, tmp_path: Path) -> FrozenAutoencoder:
+def _build(given: Given, target: str, tmp_path: Path) -> FrozenAutoencoder:
     tokenizer = _tokenizer(tmp_path) if target == "tokens" else None
     return _small(
-        build_autoencoder(session, False, "lowrank", target, tokenizer, IMAGE_SIZE)  # type: ignore[arg-type]
+        build_autoencoder(
+            given.model, given.devices, False, "lowrank", target, tokenizer, IMAGE_SIZE
+        )  # type: ignore[arg-type]
     )
 
 
@@ -88,28 +89,30 @@ def _epoch_losses(folder: Path) -> list[float]:
 class TestTrainDecoder:
     @pytest.mark.parametrize("target", ["pixels", "tokens"])
     def test_train_decoder__lowers_its_loss_and_stores_the_decoder(
-        self, session: Session, tmp_path: Path, target: str
+        self, given: Given, tmp_path: Path, target: str
     ) -> None:
         files = folder_images(write_images(tmp_path / "train", 8))
-        autoencoder = _build(session, target, tmp_path)
-        encoder = weights_sha256(session.model)
+        autoencoder = _build(given, target, tmp_path)
+        encoder = weights_sha256(given.model)
         folder = tmp_path / "decoder"
-        train_decoder(session, autoencoder, files, PROTOCOL, folder, {"form": "x"})
+        train_decoder(
+            given.devices, autoencoder, files, PROTOCOL, folder, {"form": "x"}
+        )
         losses = _epoch_losses(folder)
         assert len(losses) == PROTOCOL.epochs
         assert losses[-1] < losses[0]
-        assert weights_sha256(session.model) == encoder
-        assert not any(p.requires_grad for p in session.model.parameters())
-        again = _build(session, target, tmp_path)
+        assert weights_sha256(given.model) == encoder
+        assert not any(p.requires_grad for p in given.model.parameters())
+        again = _build(given, target, tmp_path)
         load_decoder(again, folder)
         assert weights_sha256(again.decoder) == weights_sha256(autoencoder.decoder)
 
     def test_train_decoder__resumes_exactly(
-        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files = folder_images(write_images(tmp_path / "train", 6))
-        whole = _build(session, "pixels", tmp_path)
-        train_decoder(session, whole, files, PROTOCOL, tmp_path / "whole", {})
+        whole = _build(given, "pixels", tmp_path)
+        train_decoder(given.devices, whole, files, PROTOCOL, tmp_path / "whole", {})
         step = DecoderTraining.training_step
         calls = Counter[str]()
 
@@ -120,37 +123,37 @@ class TestTrainDecoder:
             return step(self, *args)
 
         monkeypatch.setattr(DecoderTraining, "training_step", power_cut)
-        parts = _build(session, "pixels", tmp_path)
+        parts = _build(given, "pixels", tmp_path)
         with pytest.raises(OSError, match="power cut"):
-            train_decoder(session, parts, files, PROTOCOL, tmp_path / "parts", {})
+            train_decoder(given.devices, parts, files, PROTOCOL, tmp_path / "parts", {})
         assert not (tmp_path / "parts" / "model.safetensors").exists()
-        parts = _build(session, "pixels", tmp_path)
+        parts = _build(given, "pixels", tmp_path)
         torch.rand(3)  # the state of the global generator does not matter
-        train_decoder(session, parts, files, PROTOCOL, tmp_path / "parts", {})
+        train_decoder(given.devices, parts, files, PROTOCOL, tmp_path / "parts", {})
         assert weights_sha256(parts.decoder) == weights_sha256(whole.decoder)
         assert _epoch_losses(tmp_path / "parts") == _epoch_losses(tmp_path / "whole")
 
     def test_train_decoder__takes_what_is_there(
-        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files = folder_images(write_images(tmp_path / "train", 4))
-        first = _build(session, "pixels", tmp_path)
+        first = _build(given, "pixels", tmp_path)
         folder = tmp_path / "decoder"
-        train_decoder(session, first, files, PROTOCOL, folder, {"form": "x"})
+        train_decoder(given.devices, first, files, PROTOCOL, folder, {"form": "x"})
         monkeypatch.setattr(DecoderTraining, "training_step", None)
-        again = _build(session, "pixels", tmp_path)
-        train_decoder(session, again, files, PROTOCOL, folder, {"form": "x"})
+        again = _build(given, "pixels", tmp_path)
+        train_decoder(given.devices, again, files, PROTOCOL, folder, {"form": "x"})
         assert weights_sha256(again.decoder) == weights_sha256(first.decoder)
         with pytest.raises(ValueError, match="another training, which differs in form"):
-            train_decoder(session, again, files, PROTOCOL, folder, {"form": "y"})
+            train_decoder(given.devices, again, files, PROTOCOL, folder, {"form": "y"})
 
     def test_train_decoder__checkpoint_holds_what_is_trained(
-        self, session: Session, tmp_path: Path
+        self, given: Given, tmp_path: Path
     ) -> None:
         files = folder_images(write_images(tmp_path / "train", 4))
-        autoencoder = _build(session, "tokens", tmp_path)
+        autoencoder = _build(given, "tokens", tmp_path)
         protocol = PROTOCOL.replace(epochs=1)
-        train_decoder(session, autoencoder, files, protocol, tmp_path / "d", {})
+        train_decoder(given.devices, autoencoder, files, protocol, tmp_path / "d", {})
         last = tmp_path / "d" / "checkpoints" / "last.ckpt"
         state = torch.load(last, weights_only=True)["state_dict"]
         names = {name.split(".")[0] for name in state}
@@ -158,28 +161,33 @@ class TestTrainDecoder:
         assert not any("model" in name or "tokenizer" in name for name in state)
 
     def test_train_decoder__unreadable_image_has_no_part(
-        self, session: Session, tmp_path: Path
+        self, given: Given, tmp_path: Path
     ) -> None:
         folder = write_images(tmp_path / "train", 25)
         (folder / "0003.png").write_bytes(b"broken")
-        autoencoder = _build(session, "pixels", tmp_path)
+        autoencoder = _build(given, "pixels", tmp_path)
         protocol = PROTOCOL.replace(epochs=1)
         count = train_decoder(
-            session, autoencoder, folder_images(folder), protocol, tmp_path / "d", {}
+            given.devices,
+            autoencoder,
+            folder_images(folder),
+            protocol,
+            tmp_path / "d",
+            {},
         )
         assert count == 1
         config = json.loads((tmp_path / "d" / "config.json").read_text())
         assert config["num_unreadable"] == 1
 
     def test_train_decoder__too_many_unreadable(
-        self, session: Session, tmp_path: Path
+        self, given: Given, tmp_path: Path
     ) -> None:
         folder = write_images(tmp_path / "train", 4)
         (folder / "0003.png").write_bytes(b"broken")
-        autoencoder = _build(session, "pixels", tmp_path)
+        autoencoder = _build(given, "pixels", tmp_path)
         with pytest.raises(RuntimeError, match=r"1 of 4 images .*0003.png.*too many"):
             train_decoder(
-                session,
+                given.devices,
                 autoencoder,
                 folder_images(folder),
                 PROTOCOL.replace(epochs=1),
@@ -190,9 +198,9 @@ class TestTrainDecoder:
 
 class TestDecoderTraining:
     def test_training_step__loss_of_readable_images(
-        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        autoencoder = _build(session, "pixels", tmp_path)
+        autoencoder = _build(given, "pixels", tmp_path)
         module = DecoderTraining(autoencoder, PROTOCOL, 9)
         monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
         module._trainer = type("T", (), {"world_size": 1})()
@@ -241,20 +249,12 @@ class TestEpochSampler:
         assert orders[0] != orders[1]
 
 
-def test_batch__not_divisible(session: Session, tmp_path: Path) -> None:
+def test_batch__not_divisible(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = folder_images(write_images(tmp_path / "train", 4))
-    autoencoder = _build(session, "pixels", tmp_path)
+    autoencoder = _build(given, "pixels", tmp_path)
     protocol = PROTOCOL.replace(batch_sizes=(5,))
-    two: Any = _TwoDevices(session)
+    monkeypatch.setattr(Devices, "world_size", 2)
     with pytest.raises(ValueError, match="5 images cannot be shared by 2 devices"):
-        train_decoder(two, autoencoder, files, protocol, tmp_path / "d", {})
-
-
-class _TwoDevices:
-    world_size, rank = 2, 0
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        train_decoder(given.devices, autoencoder, files, protocol, tmp_path / "d", {})

@@ -14,6 +14,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
 )
 from torchvision.models import alexnet
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores
 from lightly_ext.evaluate.reconstruction.metric_networks import (
     ALEXNET,
@@ -22,7 +23,6 @@ from lightly_ext.evaluate.reconstruction.metric_networks import (
     PerceptualDistance,
     load_networks,
 )
-from lightly_ext.evaluate.session import Session
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import (
     write_alexnet,
     write_inception,
@@ -164,12 +164,10 @@ class TestWeightFile:
 class TestLoadNetworks:
     @pytest.mark.slow
     def test_load_networks__wired_into_scores(
-        self, tmp_path: Path, inception_file: Path, alexnet_file: Path
+        self, inception_file: Path, alexnet_file: Path
     ) -> None:
-        session = Session(
-            "x", output=str(tmp_path), num_workers=0, accelerator="cpu", batch_size=2
-        )
-        networks = load_networks(session, str(inception_file), str(alexnet_file))
+        devices = Devices(accelerator="cpu", num_workers=0)
+        networks = load_networks(devices, str(inception_file), str(alexnet_file))
         assert [text.split()[0] for text in networks.identity] == [
             "InceptionV3",
             "AlexNet",
@@ -184,14 +182,14 @@ class TestLoadNetworks:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     @pytest.mark.slow
     def test_load_networks__scores_do_not_depend_on_the_device(
-        self, tmp_path: Path, inception_file: Path, alexnet_file: Path
+        self, inception_file: Path, alexnet_file: Path
     ) -> None:
         found = []
         for device in ("cpu", "cuda"):
-            session = Session("x", output=str(tmp_path), accelerator=device)
-            networks = load_networks(session, str(inception_file), str(alexnet_file))
-            scores = ImageScores(networks, [""], session.fabric.device)
-            images = _images(4).to(session.fabric.device)
+            devices = Devices(accelerator=device)
+            networks = load_networks(devices, str(inception_file), str(alexnet_file))
+            scores = ImageScores(networks, [""], devices.device)
+            images = _images(4).to(devices.device)
             scores.update(images, [255 - images])
             found.append(scores.compute())
         assert found[1] == pytest.approx(found[0], rel=1e-4)

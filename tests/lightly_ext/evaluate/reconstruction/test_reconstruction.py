@@ -26,7 +26,6 @@ from lightly_ext.evaluate.reconstruction.autoencoder import (
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
 from stellar_plugin import Stellar
 from stellar_plugin.decoder import PixelDecoder
 from stellar_plugin.hashes import weights_sha256
@@ -34,13 +33,17 @@ from stellar_plugin.protocols import MOST_PSNR_DB, RECONSTRUCTION
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
+    SIZES,
+    Given,
+    make_given,
     run_options,
     write_images,
     write_model,
 )
-from tests.tokenizer_weights import SIZES, reference_tokenizer
+from tests.tokenizer_weights import SIZES as TOKENIZER_SIZES
+from tests.tokenizer_weights import reference_tokenizer
 
-NUM_CODES = int(SIZES["num_codes"])
+NUM_CODES = int(TOKENIZER_SIZES["num_codes"])
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +61,8 @@ def train(tmp_path: Path) -> str:
     return str(write_images(tmp_path / "train", 6))
 
 
-def _session(model: str, tmp_path: Path, **kwargs: Any) -> Session:
-    options = {
-        **{"output": str(tmp_path / "out"), "batch_size": 4, "num_workers": 0},
-        **{"accelerator": "cpu", "resize": IMAGE_SIZE, "crop": IMAGE_SIZE, **kwargs},
-    }
-    return Session(model, **options)
+def _given(model: str, tmp_path: Path, **options: Any) -> Given:
+    return make_given(tmp_path, model, **{**SIZES, "batch_size": 4, **options})
 
 
 def _tokenizer(tmp_path: Path) -> str:
@@ -89,13 +88,13 @@ class TestPretrained:
             update(self, real, decoded)
 
         monkeypatch.setattr(ImageScores, "update", watched)
-        session = _session(model, tmp_path)
-        result = run_reconstruction(session, images, force=True)
+        given = _given(model, tmp_path)
+        result = run_reconstruction(*given, images, force=True)
         stellar = Stellar.from_pretrained(model)
         assert sum(len(real) for real, _ in seen) == 9
         for real, decoded in seen:
             with torch.no_grad():
-                expected = stellar.reconstruct(session.model.normalize(real))
+                expected = stellar.reconstruct(given.model.normalize(real))
             assert (to_uint8(expected).int() - decoded.int()).abs().max() <= 1
         assert result.scores["num_images"] == 9
         assert {"fid", "lpips", "psnr_db", "ssim"} <= set(result.scores)
@@ -120,8 +119,8 @@ class TestPretrained:
 
         monkeypatch.setattr(FrozenAutoencoder, "encode", remembering)
         monkeypatch.setattr("stellar_plugin.model.PixelDecoder", Copy)
-        session = _session(write_model(tmp_path / "model"), tmp_path)
-        scores = run_reconstruction(session, images, force=True).scores
+        given = _given(write_model(tmp_path / "model"), tmp_path)
+        scores = run_reconstruction(*given, images, force=True).scores
         assert scores["fid"] == pytest.approx(0, abs=1e-6)
         assert scores["lpips"] == 0
         assert scores["psnr_db"] == pytest.approx(MOST_PSNR_DB)
@@ -130,10 +129,10 @@ class TestPretrained:
     def test_run__tokenizer_beside_every_token_score(
         self, tmp_path: Path, images: str
     ) -> None:
-        session = _session(_token_model(tmp_path), tmp_path)
+        given = _given(_token_model(tmp_path), tmp_path)
         tokenizer = _tokenizer(tmp_path)
-        result = run_reconstruction(session, images, tokenizer=tokenizer, force=True)
-        inputs = _crops(session, images)
+        result = run_reconstruction(*given, images, tokenizer=tokenizer, force=True)
+        inputs = _crops(given, images)
         own = reference_tokenizer()
         errors = to_uint8(own.decode(own.encode(inputs / 255))) / 255 - inputs / 255
         expected = float(errors.abs().mean())
@@ -146,25 +145,25 @@ class TestPretrained:
     ) -> None:
         folder = write_images(tmp_path / "val", 21)
         (folder / "0004.png").write_bytes(b"broken")
-        session = _session(write_model(tmp_path / "model"), tmp_path)
-        result = run_reconstruction(session, str(folder), force=True)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
+        result = run_reconstruction(*given, str(folder), force=True)
         assert result.scores["num_images"] == 20
         assert result.provenance["num_unreadable"] == 1
         assert "1 of 21 images are unreadable" in capsys.readouterr().out
         (folder / "0004.png").unlink()
-        other = _session(write_model(tmp_path / "model"), tmp_path)
-        clean = run_reconstruction(other, str(folder), force=True)
+        other = _given(write_model(tmp_path / "model"), tmp_path)
+        clean = run_reconstruction(*other, str(folder), force=True)
         assert clean.scores == pytest.approx(result.scores)
 
     def test_run__too_few_images(self, tmp_path: Path, images: str) -> None:
-        session = _session(write_model(tmp_path / "model"), tmp_path)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
         with pytest.raises(ValueError, match=r"9 images, FID needs 2048.*--force"):
-            run_reconstruction(session, images)
+            run_reconstruction(*given, images)
 
     def test_run__random_decoder_is_refused(self, tmp_path: Path, images: str) -> None:
         model = write_model(tmp_path / "model", target=None)
         with pytest.raises(ValueError, match=r"holds no decoder.*--form scratch"):
-            run_reconstruction(_session(model, tmp_path), images, force=True)
+            run_reconstruction(*_given(model, tmp_path), images, force=True)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -180,14 +179,14 @@ class TestPretrained:
     def test_run__options_that_do_not_fit(
         self, tmp_path: Path, images: str, options: dict[str, Any], message: str
     ) -> None:
-        session = _session(write_model(tmp_path / "model"), tmp_path)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
         with pytest.raises(ValueError, match=message):
-            run_reconstruction(session, images, force=True, **options)
+            run_reconstruction(*given, images, force=True, **options)
 
     def test_run__no_tokenizer(self, tmp_path: Path, images: str) -> None:
-        session = _session(_token_model(tmp_path), tmp_path)
+        given = _given(_token_model(tmp_path), tmp_path)
         with pytest.raises(ValueError, match="--tokenizer maskgit-vqgan"):
-            run_reconstruction(session, images, force=True)
+            run_reconstruction(*given, images, force=True)
 
 
 class TestTrained:
@@ -195,50 +194,50 @@ class TestTrained:
         self, tmp_path: Path, images: str, train: str
     ) -> None:
         model = write_model(tmp_path / "model")
-        session = _session(model, tmp_path)
-        before = weights_sha256(session.model)
+        given = _given(model, tmp_path)
+        before = weights_sha256(given.model)
         own = weights_sha256(_decoder(Stellar.from_pretrained(model)))
         options: Any = {"form": "finetuned", "train": train, "force": True}
-        result = run_reconstruction(session, images, epochs=2, **options)
-        assert weights_sha256(session.model) == before
+        result = run_reconstruction(*given, images, epochs=2, **options)
+        assert weights_sha256(given.model) == before
         assert result.provenance["decoder_sha256"] != own
         assert result.protocol["name"] == "reconstruction-finetuned"
         assert result.protocol["epochs"] == 2
         assert result.protocol["split"].startswith("decoder: train, 6 images;")
-        as_pretrained = run_reconstruction(session, images, force=True)
+        as_pretrained = run_reconstruction(*given, images, force=True)
         assert as_pretrained.provenance["decoder_sha256"] == own
         assert as_pretrained.protocol != result.protocol
 
     def test_run__stored_decoder_scores_the_same(
         self, tmp_path: Path, images: str, train: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        session = _session(write_model(tmp_path / "model"), tmp_path)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
         options: Any = {"form": "scratch", "latent": "dense", "force": True}
         first = run_reconstruction(
-            session, images, train=train, target="pixels", epochs=1, **options
+            *given, images, train=train, target="pixels", epochs=1, **options
         )
-        assert first.model == f"{session.name} (dense)"
-        folder = session.folder(first) / "decoder"
+        assert first.model == f"{given.model.origin.name} (dense)"
+        folder = given.results.folder(first) / "decoder"
         monkeypatch.setattr(
             "lightly_ext.evaluate.reconstruction.decoder_training.Trainer", None
         )
-        by_name = run_reconstruction(session, images, decoder=str(folder), **options)
+        by_name = run_reconstruction(*given, images, decoder=str(folder), **options)
         found = run_reconstruction(
-            session, images, train=train, target="pixels", epochs=1, **options
+            *given, images, train=train, target="pixels", epochs=1, **options
         )
         for result in (by_name, found):
             assert result.scores == first.scores
             assert result.protocol == first.protocol
         with pytest.raises(ValueError, match="trained for latent 'dense'"):
             run_reconstruction(
-                session, images, form="scratch", decoder=str(folder), force=True
+                *given, images, form="scratch", decoder=str(folder), force=True
             )
         with pytest.raises(ValueError, match="trained for form 'scratch'"):
             run_reconstruction(
-                session, images, form="finetuned", decoder=str(folder), force=True
+                *given, images, form="finetuned", decoder=str(folder), force=True
             )
         with pytest.raises(FileNotFoundError, match="no trained decoder in"):
-            run_reconstruction(session, images, decoder=str(tmp_path), **options)
+            run_reconstruction(*given, images, decoder=str(tmp_path), **options)
 
     @pytest.mark.parametrize(
         ("model", "crop", "grid"),
@@ -255,13 +254,13 @@ class TestTrained:
         grid: list[int],
         target: Any,
     ) -> None:
-        session = _session(model, tmp_path, untrained=True, resize=crop, crop=crop)
+        given = _given(model, tmp_path, untrained=True, resize=crop, crop=crop)
         tokenizer = _tokenizer(tmp_path) if target == "tokens" else None
         options: Any = {"form": "scratch", "train": train, "epochs": 1, "force": True}
         with pytest.raises(ValueError, match="no low-rank latent: use --latent dense"):
-            run_reconstruction(session, images, **options)
+            run_reconstruction(*given, images, **options)
         result = run_reconstruction(
-            session,
+            *given,
             images,
             latent="dense",
             target=target,
@@ -275,18 +274,24 @@ class TestTrained:
     def test_run__training_images_are_not_scored(
         self, tmp_path: Path, images: str
     ) -> None:
-        session = _session(write_model(tmp_path / "model"), tmp_path)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
         with pytest.raises(ValueError, match="9 images are in the training set and"):
             run_reconstruction(
-                session, images, form="scratch", train=str(tmp_path), force=True
+                *given, images, form="scratch", train=str(tmp_path), force=True
             )
 
 
 class TestFrozenAutoencoder:
     def test_codes__follow_the_grid_of_the_latent(self, tmp_path: Path) -> None:
-        session = _session(write_model(tmp_path / "model"), tmp_path)
+        given = _given(write_model(tmp_path / "model"), tmp_path)
         autoencoder = build_autoencoder(
-            session, False, "lowrank", "tokens", _tokenizer(tmp_path), IMAGE_SIZE
+            given.model,
+            given.devices,
+            False,
+            "lowrank",
+            "tokens",
+            _tokenizer(tmp_path),
+            IMAGE_SIZE,
         )
         pictures = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
         tokenizer = reference_tokenizer()
@@ -309,35 +314,35 @@ class TestFrozenAutoencoder:
             img_size=28,
             patch_size=14,
         )
-        session = _session(model, tmp_path, resize=28, crop=28)
+        given = _given(model, tmp_path, resize=28, crop=28)
         autoencoder = build_autoencoder(
-            session, True, "lowrank", None, _tokenizer(tmp_path), 28
+            *given[:2], True, "lowrank", None, _tokenizer(tmp_path), 28
         )
         stellar = Stellar.from_pretrained(model)
         stellar.load_tokenizer(_tokenizer(tmp_path))
         pictures = torch.randint(256, (3, 3, 28, 28), dtype=torch.uint8)
         codes = autoencoder.codes(pictures, (2, 2)).flatten(1)
         assert torch.equal(codes, stellar.target_codes(pictures / 255))
-        result = stellar(session.model.normalize(pictures))
+        result = stellar(given.model.normalize(pictures))
         logits = stellar.predict_codes(result.lowrank, result.grid_size)
         expected = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
         torch.testing.assert_close(autoencoder.losses(pictures).mean(), expected)
 
     def test_losses__mean_squared_error(self, tmp_path: Path) -> None:
         model = write_model(tmp_path / "model")
-        session = _session(model, tmp_path)
-        autoencoder = build_autoencoder(session, True, "lowrank", None, None, 32)
+        given = _given(model, tmp_path)
+        autoencoder = build_autoencoder(*given[:2], True, "lowrank", None, None, 32)
         pictures = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
         stellar = Stellar.from_pretrained(model)
-        result = stellar(session.model.normalize(pictures))
+        result = stellar(given.model.normalize(pictures))
         decoded = stellar.decode(result.lowrank, result.grid_size)
         expected = F.mse_loss(decoded, pictures / 255)
         torch.testing.assert_close(autoencoder.losses(pictures).mean(), expected)
 
     def test_build__grid_does_not_divide_the_image(self, tmp_path: Path) -> None:
-        session = _session("timm:resnet10t", tmp_path, untrained=True)
+        given = _given("timm:resnet10t", tmp_path, untrained=True)
         with pytest.raises(ValueError, match="grid of 2 x 2 does not cut 61 px"):
-            build_autoencoder(session, False, "dense", "pixels", None, 61)
+            build_autoencoder(*given[:2], False, "dense", "pixels", None, 61)
 
     def test_resized__keeps_images_of_the_size(self) -> None:
         pictures = torch.rand(1, 3, 8, 8)
@@ -360,8 +365,8 @@ class TestMain:
         rows, columns = 4, 8  # input, decoded, the tokenizer's, strongest token
         cell = IMAGE_SIZE + 2
         assert picture.shape == (rows * cell + 2, columns * cell + 2, 3)
-        session = _session(model, tmp_path)
-        first = _crops(session, images)[0].permute(1, 2, 0).byte().numpy()
+        given = _given(model, tmp_path)
+        first = _crops(given, images)[0].permute(1, 2, 0).byte().numpy()
         assert np.array_equal(picture[2:cell, 2:cell], first)
 
     def test_main__error_is_one_line(self, tmp_path: Path, images: str) -> None:
@@ -417,10 +422,10 @@ def _decoder(model: Stellar) -> nn.Module:
     return model.decoder
 
 
-def _crops(session: Session, folder: str) -> Tensor:
+def _crops(given: Given, folder: str) -> Tensor:
     """All images as the task cuts them, uint8."""
     name, files = find_images(folder)
-    protocol = session.protocol(RECONSTRUCTION, data=name)
+    protocol = given.results.protocol(RECONSTRUCTION, data=name)
     transform = centre_crop(protocol, "bicubic")
     data = EvaluationImages(files, transform)
     return torch.stack([data[i].image for i in range(len(data))])

@@ -13,11 +13,16 @@ import torch
 
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.text.align_text import run_align_text
 from lightly_ext.evaluate.text.tower import load_text_tower
 from lightly_ext.evaluate.text.training import Alignment
-from tests.lightly_ext.evaluate.small import IMAGE_SIZE, run_options, write_model
+from tests.lightly_ext.evaluate.small import (
+    SIZES,
+    Given,
+    make_given,
+    run_options,
+    write_model,
+)
 from tests.lightly_ext.evaluate.text.small_text import (
     COLOURS,
     write_image,
@@ -39,23 +44,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def _session(small: dict[str, str], output: Path, **kwargs: Any) -> Session:
-    options = {"resize": IMAGE_SIZE, "crop": IMAGE_SIZE, **kwargs}
-    return Session(
-        small["model"],
-        output=str(output),
-        batch_size=32,
-        num_workers=0,
-        accelerator="cpu",
-        **options,
-    )
+def _given(small: dict[str, str], output: Path, **options: Any) -> Given:
+    values = {**SIZES, "output": str(output), "batch_size": 32, **options}
+    return make_given(output, small["model"], **values)
 
 
 def _run(small: dict[str, str], output: Path, **kwargs: Any) -> list[Result]:
     options = {**small, "pairs_per_batch": 30, "epochs": 2, **kwargs}
-    session = _session(small, output)
+    given = _given(small, output)
     del options["model"]
-    return run_align_text(session, **options)
+    return run_align_text(*given, **options)
 
 
 def _weights(output: Path) -> dict[str, torch.Tensor]:
@@ -200,36 +198,36 @@ def test_align_text__probe_of_another_model(
     score = {"probe": str(folder), "retrieval": small["data"]}
     with pytest.raises(ValueError, match="trained for another text tower"):
         tower = write_tower(tmp_path / "tower", seed=1)
-        run_align_text(_session(small, tmp_path), text_model=tower, **score)
+        run_align_text(*_given(small, tmp_path), text_model=tower, **score)
     tower = small["text_model"]
     other = {**small, "model": write_model(tmp_path / "other", num_queries=3)}
     with pytest.raises(ValueError, match="trained for another encoder"):
-        run_align_text(_session(other, tmp_path), text_model=tower, **score)
+        run_align_text(*_given(other, tmp_path), text_model=tower, **score)
     with pytest.raises(ValueError, match="trained with resize 32 and crop 32"):
-        session = _session(small, tmp_path, resize=48)
-        run_align_text(session, text_model=tower, **score)
+        given = _given(small, tmp_path, resize=48)
+        run_align_text(*given, text_model=tower, **score)
 
 
 def test_align_text__bad_options(small: dict[str, str], tmp_path: Path) -> None:
-    session = _session(small, tmp_path)
+    given = _given(small, tmp_path)
     with pytest.raises(ValueError, match="one of the two"):
-        run_align_text(session)
+        run_align_text(*given)
     with pytest.raises(ValueError, match="one of the two"):
-        run_align_text(session, data="x", probe="y")
+        run_align_text(*given, data="x", probe="y")
     with pytest.raises(ValueError, match="nothing to score"):
-        run_align_text(session, probe="y")
+        run_align_text(*given, probe="y")
     with pytest.raises(ValueError, match="epochs is for training"):
-        run_align_text(session, probe="y", mmvp="z", epochs=3)
+        run_align_text(*given, probe="y", mmvp="z", epochs=3)
     with pytest.raises(ValueError, match="lr must be positive, got -1"):
-        run_align_text(session, data="x", lr=-1.0)
+        run_align_text(*given, data="x", lr=-1.0)
     with pytest.raises(ValueError, match="pairs_per_batch must be positive, got 0"):
-        run_align_text(session, data="x", pairs_per_batch=0)
+        run_align_text(*given, data="x", pairs_per_batch=0)
     with pytest.raises(FileNotFoundError, match="Winoground is not in 'nowhere'"):
-        run_align_text(session, data=small["data"], winoground="nowhere")
+        run_align_text(*given, data=small["data"], winoground="nowhere")
     tower = small["text_model"]
     with pytest.raises(FileNotFoundError, match="no trained probe in 'nowhere'"):
         run_align_text(
-            session, probe="nowhere", retrieval=small["data"], text_model=tower
+            *given, probe="nowhere", retrieval=small["data"], text_model=tower
         )
     with pytest.raises(ValueError, match="features must be 'auto' or one of"):
-        run_align_text(session, small["data"], features="best", text_model=tower)
+        run_align_text(*given, small["data"], features="best", text_model=tower)

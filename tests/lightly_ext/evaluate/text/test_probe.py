@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lightly_ext.evaluate.images import folder_images
-from lightly_ext.evaluate.session import Session
 from lightly_ext.evaluate.text.probe import (
     TOKENS,
     AttentionProbe,
@@ -22,6 +21,8 @@ from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     IMAGE_SIZE,
     NUM_QUERIES,
+    Given,
+    make_given,
     write_images,
     write_model,
 )
@@ -29,15 +30,9 @@ from tests.lightly_ext.evaluate.small import (
 PROTOCOL = ALIGN_TEXT.replace(resize=IMAGE_SIZE, crop=IMAGE_SIZE)
 
 
-def _session(tmp_path: Path, model: str | None = None, **kwargs: Any) -> Session:
-    return Session(
-        model or write_model(tmp_path / "model"),
-        output=str(tmp_path / "out"),
-        batch_size=4,
-        num_workers=0,
-        accelerator="cpu",
-        **kwargs,
-    )
+def _given(tmp_path: Path, model: str | None = None, **options: Any) -> Given:
+    model = model or write_model(tmp_path / "model")
+    return make_given(tmp_path, model, batch_size=4, **options)
 
 
 class TestAttentionProbe:
@@ -71,30 +66,25 @@ class TestResolveTokens:
             (None, "auto", "sparse"),
             (None, "dense", "dense"),
             (None, "cls", "cls"),
-            ("timm:vit_tiny_patch16_224.dino", "auto", "cls+dense"),
-            ("timm:vit_tiny_patch16_224.mae", "auto", "dense"),
+            ("timm:vit_small_patch16_224.dino", "auto", "cls+dense"),
+            ("timm:vit_base_patch16_224.mae", "auto", "dense"),
             ("timm:resnet10t", "auto", "dense"),
         ],
     )
     def test_auto__a_set_of_tokens(
         self, tmp_path: Path, model: str | None, features: str, expected: str
     ) -> None:
-        session = _session(tmp_path, model, untrained=model is not None)
-        if model and "vit" in model:
-            # timm has no such weights of this size; the method is what counts.
-            session = _session(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
-            method = {"dino": "DINO or iBOT", "mae": "MAE"}[model.split(".")[1]]
-            object.__setattr__(session.model.origin, "method", method)
-        assert resolve_tokens(session.model, features) == expected
+        given = _given(tmp_path, model, untrained=model is not None)
+        assert resolve_tokens(given.model, features) == expected
 
     def test_auto__unknown_method(self, tmp_path: Path) -> None:
-        session = _session(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
+        given = _given(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
         with pytest.raises(ValueError, match="name one of sparse, dense"):
-            resolve_tokens(session.model, "auto")
+            resolve_tokens(given.model, "auto")
 
 
 def test_token_set__all_tokens_of_both(tmp_path: Path) -> None:
-    result = _session(tmp_path).model(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE))
+    result = _given(tmp_path).model(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE))
     tokens = token_set(result, "cls+dense")
     assert torch.equal(tokens[:, 0], result.cls)
     assert torch.equal(tokens[:, 1:], result.dense)
@@ -104,20 +94,20 @@ def test_token_set__all_tokens_of_both(tmp_path: Path) -> None:
 
 
 def test_cached_tokens__half_precision_of_the_encoder(tmp_path: Path) -> None:
-    session = _session(tmp_path)
+    given = _given(tmp_path)
     files = folder_images(write_images(tmp_path / "images", 5, (32, 32)))
-    cached = cached_tokens(session, files, PROTOCOL, "sparse")
+    cached = cached_tokens(given.cache, files, PROTOCOL, "sparse")
     assert cached.arrays[TOKENS].shape == (5, NUM_QUERIES, EMBED_DIM)
     assert cached.arrays[TOKENS].dtype == "float16"
     probe = AttentionProbe(EMBED_DIM, 8).eval()
-    embeddings = embed_images(session, probe, cached)
+    embeddings = embed_images(given.devices, probe, cached)
     tokens = torch.from_numpy(cached.arrays[TOKENS].copy()).float()
     torch.testing.assert_close(embeddings, probe(tokens).detach())
 
 
 def test_cached_tokens__beyond_half_precision(tmp_path: Path) -> None:
-    session = _session(tmp_path)
+    given = _given(tmp_path)
     files = folder_images(write_images(tmp_path / "images", 2))
-    session.model.backbone.vit.norm.weight.data.fill_(1e6)
+    given.model.backbone.vit.norm.weight.data.fill_(1e6)
     with pytest.raises(RuntimeError, match="not finite in half precision"):
-        cached_tokens(session, files, PROTOCOL, "sparse")
+        cached_tokens(given.cache, files, PROTOCOL, "sparse")

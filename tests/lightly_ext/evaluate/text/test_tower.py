@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightly_ext.evaluate import cli
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text import tower as tower_module
 from lightly_ext.evaluate.text.tower import embed_texts, load_text_tower
 from tests.lightly_ext.evaluate.small import write_model
@@ -102,7 +102,7 @@ def test_load__bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_embed_texts__once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tower_module, "CHUNK", 2)
-    session = Session("unused", output=str(tmp_path / "out"), accelerator="cpu")
+    devices = Devices(accelerator="cpu", num_workers=0)
     tower = load_text_tower(write_tower(tmp_path / "tower"), None)
     expected = tower(TEXTS)
     calls: list[list[str]] = []
@@ -115,12 +115,12 @@ def test_embed_texts__once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(tower, "forward", forward)
     with pytest.raises(RuntimeError, match="interrupted"):
-        embed_texts(session, tower, TEXTS)
-    torch.testing.assert_close(_embedded(session, tower), expected)
+        _embedded(devices, tmp_path, tower)
+    torch.testing.assert_close(_embedded(devices, tmp_path, tower), expected)
     assert calls == [TEXTS[:2], TEXTS[2:], TEXTS[2:]]
-    torch.testing.assert_close(_embedded(session, tower), expected)
+    torch.testing.assert_close(_embedded(devices, tmp_path, tower), expected)
     assert len(calls) == 3
-    assert len(embed_texts(session, tower, TEXTS[:1])) == 1  # another list
+    assert len(_embedded(devices, tmp_path, tower, TEXTS[:1])) == 1  # another list
     assert len(calls) == 4
 
 
@@ -136,8 +136,13 @@ def test_missing_open_clip__names_the_extra(
         cli.main(["align-text", "--model", model, "--data", "x"])
 
 
-def _embedded(session: Session, tower: tower_module.TextTower) -> torch.Tensor:
-    return torch.from_numpy(embed_texts(session, tower, TEXTS).copy())
+def _embedded(
+    devices: Devices,
+    cache: Path,
+    tower: tower_module.TextTower,
+    texts: list[str] = TEXTS,
+) -> torch.Tensor:
+    return torch.from_numpy(embed_texts(devices, cache, tower, texts).copy())
 
 
 def _register(folder: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.training import (
     Alignment,
@@ -167,10 +167,13 @@ def _gradients(rank: int, world_size: int) -> dict[str, torch.Tensor]:
 
 
 def test_loaders(tmp_path: Path) -> None:
-    session = Session("unused", output=str(tmp_path), accelerator="cpu", num_workers=0)
+    devices = Devices(accelerator="cpu", num_workers=0)
     pairs = _pairs()
-    assert [len(texts) for _, texts in training_loader(session, pairs, 3)] == [3, 3]
-    held_out = torch.cat([tokens for tokens, _ in held_out_loader(session, pairs, 1)])
+    assert [len(texts) for _, texts in training_loader(devices, pairs, 3)] == [
+        3,
+        3,
+    ]
+    held_out = torch.cat([tokens for tokens, _ in held_out_loader(devices, pairs, 1)])
     assert np.array_equal(held_out, pairs.tokens[[3, 6]])
     with pytest.raises(ValueError, match=r"6 images .* cannot fill a batch of 7"):
-        training_loader(session, pairs, 7)
+        training_loader(devices, pairs, 7)

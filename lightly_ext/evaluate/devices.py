@@ -1,0 +1,138 @@
+"""Where an evaluation runs: processes, devices, precision, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Subset
+
+from lightly_ext.data import num_cpus
+from lightly_ext.evaluate.images import EvaluationImages, Sample
+
+T = TypeVar("T")
+
+
+class Devices:
+    """Where an evaluation runs.
+
+    Args:
+        batch_size:
+            Number of images that a device computes at once; changes no score.
+        num_workers:
+            Processes that read images, per device. None shares the CPU cores.
+        accelerator:
+            "auto", "cpu" or "cuda".
+        devices:
+            Number of devices; each computes a share of the images.
+        precision:
+            Precision of the encoder.
+        seed:
+            Decides on everything random.
+
+    Raises:
+        ValueError: If an option is impossible.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        accelerator: str = "auto",
+        devices: int = 1,
+        precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+        seed: int = 0,
+    ) -> None:
+        check_positive(batch_size=batch_size, devices=devices)
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        self.batch_size = batch_size
+        self.num_workers = (
+            max(1, num_cpus() // (2 * devices)) if num_workers is None else num_workers
+        )
+        self.precision = precision
+        self.seed = seed
+        self.console = Console()
+        self.fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=precision,
+        )
+        self.fabric.launch()
+        self.fabric.seed_everything(seed, verbose=False)
+        if self.device.type == "cpu":
+            # Threads beyond the cores wait for each other.
+            free = max(1, num_cpus() // devices - self.num_workers)
+            torch.set_num_threads(min(free, torch.get_num_threads()))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.fabric.world_size
+
+    def loader(
+        self,
+        images: EvaluationImages,
+        chosen: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> DataLoader[Sample]:
+        """Loads images in the given order; batches are `Sample`s of tensors.
+
+        Args:
+            images:
+                The images.
+            chosen:
+                Numbers of the images to load. None loads the share of this process,
+                every `world_size`-th image.
+            batch_size:
+                Images in a batch, `self.batch_size` by default.
+        """
+        if chosen is None:
+            chosen = range(self.rank, len(images), self.world_size)
+        return DataLoader(
+            Subset(images, chosen),
+            batch_size=batch_size or self.batch_size,
+            num_workers=self.num_workers if len(chosen) > self.batch_size else 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def progress(self, steps: Iterable[T], text: str, total: int) -> Iterable[T]:
+        """Shows a progress bar in the first process."""
+        return track(
+            steps,
+            description=text,
+            total=total,
+            console=self.console,
+            disable=self.rank > 0,
+        )
+
+    def say(self, text: str) -> None:
+        """Prints in the first process."""
+        if self.rank == 0:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def check_positive(**options: int | None) -> None:
+    """Checks that options are at least 1, or None.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for option, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}.")
