@@ -7,10 +7,10 @@ from lightly_ext.loss.prototype_cross_entropy import (
 from lightly_ext.loss.set_koleo_loss import SetKoLeoLoss
 from lightly_ext.loss.set_matching import TokenMatching, match_tokens
 from lightly_ext.loss.sinkhorn import sinkhorn_knopp
-from lightly_ext.loss.stellar_loss import (
+from lightly_ext.loss.stellar_loss import STELLARLoss
+from lightly_ext.loss.stellar_terms import (
     CLSViews,
     SparseViews,
-    STELLARLoss,
     STELLARLossTerms,
     TeacherTargets,
 )

@@ -33,6 +33,19 @@ class PrototypeTarget(NamedTuple):
     embedding: Tensor
     mass: Tensor
 
+    def select(self, indices: Tensor) -> PrototypeTarget:
+        """Target of each prediction.
+
+        Args:
+            indices:
+                Numbers of targets, int64 with shape (..., num_predictions); leading
+                dimensions broadcast against those of the targets.
+        """
+        embedding = self.embedding.expand(*indices.shape[:-1], -1, -1)
+        mass = self.mass.expand(*indices.shape[:-1], -1)
+        wide = indices[..., None].expand(*indices.shape, embedding.shape[-1])
+        return PrototypeTarget(embedding.gather(-2, wide), mass.gather(-1, indices))
+
 
 @torch.no_grad()
 def assign_prototypes(

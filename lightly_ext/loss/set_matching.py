@@ -69,3 +69,26 @@ def match_tokens(
             v = -(score + u).logsumexp(dim=-2, keepdim=True)
         plan = (score + u + v).exp()
     return TokenMatching(indices=plan.argmax(dim=-1), plan=plan)
+
+
+def match_by_number(tokens: Tensor) -> TokenMatching:
+    """Matches each token with the target of its number (an ablation).
+
+    Args:
+        tokens:
+            Tensor with shape (..., num_tokens, embed_dim).
+    """
+    count = tokens.shape[-2]
+    plan = torch.eye(count, device=tokens.device).expand(*tokens.shape[:-1], count)
+    return TokenMatching(indices=plan.argmax(dim=-1), plan=plan)
+
+
+def matching_statistics(matching: TokenMatching) -> dict[str, Tensor]:
+    """`non_identity_matches` and `matching_entropy`, see `STELLARLossTerms`."""
+    indices, plan = matching
+    identity = torch.arange(indices.shape[-1], device=indices.device)
+    rows = plan / plan.sum(dim=-1, keepdim=True)
+    return {
+        "non_identity_matches": (indices != identity).float().mean(),
+        "matching_entropy": torch.special.entr(rows).sum(dim=-1).mean(),
+    }

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightly_ext.loss.prototype_cross_entropy import (
@@ -13,125 +12,23 @@ from lightly_ext.loss.prototype_cross_entropy import (
     contract_targets,
     prototype_cross_entropy,
 )
+from lightly_ext.loss.reconstruction import code_cross_entropy, squared_error
 from lightly_ext.loss.set_koleo_loss import SetKoLeoLoss
-from lightly_ext.loss.set_matching import TokenMatching, match_tokens
-
-# Letters in shape comments:
-# B images, V masked views, U local crops, r tokens, d encoder width, D embedding width,
-# K prototypes
-
-
-class SparseViews(NamedTuple):
-    """Sparse tokens of a batch. Embeddings are None if no term reads them.
-
-    Attributes:
-        tokens:
-            Encoder tokens of the target view with shape (batch_size, r, embed_dim).
-        view_tokens:
-            Encoder tokens of the masked views, (batch_size, num_views, r, embed_dim).
-        embeddings:
-            Head output of `tokens` with shape (batch_size, r, dim).
-        view_embeddings:
-            Head output of `view_tokens` with shape (batch_size, num_views, r, dim).
-        prototypes:
-            Tensor with shape (num_prototypes, dim).
-    """
-
-    tokens: Tensor
-    view_tokens: Tensor
-    embeddings: Tensor | None = None
-    view_embeddings: Tensor | None = None
-    prototypes: Tensor | None = None
-
-
-class CLSViews(NamedTuple):
-    """CLS embeddings of a batch.
-
-    Attributes:
-        embeddings:
-            Head output of the target view with shape (batch_size, dim).
-        view_embeddings:
-            Head output of the masked views with shape (batch_size, num_views, dim).
-        local_embeddings:
-            Head output of the local crops with shape (batch_size, num_crops, dim), or
-            None without local crops.
-        prototypes:
-            Tensor with shape (num_prototypes, dim).
-    """
-
-    embeddings: Tensor
-    view_embeddings: Tensor
-    local_embeddings: Tensor | None
-    prototypes: Tensor
-
-
-class TeacherTargets(NamedTuple):
-    """What a momentum teacher says of the batch (random prior, stage 1).
-
-    Attributes:
-        tokens:
-            Encoder tokens with shape (batch_size, r, embed_dim).
-        embeddings:
-            Head output of `tokens` with shape (batch_size, r, dim).
-        prototypes:
-            Prototypes of the teacher with shape (num_prototypes, dim).
-        cls_embeddings:
-            CLS head output with shape (batch_size, dim), None if the CLS terms are off.
-        cls_prototypes:
-            CLS prototypes of the teacher, None if the CLS terms are off.
-    """
-
-    tokens: Tensor
-    embeddings: Tensor
-    prototypes: Tensor
-    cls_embeddings: Tensor | None = None
-    cls_prototypes: Tensor | None = None
-
+from lightly_ext.loss.set_matching import (
+    TokenMatching,
+    match_by_number,
+    match_tokens,
+    matching_statistics,
+)
+from lightly_ext.loss.stellar_terms import (
+    CLSViews,
+    SparseViews,
+    STELLARLossTerms,
+    TeacherTargets,
+)
 
 # Weight of the reconstruction by its target.
 RECONSTRUCTION_WEIGHTS = {"pixels": 10.0, "tokens": 0.05}
-
-
-class STELLARLossTerms(NamedTuple):
-    """Parts of the STELLAR loss before weighting, None where switched off.
-
-    Attributes:
-        total:
-            Weighted sum, what `STELLARLoss.forward` returns.
-        reconstruction:
-            Mean squared error of the reconstruction, in squared intensities; for the
-            target "tokens" cross-entropy of the tokenizer's codes, in nats.
-        clustering:
-            Cross-entropy of the target view with its assignment, in nats.
-        alignment:
-            Cross-entropy of the masked views with the matched assignments, in nats.
-        cls_clustering:
-            As `clustering`, for the CLS token.
-        cls_alignment:
-            As `alignment`, for the CLS token of masked views, without matching.
-        cls_local_alignment:
-            The same for the CLS token of local crops.
-        koleo:
-            Set KoLeo of the target view.
-        koleo_views:
-            Set KoLeo of the masked views.
-        non_identity_matches:
-            Share of tokens of masked views matched with a token of another number.
-        matching_entropy:
-            Mean entropy of the rows of the transport plan, in nats.
-    """
-
-    total: Tensor
-    reconstruction: Tensor | None = None
-    clustering: Tensor | None = None
-    alignment: Tensor | None = None
-    cls_clustering: Tensor | None = None
-    cls_alignment: Tensor | None = None
-    cls_local_alignment: Tensor | None = None
-    koleo: Tensor | None = None
-    koleo_views: Tensor | None = None
-    non_identity_matches: Tensor | None = None
-    matching_entropy: Tensor | None = None
 
 
 class STELLARLoss(nn.Module):
@@ -320,9 +217,9 @@ class STELLARLoss(nn.Module):
         parts: dict[str, Tensor] = {}
         if self.uses_reconstruction:
             if self.target == "tokens":
-                loss = _code_cross_entropy(reconstruction, codes)
+                loss = code_cross_entropy(reconstruction, codes)
             else:
-                loss = _squared_error(reconstruction, images)
+                loss = squared_error(reconstruction, images)
             parts["reconstruction"] = loss
         if self.uses_sparse_head:
             parts.update(self._sparse_terms(sparse, teacher))
@@ -357,7 +254,9 @@ class STELLARLoss(nn.Module):
         else:
             target_tokens = teacher.tokens
             target = self._target(teacher.embeddings, teacher.prototypes, prototypes)
-            own_target = _gather(target, self._match(sparse.tokens, target_tokens))
+            own_target = target.select(
+                self._match(sparse.tokens, target_tokens).indices
+            )
         if self._is_on("clustering"):
             loss = self._cross_entropy(embeddings, prototypes, own_target)
             parts["clustering"] = loss
@@ -365,9 +264,9 @@ class STELLARLoss(nn.Module):
             matching = self._match(sparse.view_tokens, target_tokens[:, None])
             target = PrototypeTarget(target.embedding[:, None], target.mass[:, None])
             parts["alignment"] = self._cross_entropy(
-                views, prototypes, _gather(target, matching)
+                views, prototypes, target.select(matching.indices)
             )
-            parts.update(_matching_statistics(matching))
+            parts.update(matching_statistics(matching))
         return parts
 
     def _cls_terms(
@@ -390,7 +289,7 @@ class STELLARLoss(nn.Module):
             loss = self._cross_entropy(cls.embeddings, cls.prototypes, target)
             parts["cls_clustering"] = loss
         if self._is_on("cls_alignment"):
-            # (B, D) -> (B, 1, D), against every view and crop
+            # (batch_size, dim) -> (batch_size, 1, dim), against every view and crop
             target = PrototypeTarget(target.embedding[:, None], target.mass[:, None])
             parts["cls_alignment"] = self._cross_entropy(
                 cls.view_embeddings, cls.prototypes, target
@@ -423,58 +322,7 @@ class STELLARLoss(nn.Module):
 
     def _match(self, predictions: Tensor, targets: Tensor) -> TokenMatching:
         if self.matching == "identity":
-            count = predictions.shape[-2]
-            plan = torch.eye(count, device=predictions.device)
-            plan = plan.expand(*predictions.shape[:-1], count)
-            return TokenMatching(indices=plan.argmax(dim=-1), plan=plan)
+            return match_by_number(predictions)
         return match_tokens(
             predictions, targets, self.matching_epsilon, self.matching_iterations
         )
-
-
-def _gather(target: PrototypeTarget, matching: TokenMatching) -> PrototypeTarget:
-    """Target of each prediction, (..., r, D) -> (..., num_predictions, D)."""
-    indices = matching.indices
-    embedding = target.embedding.expand(*indices.shape[:-1], -1, -1)
-    mass = target.mass.expand(*indices.shape[:-1], -1)
-    wide = indices[..., None].expand(*indices.shape, embedding.shape[-1])
-    return PrototypeTarget(embedding.gather(-2, wide), mass.gather(-1, indices))
-
-
-def _matching_statistics(matching: TokenMatching) -> dict[str, Tensor]:
-    indices, plan = matching
-    identity = torch.arange(indices.shape[-1], device=indices.device)
-    rows = plan / plan.sum(dim=-1, keepdim=True)
-    return {
-        "non_identity_matches": (indices != identity).float().mean(),
-        "matching_entropy": torch.special.entr(rows).sum(dim=-1).mean(),
-    }
-
-
-def _squared_error(reconstruction: Tensor | None, images: Tensor | None) -> Tensor:
-    if reconstruction is None or images is None:
-        raise ValueError(
-            "The reconstruction term needs `reconstruction` and `images`; set "
-            "reconstruction_weight=0 to train without."
-        )
-    if reconstruction.shape != images.shape:
-        raise ValueError(
-            f"reconstruction {tuple(reconstruction.shape)} and images "
-            f"{tuple(images.shape)} differ in shape."
-        )
-    return F.mse_loss(reconstruction.float(), images.float())
-
-
-def _code_cross_entropy(logits: Tensor | None, codes: Tensor | None) -> Tensor:
-    if logits is None or codes is None:
-        raise ValueError(
-            "The reconstruction term of the target 'tokens' needs logits as "
-            "`reconstruction`, and `codes`; set reconstruction_weight=0 to train "
-            "without."
-        )
-    if logits.shape[:-1] != codes.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and codes {tuple(codes.shape)} must have "
-            "shapes (batch_size, num_patches, num_codes) and (batch_size, num_patches)."
-        )
-    return F.cross_entropy(logits.float().flatten(0, -2), codes.flatten())

@@ -4,6 +4,7 @@ from lightly_ext.metrics.collapse import (
     effective_rank,
     mean_token_cosine,
     prototype_usage,
+    signs_of_collapse,
 )
 from lightly_ext.metrics.knn import Voters, check_knn_options, knn_accuracy
 
@@ -14,4 +15,5 @@ __all__ = [
     "knn_accuracy",
     "mean_token_cosine",
     "prototype_usage",
+    "signs_of_collapse",
 ]

@@ -9,6 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def signs_of_collapse(
+    tokens: Tensor, embeddings: Tensor | None, prototypes: Tensor | None
+) -> dict[str, Tensor]:
+    """All figures of this file that a model has, by name.
+
+    Args:
+        tokens:
+            Sparse tokens with shape (batch_size, num_tokens, embed_dim).
+        embeddings:
+            Their embeddings with shape (batch_size, num_tokens, dim), or None.
+        prototypes:
+            Tensor with shape (num_prototypes, dim), or None.
+
+    Returns:
+        `token_rank`; `token_cosine`, unless there is one token; `prototype_usage`, if
+        there are prototypes. Scalars without gradient.
+    """
+    signs = {"token_rank": effective_rank(tokens)}
+    if tokens.shape[1] > 1:
+        signs["token_cosine"] = mean_token_cosine(tokens)
+    if embeddings is not None and prototypes is not None:
+        signs["prototype_usage"] = prototype_usage(embeddings, prototypes)
+    return signs
+
+
 @torch.no_grad()
 def prototype_usage(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Entropy of the share of embeddings that each prototype is nearest to.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightly.models.utils import update_momentum
-from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -21,9 +17,16 @@ from lightly_ext.loss import (
     STELLARLossTerms,
     TeacherTargets,
 )
-from lightly_ext.metrics import effective_rank, mean_token_cosine, prototype_usage
+from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.pretrain.knn import OnlineKNN
+from lightly_ext.pretrain.optimization import (
+    LRScaling,
+    parameter_groups,
+    scaled_lr,
+    warmup_cosine,
+)
+from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar, create_model
 from stellar_plugin.checkpoints import (
@@ -36,13 +39,8 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, tokenizer_sizes
 
-# Learning rates are given for this global batch size (section 10 of the method).
-REFERENCE_BATCH_SIZE = 2048
 # The frozen tokenizer has a file of its own and is left out of training checkpoints.
 TOKENIZER_PREFIX = "model.tokenizer."
-# Queries and position table are matrices that carry no weight decay; biases, norms and
-# the CLS token are excluded by their shape or name.
-NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed")
 
 
 class StellarPretraining(LightningModule):
@@ -119,17 +117,13 @@ class StellarPretraining(LightningModule):
         teacher_momentum: float | None = None,
         head_warmup_steps: int = 0,
         lr: float = 1.5e-4,
-        lr_scaling: Literal["none", "sqrt", "linear"] = "none",
+        lr_scaling: LRScaling = "none",
         min_lr: float = 1e-6,
         warmup_fraction: float = 0.1,
         weight_decay: float = 0.04,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
-        if teacher_momentum is not None and not 0 <= teacher_momentum < 1:
-            raise ValueError(
-                f"teacher_momentum must be in [0, 1), got {teacher_momentum}."
-            )
         if head_warmup_steps < 0:
             raise ValueError(
                 f"head_warmup_steps must be 0 or more, got {head_warmup_steps}."
@@ -165,7 +159,9 @@ class StellarPretraining(LightningModule):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
-        self.teacher = None if teacher_momentum is None else self._make_teacher()
+        self.teacher = None
+        if teacher_momentum is not None:
+            self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
 
     def forward(self, images: Tensor) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
@@ -247,18 +243,13 @@ class StellarPretraining(LightningModule):
         hparams = self.hparams
         total_steps = int(self.trainer.estimated_stepping_batches)
         lr = self._scaled_lr()
-        groups = param_groups_weight_decay(
-            self, hparams["weight_decay"], no_weight_decay_list=NO_WEIGHT_DECAY
-        )
+        groups = parameter_groups(self, hparams["weight_decay"])
         optimizer = AdamW(groups, lr=lr, betas=tuple(hparams["betas"]))
         if self.teacher is not None:
             # A hook of the optimiser: mixed precision that skips a step skips it too.
             optimizer.register_step_post_hook(self._update_teacher)
-        scheduler = CosineWarmupScheduler(
-            optimizer,
-            warmup_epochs=int(hparams["warmup_fraction"] * total_steps),
-            max_epochs=total_steps,
-            end_value=hparams["min_lr"] / lr,
+        scheduler = warmup_cosine(
+            optimizer, lr, hparams["min_lr"], hparams["warmup_fraction"], total_steps
         )
         return {
             "optimizer": optimizer,
@@ -312,10 +303,6 @@ class StellarPretraining(LightningModule):
         heads = {"sparse_head": self.sparse_head, "cls_head": self.cls_head}
         load_head_weights({k: v for k, v in heads.items() if v is not None}, checkpoint)
 
-    def _make_teacher(self) -> nn.ModuleDict:
-        teacher = nn.ModuleDict(copy.deepcopy(self._student_parts()))
-        return teacher.requires_grad_(False)
-
     def _student_parts(self) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module | None] = {
             "encoder": self.model.encoder,
@@ -326,11 +313,8 @@ class StellarPretraining(LightningModule):
 
     def _update_teacher(self, *_: Any) -> None:
         assert self.teacher is not None
-        momentum = self.hparams["teacher_momentum"]
-        for name, student in self._student_parts().items():
-            update_momentum(student, self.teacher[name], momentum)
+        self.teacher.follow(self._student_parts())
 
-    @torch.no_grad()
     def _teacher_targets(self, views: STELLARViews) -> TeacherTargets | None:
         if self.teacher is None:
             return None
@@ -339,20 +323,7 @@ class StellarPretraining(LightningModule):
                 "The momentum teacher reads global view 1: set num_global_views to 2 "
                 "or more."
             )
-        result = self.teacher["encoder"](views.global_views[:, 1])
-        sparse_head: Any = self.teacher["sparse_head"]
-        targets = TeacherTargets(
-            tokens=result.sparse,
-            embeddings=sparse_head(result.sparse),
-            prototypes=sparse_head.prototypes.weight,
-        )
-        if "cls_head" in self.teacher:
-            cls_head: Any = self.teacher["cls_head"]
-            targets = targets._replace(
-                cls_embeddings=cls_head(result.cls),
-                cls_prototypes=cls_head.prototypes.weight,
-            )
-        return targets
+        return self.teacher.targets(views.global_views[:, 1])
 
     def _reconstruction(
         self, target: Factorization, views: STELLARViews
@@ -398,31 +369,23 @@ class StellarPretraining(LightningModule):
                 f"The loss is not finite at step {self.global_step}: {values}. Lower "
                 "the learning rate, or continue from the last checkpoint."
             )
-        tokens = sparse.tokens.detach()
-        self.log("collapse/token_rank", effective_rank(tokens))
-        if tokens.shape[1] > 1:
-            self.log("collapse/token_cosine", mean_token_cosine(tokens))
-        if sparse.embeddings is not None and sparse.prototypes is not None:
-            usage = prototype_usage(sparse.embeddings, sparse.prototypes)
-            self.log("collapse/prototype_usage", usage)
+        signs = signs_of_collapse(sparse.tokens, sparse.embeddings, sparse.prototypes)
+        self.log_dict({f"collapse/{name}": value for name, value in signs.items()})
 
     def _scaled_lr(self) -> float:
         """Learning rate for the global batch size; says what it is."""
         trainer, hparams = self.trainer, self.hparams
         trainer.fit_loop.setup_data()  # not yet done where max_steps is given
         loader: Any = trainer.train_dataloader
-        batch_size = (
-            loader.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        )
-        ratio = batch_size / REFERENCE_BATCH_SIZE
-        scale = {"none": 1.0, "sqrt": ratio**0.5, "linear": ratio}
-        lr = hparams["lr"] * scale[hparams["lr_scaling"]]
+        images = loader.batch_size * trainer.world_size
+        batch_size = images * trainer.accumulate_grad_batches
+        lr = scaled_lr(hparams["lr"], hparams["lr_scaling"], batch_size)
         self.print(
             f"Global batch {batch_size}, learning rate {lr:.3g} "
             f"(lr_scaling: {hparams['lr_scaling']}), starts from "
             f"{hparams['weights'] or hparams['prior'] or 'random weights'}."
         )
-        rows = loader.batch_size * trainer.world_size * self.model.encoder.num_queries
+        rows = images * self.model.encoder.num_queries
         if self.sparse_head is not None:
             prototypes = self.sparse_head.prototypes.out_features
             if rows < prototypes:

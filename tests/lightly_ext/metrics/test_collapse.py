@@ -10,6 +10,7 @@ from lightly_ext.metrics import (
     effective_rank,
     mean_token_cosine,
     prototype_usage,
+    signs_of_collapse,
 )
 
 
@@ -64,3 +65,18 @@ class TestMeanTokenCosine:
 
     def test_mean_token_cosine__identical_tokens(self) -> None:
         assert mean_token_cosine(torch.ones(2, 3, 4)) == pytest.approx(1.0)
+
+
+class TestSignsOfCollapse:
+    def test_signs_of_collapse__of_what_there_is(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randn(4, 3, 6, generator=generator)
+        signs = signs_of_collapse(tokens, tokens, torch.eye(6))
+        assert signs == {
+            "token_rank": effective_rank(tokens),
+            "token_cosine": mean_token_cosine(tokens),
+            "prototype_usage": prototype_usage(tokens, torch.eye(6)),
+        }
+        # Of one token there is no other to compare with.
+        alone = signs_of_collapse(tokens[:, :1], None, None)
+        assert alone == {"token_rank": effective_rank(tokens[:, 0])}

@@ -1,0 +1,116 @@
+"""What `STELLARLoss` takes and returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SparseViews(NamedTuple):
+    """Sparse tokens of a batch. Embeddings are None if no term reads them.
+
+    Attributes:
+        tokens:
+            Encoder tokens of the target view with shape (batch_size, r, embed_dim).
+        view_tokens:
+            Encoder tokens of the masked views, (batch_size, num_views, r, embed_dim).
+        embeddings:
+            Head output of `tokens` with shape (batch_size, r, dim).
+        view_embeddings:
+            Head output of `view_tokens` with shape (batch_size, num_views, r, dim).
+        prototypes:
+            Tensor with shape (num_prototypes, dim).
+    """
+
+    tokens: Tensor
+    view_tokens: Tensor
+    embeddings: Tensor | None = None
+    view_embeddings: Tensor | None = None
+    prototypes: Tensor | None = None
+
+
+class CLSViews(NamedTuple):
+    """CLS embeddings of a batch.
+
+    Attributes:
+        embeddings:
+            Head output of the target view with shape (batch_size, dim).
+        view_embeddings:
+            Head output of the masked views with shape (batch_size, num_views, dim).
+        local_embeddings:
+            Head output of the local crops with shape (batch_size, num_crops, dim), or
+            None without local crops.
+        prototypes:
+            Tensor with shape (num_prototypes, dim).
+    """
+
+    embeddings: Tensor
+    view_embeddings: Tensor
+    local_embeddings: Tensor | None
+    prototypes: Tensor
+
+
+class TeacherTargets(NamedTuple):
+    """What a momentum teacher says of the batch (random prior, stage 1).
+
+    Attributes:
+        tokens:
+            Encoder tokens with shape (batch_size, r, embed_dim).
+        embeddings:
+            Head output of `tokens` with shape (batch_size, r, dim).
+        prototypes:
+            Prototypes of the teacher with shape (num_prototypes, dim).
+        cls_embeddings:
+            CLS head output with shape (batch_size, dim), None if the CLS terms are off.
+        cls_prototypes:
+            CLS prototypes of the teacher, None if the CLS terms are off.
+    """
+
+    tokens: Tensor
+    embeddings: Tensor
+    prototypes: Tensor
+    cls_embeddings: Tensor | None = None
+    cls_prototypes: Tensor | None = None
+
+
+class STELLARLossTerms(NamedTuple):
+    """Parts of the STELLAR loss before weighting, None where switched off.
+
+    Attributes:
+        total:
+            Weighted sum, what `STELLARLoss.forward` returns.
+        reconstruction:
+            Mean squared error of the reconstruction, in squared intensities; for the
+            target "tokens" cross-entropy of the tokenizer's codes, in nats.
+        clustering:
+            Cross-entropy of the target view with its assignment, in nats.
+        alignment:
+            Cross-entropy of the masked views with the matched assignments, in nats.
+        cls_clustering:
+            As `clustering`, for the CLS token.
+        cls_alignment:
+            As `alignment`, for the CLS token of masked views, without matching.
+        cls_local_alignment:
+            The same for the CLS token of local crops.
+        koleo:
+            Set KoLeo of the target view.
+        koleo_views:
+            Set KoLeo of the masked views.
+        non_identity_matches:
+            Share of tokens of masked views matched with a token of another number.
+        matching_entropy:
+            Mean entropy of the rows of the transport plan, in nats.
+    """
+
+    total: Tensor
+    reconstruction: Tensor | None = None
+    clustering: Tensor | None = None
+    alignment: Tensor | None = None
+    cls_clustering: Tensor | None = None
+    cls_alignment: Tensor | None = None
+    cls_local_alignment: Tensor | None = None
+    koleo: Tensor | None = None
+    koleo_views: Tensor | None = None
+    non_identity_matches: Tensor | None = None
+    matching_entropy: Tensor | None = None

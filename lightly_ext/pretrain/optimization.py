@@ -1,0 +1,66 @@
+"""How STELLAR is optimised: learning rate, weight decay and schedule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightly.utils.scheduler import CosineWarmupScheduler
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+# Learning rates are given for this global batch size (section 10 of the method).
+REFERENCE_BATCH_SIZE = 2048
+# Queries and position table are matrices that carry no weight decay; biases, norms and
+# the CLS token are excluded by their shape or name.
+NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed")
+
+LRScaling = Literal["none", "sqrt", "linear"]
+
+
+def scaled_lr(lr: float, scaling: LRScaling, batch_size: int) -> float:
+    """Learning rate for a global batch size.
+
+    Args:
+        lr:
+            Learning rate for 2048 images.
+        scaling:
+            Whether it stays, or follows the square root of the batch size, or the size.
+        batch_size:
+            Images of all processes in an optimiser step.
+    """
+    ratio = batch_size / REFERENCE_BATCH_SIZE
+    return lr * {"none": 1.0, "sqrt": ratio**0.5, "linear": ratio}[scaling]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters, with and without weight decay, for an optimiser."""
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        module, weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
+    )
+    return groups
+
+
+def warmup_cosine(
+    optimizer: Optimizer, lr: float, min_lr: float, warmup: float, total_steps: int
+) -> CosineWarmupScheduler:
+    """Linear warm-up and a cosine to `min_lr`, to be stepped every batch.
+
+    Args:
+        optimizer:
+            Its learning rate is `lr`.
+        lr:
+            Learning rate behind the warm-up.
+        min_lr:
+            Learning rate at the end.
+        warmup:
+            Share of the steps that warm up.
+        total_steps:
+            Number of optimiser steps.
+    """
+    return CosineWarmupScheduler(
+        optimizer,
+        warmup_epochs=int(warmup * total_steps),
+        max_epochs=total_steps,
+        end_value=min_lr / lr,
+    )

@@ -1,0 +1,56 @@
+"""Momentum teacher, for pretraining from random weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lightly.models.utils import update_momentum
+from torch import Tensor, nn
+
+from lightly_ext.loss import TeacherTargets
+
+
+class MomentumTeacher(nn.ModuleDict):
+    """Copies of a student's parts that follow them slowly and make the targets.
+
+    Args:
+        student:
+            Its "encoder", "sparse_head" and, if the CLS terms are on, "cls_head".
+        momentum:
+            Share of the teacher that a step keeps, in [0, 1).
+
+    Raises:
+        ValueError: If the momentum is out of range.
+    """
+
+    def __init__(self, student: dict[str, nn.Module], momentum: float) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"teacher_momentum must be in [0, 1), got {momentum}.")
+        super().__init__(copy.deepcopy(student))
+        self.requires_grad_(False)
+        self.momentum = momentum
+
+    def follow(self, student: dict[str, nn.Module]) -> None:
+        """Moves every part a step towards the student's."""
+        for name, part in student.items():
+            update_momentum(part, self[name], self.momentum)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> TeacherTargets:
+        """What the teacher says of normalised images (batch_size, 3, height, width)."""
+        result = self["encoder"](images)
+        sparse_head: Any = self["sparse_head"]
+        targets = TeacherTargets(
+            tokens=result.sparse,
+            embeddings=sparse_head(result.sparse),
+            prototypes=sparse_head.prototypes.weight,
+        )
+        if "cls_head" not in self:
+            return targets
+        cls_head: Any = self["cls_head"]
+        return targets._replace(
+            cls_embeddings=cls_head(result.cls),
+            cls_prototypes=cls_head.prototypes.weight,
+        )
