@@ -1,7 +1,5 @@
 # The paper's linear probe of STELLAR-B on ADE20K, 150 classes.
 _base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
-__protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
-__protocol = __protocols.SEGMENTATION_PAPER_ADE20K
 
 # Crops of 0.25 to 1 of the area here, of 0.5 to 1 on the other sets.
 train_pipeline = [
@@ -10,8 +8,8 @@ train_pipeline = [
     dict(
         type="TorchvisionTransform",
         name="RandomResizedCrop",
-        size=__protocol.crop,
-        scale=__protocol.train_scale,
+        size=224,
+        scale=(0.25, 1.0),
         interpolation="bicubic",
     ),
     dict(type="RandomFlip", prob=0.5),
@@ -36,6 +34,6 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+model = dict(decode_head=dict(num_classes=150))
 log_processor = dict(by_epoch=True)
-evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_PAPER_ADE20K")
+evaluation = dict(data="ADE20K", protocol="SEGMENTATION_PAPER_ADE20K")

@@ -4,8 +4,6 @@ _base_ = [
     "mmseg::_base_/datasets/cityscapes.py",
     "mmseg::_base_/default_runtime.py",
 ]
-__protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
-__protocol = __protocols.SEGMENTATION_CITYSCAPES
 
 # mmseg's pipeline with the protocol's crop of 512 x 512 instead of 512 x 1024.
 train_pipeline = [
@@ -13,13 +11,13 @@ train_pipeline = [
     dict(type="LoadAnnotations"),
     dict(
         type="RandomResize",
-        scale=(__protocol.longest, __protocol.resize),
-        ratio_range=__protocol.train_ratio,
+        scale=(2048, 1024),
+        ratio_range=(0.5, 2.0),
         keep_ratio=True,
     ),
     dict(
         type="RandomCrop",
-        crop_size=(__protocol.crop, __protocol.crop),
+        crop_size=(512, 512),
         cat_max_ratio=0.75,
     ),
     dict(type="RandomFlip", prob=0.5),
@@ -27,9 +25,7 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 
-model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+model = dict(decode_head=dict(num_classes=19))
 # Per GPU: divide by their number, 16 altogether is the protocol.
-train_dataloader = dict(
-    batch_size=__protocol.batch_sizes[0], dataset=dict(pipeline=train_pipeline)
-)
-evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_CITYSCAPES")
+train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
+evaluation = dict(data="Cityscapes", protocol="SEGMENTATION_CITYSCAPES")

@@ -2,8 +2,6 @@
 # train ids. In *_gtFine_labelIds.png 0 is "unlabeled" and ignored; id i becomes class
 # i - 1. License plates (id -1) are not drawn in these files.
 _base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
-__protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
-__protocol = __protocols.SEGMENTATION_PAPER_CITYSCAPES
 
 # Ids 1 to 33.
 classes = [
@@ -61,6 +59,6 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+model = dict(decode_head=dict(num_classes=33))
 log_processor = dict(by_epoch=True)
-evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_PAPER_CITYSCAPES")
+evaluation = dict(data="Cityscapes", protocol="SEGMENTATION_PAPER_CITYSCAPES")

@@ -5,9 +5,8 @@ _base_ = [
     "mmseg::_base_/datasets/pascal_voc12.py",
     "mmseg::_base_/default_runtime.py",
 ]
-__protocol = __import__("stellar_plugin.protocols", fromlist=["_"]).SEGMENTATION_VOC
 
-model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+model = dict(decode_head=dict(num_classes=21))
 # Per GPU: divide by their number, 16 altogether is the protocol.
-train_dataloader = dict(batch_size=__protocol.batch_sizes[0])
-evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_VOC")
+train_dataloader = dict(batch_size=16)
+evaluation = dict(data="Pascal VOC 2012", protocol="SEGMENTATION_VOC")

@@ -1,8 +1,6 @@
 # The paper's linear probe of STELLAR-B on Pascal VOC 2012: 20 classes, background is
 # ignored. Not to be compared with the 21 classes of stellar_voc.py.
 _base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
-__protocols = __import__("stellar_plugin.protocols", fromlist=["_"])
-__protocol = __protocols.SEGMENTATION_PAPER_VOC
 __mmseg = __import__("mmseg.utils", fromlist=["_"])
 
 dataset = dict(
@@ -18,6 +16,6 @@ val_dataloader = dict(
     dataset=dict(**dataset, ann_file="ImageSets/Segmentation/val.txt")
 )
 test_dataloader = val_dataloader
-model = dict(decode_head=dict(num_classes=__protocol.num_classes))
+model = dict(decode_head=dict(num_classes=20))
 log_processor = dict(by_epoch=True)
-evaluation = dict(data=__protocol.data, protocol="SEGMENTATION_PAPER_VOC")
+evaluation = dict(data="Pascal VOC 2012", protocol="SEGMENTATION_PAPER_VOC")

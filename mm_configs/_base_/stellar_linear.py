@@ -9,7 +9,6 @@
 # resolves only after this import. (A statement would make mmengine take the file for
 # one of its pure Python configs; names with two underscores do not become options.)
 __import__("stellar_plugin.mmseg")
-__protocol = __import__("stellar_plugin.protocols", fromlist=["_"]).SEGMENTATION
 custom_imports = dict(imports=["stellar_plugin.mmseg"], allow_failed_imports=False)
 
 model = dict(
@@ -22,13 +21,13 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(__protocol.crop, __protocol.crop),
+        size=(512, 512),
     ),
     backbone=dict(
         type="StellarViT",
         model_name="stellar_vit_base_patch16_224",
         num_queries=16,
-        feature=__protocol.features,
+        feature="dense",
         frozen=True,
         # Another one: --cfg-options model.backbone.init_cfg.checkpoint=PATH
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/stellar-b16"),
@@ -43,8 +42,8 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(
         mode="slide",
-        crop_size=(__protocol.crop, __protocol.crop),
-        stride=(__protocol.stride, __protocol.stride),
+        crop_size=(512, 512),
+        stride=(341, 341),
     ),
 )
 # Synchronises BatchNorm when, and only when, the run is distributed.
@@ -53,9 +52,9 @@ sync_bn = "torch"
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(
-        type=__protocol.optimizer,
-        lr=__protocol.lrs[0],
-        weight_decay=__protocol.weight_decay,
+        type="AdamW",
+        lr=1e-3,
+        weight_decay=1e-4,
     ),
 )
 # The two multiply: linear decay from the first iteration, scaled up in the first 1500.
@@ -64,14 +63,12 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, by_epoch=False),
     dict(
         type="WarmUpLR",
-        fraction=__protocol.warmup / __protocol.iterations,
+        fraction=1500 / 40000,
         begin=0,
         by_epoch=False,
     ),
 ]
-train_cfg = dict(
-    type="IterBasedTrainLoop", max_iters=__protocol.iterations, val_interval=4000
-)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=40000, val_interval=4000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 

@@ -6,11 +6,10 @@
 # Only what differs from the community's probe stands here. A config adds folders and
 # classes of a data set; label 0 is ignored on each, the others are shifted down by one.
 _base_ = "./stellar_linear.py"
-__protocol = __import__("stellar_plugin.protocols", fromlist=["_"]).SEGMENTATION_PAPER
 
 model = dict(
     type="PatchGridSegmentor",
-    data_preprocessor=dict(size=(__protocol.crop, __protocol.crop)),
+    data_preprocessor=dict(size=(224, 224)),
     decode_head=dict(
         loss_decode=[
             dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
@@ -20,14 +19,12 @@ model = dict(
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 
-optim_wrapper = dict(
-    optimizer=dict(lr=__protocol.lrs[0], weight_decay=__protocol.weight_decay)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))
 param_scheduler = []  # constant
 train_cfg = dict(
     _delete_=True,
     type="EpochBasedTrainLoop",
-    max_epochs=__protocol.epochs,
+    max_epochs=80,
     val_interval=10,
 )
 default_hooks = dict(
@@ -41,8 +38,8 @@ train_pipeline = [
     dict(
         type="TorchvisionTransform",
         name="RandomResizedCrop",
-        size=__protocol.crop,
-        scale=__protocol.train_scale,
+        size=224,
+        scale=(0.5, 1.0),
         interpolation="bicubic",
     ),
     dict(type="RandomFlip", prob=0.5),
@@ -54,15 +51,15 @@ test_pipeline = [
     dict(
         type="TorchvisionTransform",
         name="Resize",
-        size=__protocol.resize,
+        size=256,
         interpolation="bicubic",
     ),
-    dict(type="TorchvisionTransform", name="CenterCrop", size=__protocol.crop),
+    dict(type="TorchvisionTransform", name="CenterCrop", size=224),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
     # Per GPU: divide by their number, 2048 altogether is the protocol.
-    batch_size=__protocol.batch_sizes[0],
+    batch_size=2048,
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
@@ -76,6 +73,6 @@ val_dataloader = dict(
     dataset=dict(reduce_zero_label=True, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="BatchJaccard", batch_size=__protocol.evaluation_batch)
+val_evaluator = dict(type="BatchJaccard", batch_size=2048)
 test_evaluator = val_evaluator
 evaluation = dict(protocol="SEGMENTATION_PAPER")
