@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmseg.datasets import ADE20KDataset, CityscapesDataset, PascalVOCDataset
-from mmseg.registry import MODELS, PARAM_SCHEDULERS
+from mmseg.datasets import CityscapesDataset, PascalVOCDataset
+from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
 import stellar_plugin.mmseg  # noqa: F401
 from stellar_plugin.mmseg.card import run_protocol
@@ -272,9 +272,8 @@ class TestPaperProtocol:
         for part in ("train", "val", "test"):
             dataset = cfg[f"{part}_dataloader"].dataset
             assert dataset.reduce_zero_label
-            classes = dataset.get("metainfo", {}).get(
-                "classes", ADE20KDataset.METAINFO["classes"]
-            )
+            own = DATASETS.get(dataset.type).METAINFO
+            classes = {**own, **dataset.get("metainfo", {})}["classes"]
             assert len(classes) == NUM_CLASSES[name]
 
 

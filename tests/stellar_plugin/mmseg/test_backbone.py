@@ -127,10 +127,9 @@ class TestInitWeights:
         write_checkpoint(tmp_path)
         expected = Stellar.from_pretrained(tmp_path)
         model = build(init_cfg=init_cfg(tmp_path), feature="lowrank")
-        with torch.no_grad():
-            model.encoder.vit.cls_token.add_(1)
-        model.init_weights()
         images = torch.rand(1, 3, 64, 64)
+        assert not model(images)[0].flatten(2).mT.allclose(expected(images).lowrank)
+        model.init_weights()
         torch.testing.assert_close(
             model(images)[0].flatten(2).mT, expected(images).lowrank
         )
@@ -155,6 +154,7 @@ class TestInitWeights:
         tested.load_state_dict(trained.state_dict())
         images = torch.rand(1, 3, 64, 64)
         torch.testing.assert_close(tested(images)[0], trained(images)[0])
+        assert not build()(images)[0].allclose(trained(images)[0])
 
     def test_random_weights__said(self, log: list[str]) -> None:
         build().init_weights()
