@@ -2,19 +2,8 @@
 _base_ = ["./_base_/stellar_paper.py", "mmseg::_base_/default_runtime.py"]
 
 # Crops of 0.25 to 1 of the area here, of 0.5 to 1 on the other sets.
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(
-        type="TorchvisionTransform",
-        name="RandomResizedCrop",
-        size=224,
-        scale=(0.25, 1.0),
-        interpolation="bicubic",
-    ),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackSegInputs"),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=(0.25, 1.0))
 dataset = dict(type="ADE20KDataset", data_root="data/ade/ADEChallengeData2016")
 train_dataloader = dict(
     dataset=dict(

@@ -9,7 +9,7 @@ from lightly.utils.benchmarking import knn_predict
 from torch import Tensor
 from torch.nn import functional as F
 
-from stellar_plugin.protocols import NEIGHBOURS, VOTE_TEMPERATURE
+from stellar_plugin.protocols import KNN
 
 # exp(1 / temperature) must fit into float32, and a sum of them too.
 MIN_TEMPERATURE = 0.0125
@@ -23,8 +23,8 @@ def knn_accuracy(
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
-    num_neighbours: int = NEIGHBOURS,
-    temperature: float = VOTE_TEMPERATURE,
+    num_neighbours: int = KNN.neighbours,
+    temperature: float = KNN.temperature,
 ) -> float:
     """Accuracy of cosine-weighted voting among the nearest training features.
 

@@ -24,8 +24,6 @@ from stellar_plugin.protocols.classification import (
     KNN,
     LINEAR,
     LINEAR_PAPER,
-    NEIGHBOURS,
-    VOTE_TEMPERATURE,
     AugmentedClassifierProtocol,
     ClassifierProtocol,
     KNNProtocol,

@@ -13,8 +13,6 @@ from stellar_plugin.protocols.base import (
 # 10 % of the training set, drawn once by this seed, whatever the seed of the run.
 HELD_OUT = 0.1
 HELD_OUT_SEED = 0
-NEIGHBOURS = 20
-VOTE_TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +50,8 @@ KNN = KNNProtocol(
     pooling="mean over tokens",
     resize=256,
     crop=224,
-    neighbours=NEIGHBOURS,
-    temperature=VOTE_TEMPERATURE,
+    neighbours=20,
+    temperature=0.07,
     rule="cosine similarity, neighbours vote with exp(similarity / temperature)",
     averaging="over test images",
 )

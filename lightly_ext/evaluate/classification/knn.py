@@ -13,7 +13,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.metrics import Voters, check_knn_options
-from stellar_plugin.protocols import KNN, NEIGHBOURS, VOTE_TEMPERATURE
+from stellar_plugin.protocols import KNN
 
 
 def run_knn(
@@ -22,8 +22,8 @@ def run_knn(
     results: Results,
     data: str,
     features: str = "auto",
-    neighbours: int = NEIGHBOURS,
-    temperature: float = VOTE_TEMPERATURE,
+    neighbours: int = KNN.neighbours,
+    temperature: float = KNN.temperature,
 ) -> Result:
     """Accuracy of k nearest neighbours: nothing is trained.
 
