@@ -14,7 +14,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
 from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
-from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar, create_model
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
@@ -239,9 +239,8 @@ def _write(devices: Devices, results: Results, result: Result, times: Times) -> 
     for row in rows:
         table.add_row(*row)
     devices.console.print(table)
-    lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    (folder / "efficiency.md").write_text(f"Median (IQR), {result.data}\n\n{text}\n")
+    text = f"Median (IQR), {result.data}\n\n{markdown_table([head, *rows])}\n"
+    (folder / "efficiency.md").write_text(text)
     medians = {
         _words(name): {float(b): time.median for b, time in known.items()}
         for name, known in times.items()

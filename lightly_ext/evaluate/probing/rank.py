@@ -24,7 +24,7 @@ from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
 from lightly_ext.evaluate.report.scores import shown_score
 from lightly_ext.evaluate.report.tables import card_differences
-from lightly_ext.evaluate.result import RESULT_NAME, Result
+from lightly_ext.evaluate.result import RESULT_NAME, Result, markdown_table
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest
 
@@ -255,12 +255,12 @@ def _scores(points: Sequence[RankPoint]) -> dict[str, dict[str, float]]:
 
 
 def _markdown(points: Sequence[RankPoint]) -> str:
-    lines = ["| r | model | accuracy, % | FID |", "| --- | --- | --- | --- |"]
+    rows = [("r", "model", "accuracy, %", "FID")]
     for p in points:
         accuracy = shown_score("accuracy", p.linear.scores["accuracy"])
         fid = shown_score("fid", p.reconstruction.scores["fid"])
-        lines.append(f"| {p.num_tokens} | {p.linear.model} | {accuracy} | {fid} |")
-    return "\n".join(lines) + "\n"
+        rows.append((str(p.num_tokens), p.linear.model, accuracy, fid))
+    return markdown_table(rows) + "\n"
 
 
 def _plot(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:

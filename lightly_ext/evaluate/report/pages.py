@@ -18,7 +18,7 @@ from lightly_ext.evaluate.report.tables import (
     card_differences,
     learning_gains,
 )
-from lightly_ext.evaluate.result import shown_value
+from lightly_ext.evaluate.result import escaped, markdown_table, shown_value
 
 OUT_OF_SCOPE = (
     "TiTok is out of scope: it is neither read nor compared with, so its rows of the "
@@ -103,19 +103,19 @@ def to_markdown(report: Report) -> str:
     """
     parts = ["# Evaluation report", READING, OUT_OF_SCOPE]
     if report.notes:
-        parts.append("\n".join(f"- {_escaped(note)}" for note in report.notes))
+        parts.append("\n".join(f"- {escaped(note)}" for note in report.notes))
     for grid in map(to_grid, report.tables):
-        parts.append(f"## {_escaped(grid.title)}")
+        parts.append(f"## {escaped(grid.title)}")
         rows = [_named(kind, cells) for kind, cells in grid.rows]
-        parts.append(_markdown_table([grid.head, *rows]))
+        parts.append(markdown_table([grid.head, *rows]))
         if grid.gains:
             parts.append("Learning, against the best untrained feature:")
-            parts.append(_markdown_table(grid.gains))
+            parts.append(markdown_table(grid.gains))
         if grid.differences:
             parts.append("Where the cards differ:")
             head = ["field", *grid.card_ids]
-            parts.append(_markdown_table([head, *grid.differences]))
-        shared = "\n".join(f"- {k}: {_escaped(v)}" for k, v in grid.shared.items())
+            parts.append(markdown_table([head, *grid.differences]))
+        shared = "\n".join(f"- {k}: {escaped(v)}" for k, v in grid.shared.items())
         parts.append(f"{_card_heading(grid)}\n\n{shared}")
     return "\n\n".join(parts) + "\n"
 
@@ -274,13 +274,3 @@ def _card_heading(grid: Grid) -> str:
 
 def _named(kind: str, cells: list[str]) -> list[str]:
     return [f"*{cells[0]}*", *cells[1:]] if kind == "published" else cells
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """Text that ends no cell and is no tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

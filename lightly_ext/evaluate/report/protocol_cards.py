@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightly_ext.evaluate.result import shown_value
+from lightly_ext.evaluate.result import markdown_table, shown_value
 from stellar_plugin import protocols
 from stellar_plugin.protocols import Protocol
 
@@ -43,9 +43,7 @@ def card_table(protocol: Protocol, base: Protocol | None = None) -> str:
     card, known = protocol.card(), {} if base is None else base.card()
     rows = [(k, shown_value(v)) for k, v in card.items() if known.get(k) != v]
     rows += [(k, "not used") for k in known if k not in card]
-    lines = ["| field | value |", "| --- | --- |"]
-    lines += [f"| {name} | {_escaped(value)} |" for name, value in rows]
-    return "\n".join(lines) + "\n"
+    return markdown_table([("field", "value"), *rows]) + "\n"
 
 
 def fill_cards(text: str, known: Mapping[str, Protocol]) -> str:
@@ -88,10 +86,6 @@ def main(paths: Sequence[str]) -> None:
     for path in map(Path, paths):
         text = path.read_text(encoding="utf-8")
         path.write_text(fill_cards(text, known_protocols()), encoding="utf-8")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":
