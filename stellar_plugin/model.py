@@ -14,12 +14,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
     CONFIG_NAME,
     SCHEMA_VERSION,
     WEIGHTS_NAME,
 )
-from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.load import load_model_weights
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import model_config

@@ -8,7 +8,7 @@ makes `timm.create_model("stellar_vit_base_patch16_224")` work.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -17,6 +17,41 @@ from torch.nn import LayerNorm
 
 # LayerNorm epsilon of the released weights.
 STELLAR_NORM_EPS = 1e-12
+
+
+class Size(NamedTuple):
+    """A size of ViT.
+
+    Attributes:
+        name: timm's name of the plain ViT.
+        patch_size: Side of a patch in px.
+        embed_dim: Width.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+    """
+
+    name: str
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+_BASE = Size("vit_base_patch16_224", 16, 768, 12, 12)
+SIZES = (
+    Size("vit_tiny_patch16_224", 16, 192, 12, 3),
+    Size("vit_small_patch16_224", 16, 384, 12, 6),
+    _BASE,
+    Size("vit_large_patch16_224", 16, 1024, 24, 16),
+    Size("vit_huge_patch14_224", 14, 1280, 32, 16),
+)
+# A wrong number of heads fits all shapes and gives wrong features.
+HEADS_OF_WIDTH = {size.embed_dim: size.num_heads for size in SIZES}
+
+
+def size_of_width(width: int) -> Size:
+    """The size of a width, ViT-B for widths that are none of theirs."""
+    return next((size for size in SIZES if size.embed_dim == width), _BASE)
 
 
 def _cfg() -> dict[str, Any]:
@@ -34,19 +69,16 @@ def _cfg() -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "stellar_vit_tiny_patch16_224": _cfg(),
-        "stellar_vit_small_patch16_224": _cfg(),
-        "stellar_vit_base_patch16_224": _cfg(),
-        "stellar_vit_large_patch16_224": _cfg(),
-        "stellar_vit_huge_patch14_224": _cfg(),
-    }
-)
+default_cfgs = generate_default_cfgs({f"stellar_{size.name}": _cfg() for size in SIZES})
 
 
-def _stellar_vit(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
+def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
+    size = next(size for size in SIZES if f"stellar_{size.name}" == name)
     defaults: dict[str, Any] = {
+        "patch_size": size.patch_size,
+        "embed_dim": size.embed_dim,
+        "depth": size.depth,
+        "num_heads": size.num_heads,
         "reg_tokens": 16,
         "no_embed_class": True,
         "num_classes": 0,
@@ -54,7 +86,7 @@ def _stellar_vit(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransfo
     }
     return build_model_with_cfg(
         VisionTransformer,
-        variant,
+        name,
         pretrained,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **{**defaults, **kwargs},
@@ -66,10 +98,7 @@ def stellar_vit_tiny_patch16_224(
     pretrained: bool = False, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-Ti/16 with 16 latent queries."""
-    model_args = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _stellar_vit(
-        "stellar_vit_tiny_patch16_224", pretrained, **{**model_args, **kwargs}
-    )
+    return _stellar_vit("stellar_vit_tiny_patch16_224", pretrained, **kwargs)
 
 
 @register_model
@@ -77,10 +106,7 @@ def stellar_vit_small_patch16_224(
     pretrained: bool = False, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-S/16 with 16 latent queries."""
-    model_args = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
-    return _stellar_vit(
-        "stellar_vit_small_patch16_224", pretrained, **{**model_args, **kwargs}
-    )
+    return _stellar_vit("stellar_vit_small_patch16_224", pretrained, **kwargs)
 
 
 @register_model
@@ -88,10 +114,7 @@ def stellar_vit_base_patch16_224(
     pretrained: bool = False, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-B/16 with 16 latent queries, STELLAR-B of the paper."""
-    model_args = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
-    return _stellar_vit(
-        "stellar_vit_base_patch16_224", pretrained, **{**model_args, **kwargs}
-    )
+    return _stellar_vit("stellar_vit_base_patch16_224", pretrained, **kwargs)
 
 
 @register_model
@@ -99,10 +122,7 @@ def stellar_vit_large_patch16_224(
     pretrained: bool = False, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-L/16 with 16 latent queries, STELLAR-L of the paper."""
-    model_args = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
-    return _stellar_vit(
-        "stellar_vit_large_patch16_224", pretrained, **{**model_args, **kwargs}
-    )
+    return _stellar_vit("stellar_vit_large_patch16_224", pretrained, **kwargs)
 
 
 @register_model
@@ -110,7 +130,4 @@ def stellar_vit_huge_patch14_224(
     pretrained: bool = False, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-H/14 with 16 latent queries, STELLAR-H of the paper."""
-    model_args = {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16}
-    return _stellar_vit(
-        "stellar_vit_huge_patch14_224", pretrained, **{**model_args, **kwargs}
-    )
+    return _stellar_vit("stellar_vit_huge_patch14_224", pretrained, **kwargs)

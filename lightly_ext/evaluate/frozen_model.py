@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import timm
@@ -18,30 +17,22 @@ from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     create_encoder,
     load_encoder_weights,
+    methods,
     model_config,
     read_checkpoint,
     untrained_encoder,
 )
 from stellar_plugin.checkpoints.files import read_tensors
-from stellar_plugin.checkpoints.layouts import (
-    OFFICIAL,
-    STELLAR,
-    TRANSFORMERS,
-    Checkpoint,
-)
+from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.hashes import file_sha256, weights_sha256
-from stellar_plugin.protocols import FEATURE_OF_METHOD, FEATURES
+from stellar_plugin.protocols import FEATURES
 
 TIMM = "timm:"
 NOT_A_VIT = "pooled by the network"
-MAE = "MAE"
-CLASSIFIER = "a classifier"
 PATCHES = "patches"
 RAW_PATCHES = "raw patches"
-# Tags of timm's names, "vit_base_patch16_224.dino".
-METHOD_OF_TAG = {"dinov2": "DINOv2", "dino": "DINO or iBOT", "mae": MAE}
 
 
 @dataclass(frozen=True)
@@ -50,13 +41,14 @@ class Origin:
 
     Attributes:
         source: What the user named.
-        method: Key of `FEATURE_OF_METHOD`, or the layout of weights of another method.
+        method: Name of the method, or the layout of weights that do not tell it.
         sha256: Hash of the weight file or, where there is none, of the weights.
         mean: Per-channel mean of the images, of [0, 1] intensities.
         std: Per-channel standard deviation of the images.
         interpolation: How images are resized, "bicubic" or "bilinear".
         name: Name in tables.
         seed: Seed of random weights, None for a model that is trained.
+        feature: The feature that "auto" stands for, None if it is not known.
     """
 
     source: str
@@ -67,6 +59,7 @@ class Origin:
     interpolation: str = "bicubic"
     name: str = ""
     seed: int | None = None
+    feature: str | None = None
 
     @property
     def untrained(self) -> bool:
@@ -87,15 +80,20 @@ class FrozenModel(nn.Module):
             Maps normalised images to a `Factorization`.
         origin:
             Where it comes from.
+        has_decoder:
+            Whether its checkpoint has a decoder.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, origin: Origin) -> None:
+    def __init__(
+        self, backbone: nn.Module, origin: Origin, has_decoder: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.origin = origin
+        self.has_decoder = has_decoder
         for name in ("mean", "std"):
             value = torch.tensor(getattr(origin, name)).view(1, -1, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -133,20 +131,20 @@ class FrozenModel(nn.Module):
         """
         return pool(self(images), feature)
 
-    @cached_property
+    @property
     def own_feature(self) -> str:
         """The feature that "auto" stands for.
 
         Raises:
             ValueError: If the weights do not tell which method they come from.
         """
-        if self.origin.method not in FEATURE_OF_METHOD:
+        if self.origin.feature is None:
             raise ValueError(
                 f"'{self.origin.label}' does not tell which method trained it (read "
                 f"as {self.origin.method}), so features 'auto' are not known: name one "
                 f"of {', '.join(FEATURES)}."
             )
-        return FEATURE_OF_METHOD[self.origin.method]
+        return self.origin.feature
 
     def resolve_feature(self, feature: str) -> str:
         """Checks the name of a feature, and says what "auto" is.
@@ -176,6 +174,11 @@ class FrozenModel(nn.Module):
     def num_queries(self) -> int:
         """Number of latent queries, 0 for every model that is not STELLAR."""
         return int(getattr(self.backbone, "num_queries", 0))
+
+    @property
+    def has_localization(self) -> bool:
+        """Whether there is a localization of tokens on patches."""
+        return bool(getattr(self.backbone, "has_localization", False))
 
 
 def load_frozen_model(
@@ -300,48 +303,44 @@ def _of_patches(source: str) -> FrozenModel:
     size = source.partition(":")[2] or "16"
     if not size.isdecimal() or int(size) < 1:
         raise ValueError(f"'{source}' must be '{PATCHES}' or '{PATCHES}:SIZE' in px.")
-    return FrozenModel(RawPatches(int(size)), Origin(source, RAW_PATCHES, "no weights"))
+    origin = Origin(source, RAW_PATCHES, "no weights", feature="cls")
+    return FrozenModel(RawPatches(int(size)), origin)
 
 
 def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
     checkpoint = read_checkpoint(source)
     encoder = untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
     digest = _sha256(checkpoint.path, encoder)
+    method = checkpoint.method
     origin = Origin(
         source,
-        _method(checkpoint),
+        method.name if method else checkpoint.layout,
         digest,
         mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
+        feature=method.feature if method else None,
     )
-    return FrozenModel(encoder, origin)
-
-
-def _method(checkpoint: Checkpoint) -> str:
-    """Method that trained a checkpoint, or its layout if that does not tell."""
-    if checkpoint.layout in (STELLAR, OFFICIAL):
-        return "STELLAR"
-    if checkpoint.layout == MAE and "head.weight" in checkpoint.ignored:
-        return CLASSIFIER  # DeiT and others wrap their weights as MAE does
-    decoder = any(name.startswith("decoder.") for name in checkpoint.ignored)
-    return MAE if checkpoint.layout == TRANSFORMERS and decoder else checkpoint.layout
+    return FrozenModel(encoder, origin, checkpoint.has_decoder)
 
 
 def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
-    method = next((m for tag, m in METHOD_OF_TAG.items() if f".{tag}" in name), "timm")
+    method, layout = methods.of_timm(name), TIMM_LAYOUT
     source = f"{TIMM}{name}"
     if weights is not None:
         checkpoint = read_checkpoint(weights)
         encoder = StellarEncoder(name, num_queries=0)
         load_encoder_weights(encoder, checkpoint)
-        method = method if checkpoint.layout == "timm" else _method(checkpoint)
+        if checkpoint.method or checkpoint.layout != TIMM_LAYOUT:
+            method, layout = checkpoint.method, checkpoint.layout
         digest = _sha256(checkpoint.path, encoder)
     else:
         encoder = (
             StellarEncoder(name, num_queries=0) if untrained else create_encoder(source)
         )
         digest = _sha256(Path(name), encoder)
-    return FrozenModel(encoder, _timm_origin(source, method, digest))
+    feature = method.feature if method else None
+    name = method.name if method else layout
+    return FrozenModel(encoder, _timm_origin(source, name, feature, digest))
 
 
 def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
@@ -357,7 +356,8 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     path = Path(weights or name)
     if weights is not None:
         _load_strictly(model, path)
-    origin = _timm_origin(f"{TIMM}{name}", NOT_A_VIT, _sha256(path, model))
+    digest = _sha256(path, model)
+    origin = _timm_origin(f"{TIMM}{name}", NOT_A_VIT, "cls", digest)
     return FrozenModel(TimmBackbone(model), origin)
 
 
@@ -380,7 +380,7 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
     )
 
 
-def _timm_origin(source: str, method: str, digest: str) -> Origin:
+def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> Origin:
     data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM)))
     return Origin(
         source,
@@ -389,6 +389,7 @@ def _timm_origin(source: str, method: str, digest: str) -> Origin:
         tuple(data["mean"]),
         tuple(data["std"]),
         data["interpolation"],
+        feature,
     )
 
 

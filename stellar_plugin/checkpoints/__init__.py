@@ -1,8 +1,8 @@
 """Weights of every layout into our models, and ours into other layouts."""
 
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import CONFIG_NAME, HEADS_NAME, WEIGHTS_NAME
 from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
-from stellar_plugin.checkpoints.layouts import Checkpoint
 from stellar_plugin.checkpoints.load import (
     LoadReport,
     create_encoder,

@@ -22,7 +22,7 @@ from stellar_plugin.checkpoints.readers import (
     OFFICIAL_MODULES,
 )
 from stellar_plugin.encoder import StellarEncoder
-from stellar_plugin.vit import STELLAR_NORM_EPS
+from stellar_plugin.vit import STELLAR_NORM_EPS, size_of_width
 
 if TYPE_CHECKING:
     from stellar_plugin.model import Stellar
@@ -37,13 +37,6 @@ UNUSED_PATCH_SIZE = 16
 HEAD_HIDDEN, HEAD_OUTPUT, NUM_PROTOTYPES = 2048, 256, 16384
 
 VIT_KEYS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
-TIMM_NAMES = {
-    192: "vit_tiny_patch16_224",
-    384: "vit_small_patch16_224",
-    768: "vit_base_patch16_224",
-    1024: "vit_large_patch16_224",
-    1280: "vit_huge_patch14_224",
-}
 
 
 def to_official(model: Stellar, heads: Mapping[str, State] | None = None) -> State:
@@ -111,7 +104,7 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
 def timm_call(encoder: StellarEncoder) -> str:
     """The line of Python that builds the model for `to_timm`."""
     vit = encoder.vit
-    name = TIMM_NAMES.get(encoder.embed_dim, TIMM_NAMES[768])
+    name = size_of_width(encoder.embed_dim).name
     with torch.device("meta"):
         usual = _timm_arguments(timm.create_model(name))
     arguments = {k: v for k, v in _timm_arguments(vit).items() if usual[k] != v}

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stellar_plugin.checkpoints.layouts import (
-    KNOWN_LAYOUTS,
-    STELLAR,
-    Checkpoint,
-)
+from stellar_plugin.checkpoints import methods
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
-from stellar_plugin.checkpoints.sizes import HEADS_OF_WIDTH, encoder_config
+from stellar_plugin.checkpoints.sizes import encoder_arguments, encoder_config
 from stellar_plugin.checkpoints.sizes import heads as heads_of
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.state_dict import misfits
+from stellar_plugin.vit import HEADS_OF_WIDTH
 
 POSITION_KEY = "vit.pos_embed"
 QUERY_KEY = "vit.reg_token"
@@ -27,9 +26,7 @@ PROJECTIONS = ("dense_proj.", "sparse_proj.")
 
 def own_encoder(checkpoint: Checkpoint, **kwargs: Any) -> StellarEncoder:
     """Encoder of a model of this package, with fresh weights."""
-    from stellar_plugin.model import Stellar
-
-    return Stellar(**{**checkpoint.config, **kwargs}).encoder
+    return StellarEncoder(**{**encoder_arguments(checkpoint.config), **kwargs})
 
 
 def check_settings(
@@ -48,8 +45,9 @@ def check_settings(
     ]
     if wrong:
         raise ValueError(
-            f"The encoder is not the one '{checkpoint.path}' ({checkpoint.layout}) was "
-            f"trained with: {', '.join(wrong)}. Build it with the checkpoint's values."
+            f"The encoder is not the one '{checkpoint.path}' ({checkpoint.read_as}) "
+            f"was trained with: {', '.join(wrong)}. Build it with the "
+            "checkpoint's values."
         )
 
 
@@ -156,7 +154,7 @@ def check_tensors(
         raise ValueError(
             f"'{checkpoint.path}' does not fit the {what}; {found}. Build "
             f"the {what} with the checkpoint's sizes{_sizes_hint(checkpoint)}. It was "
-            f"read as {checkpoint.layout}; known layouts: {'; '.join(KNOWN_LAYOUTS)}."
+            f"read as {checkpoint.read_as}; known layouts: {methods.known_layouts()}."
         )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import HEADS_NAME
-from stellar_plugin.checkpoints.layouts import Checkpoint
 from stellar_plugin.checkpoints.names import State
 
 logger = logging.getLogger(__name__)

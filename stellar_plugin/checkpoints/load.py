@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.fit import (
     check_settings,
     check_tensors,
     fitted,
     own_encoder,
 )
-from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config
@@ -36,7 +37,9 @@ class LoadReport:
         path:
             The weight file, or timm's name of the model.
         layout:
-            What the file was recognised as.
+            How the file names its tensors.
+        read_as:
+            What the file was recognised as, method and layout in words.
         config:
             What the checkpoint tells of the arguments of `Stellar`, for example the
             mean and std that images need.
@@ -55,6 +58,7 @@ class LoadReport:
 
     path: Path
     layout: str
+    read_as: str
     config: dict[str, Any]
     matched: tuple[str, ...]
     missing: tuple[str, ...]
@@ -70,7 +74,7 @@ class LoadReport:
             "ignored": self.ignored,
         }
         rest = [f"{len(v)} {kind} ({shown(v)})" for kind, v in parts.items() if v]
-        found = f"'{self.path}' read as {self.layout}: {len(self.matched)} matched"
+        found = f"'{self.path}' read as {self.read_as}: {len(self.matched)} matched"
         return "; ".join([found, *rest]) + "."
 
 
@@ -215,6 +219,7 @@ def _reported(
     report = LoadReport(
         checkpoint.path,
         checkpoint.layout,
+        checkpoint.read_as,
         checkpoint.config,
         matched=tuple(name for name in loaded if name not in missing),
         missing=tuple(missing),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,26 +43,10 @@ _BACKBONE = ("embeddings.", "encoder.", "layers.", "layernorm.")
 
 # DINOv2 trains blocks in chunks.
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.")
-_TIMM_RENAMED = {
-    "register_tokens": "reg_token",
-    ".gamma_1": ".ls1.gamma",
-    ".gamma_2": ".ls2.gamma",
-    ".mlp.w12.": ".mlp.fc1.",
-    ".mlp.w3.": ".mlp.fc2.",
-}
-# Parts of pretraining, and classifiers behind the features.
-_TIMM_IGNORED = (
-    "decoder_",
-    "fc.",
-    "fc_norm.",
-    "head.",
-    "head_dist.",
-    "lm_head.",
-    "mask_token",
-    "masked_embed",
-    "pre_logits.",
-    "predictor.",
-)
+# LayerScale of BEiT, DeiT III and others.
+_TIMM_RENAMED = {".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}
+# Classifiers behind the features.
+_CLASSIFIERS = ("fc.", "fc_norm.", "head.", "head_dist.", "pre_logits.")
 _TIMM_BACKBONE = (
     "blocks",
     "cls_token",
@@ -174,12 +159,20 @@ def to_transformers(state: State) -> State:
     return result
 
 
-def from_timm_like(state: State) -> Names:
-    """Renames what DINOv2, BEiT and others call differently than timm.
+def from_timm_like(
+    state: State,
+    renamed: Mapping[str, str] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> Names:
+    """Renames what methods call differently than timm.
 
     Args:
         state:
             Tensors by names close to timm's.
+        renamed:
+            Parts of names of this method -> parts of timm's.
+        ignored:
+            Beginnings of names of this method that are not used.
 
     Raises:
         ValueError: If the ViT has a structure that the encoder cannot represent, or
@@ -194,9 +187,9 @@ def from_timm_like(state: State) -> Names:
     names = Names()
     for name, tensor in _with_fused_bias(state).items():
         new = _CHUNK.sub(r"blocks.\1.", name)
-        for old_part, new_part in _TIMM_RENAMED.items():
+        for old_part, new_part in {**_TIMM_RENAMED, **(renamed or {})}.items():
             new = new.replace(old_part, new_part)
-        if name.startswith(_TIMM_IGNORED):
+        if name.startswith((*_CLASSIFIERS, *ignored)):
             names.ignored.append(name)
         elif new.split(".")[0] in _TIMM_BACKBONE:
             names.add(name, new, tensor)

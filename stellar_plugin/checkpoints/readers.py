@@ -11,18 +11,15 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
     HEADS_NAME,
     WEIGHTS_NAME,
     RawCheckpoint,
     checked_config,
 )
-from stellar_plugin.checkpoints.layouts import (
-    OFFICIAL,
-    STELLAR,
-    TRANSFORMERS,
-    Checkpoint,
-)
+from stellar_plugin.checkpoints.layouts import OFFICIAL, STELLAR, TIMM, TRANSFORMERS
+from stellar_plugin.checkpoints.methods import Files
 from stellar_plugin.checkpoints.names import (
     Names,
     State,
@@ -88,7 +85,7 @@ def read_own(
     )
 
 
-def read_official(raw: RawCheckpoint, state: State) -> Checkpoint:
+def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads the official layout."""
     encoder = from_transformers(part(state, "encoder."), OFFICIAL_UNUSED)
     decoder = from_transformers(part(state, "decoder."), OFFICIAL_UNUSED_DECODER)
@@ -120,10 +117,9 @@ def read_official(raw: RawCheckpoint, state: State) -> Checkpoint:
         raw.path,
         OFFICIAL,
         result,
-        heads,
+        heads=heads,
         config={
-            "norm_eps": STELLAR_NORM_EPS,
-            "pos_antialias": False,
+            **(files.numerics() if files else {}),
             **_transformers_config(raw.config, OFFICIAL_CONFIG),
         },
         num_queries=0 if queries is None else len(queries),
@@ -133,34 +129,35 @@ def read_official(raw: RawCheckpoint, state: State) -> Checkpoint:
     )
 
 
-def read_transformers(raw: RawCheckpoint, state: State) -> Checkpoint:
+def read_transformers(
+    raw: RawCheckpoint, state: State, files: Files | None
+) -> Checkpoint:
     """Reads a ViT or ViT-MAE of transformers."""
     unused = ("embeddings.mask_token", "pooler.", "classifier.", "decoder.")
     names = from_transformers(state, unused)
     # transformers gives its ViTs the same epsilon as the released STELLAR models.
     config = {"norm_eps": STELLAR_NORM_EPS, "pos_antialias": False}
+    config |= files.numerics() if files else {}
     config |= _transformers_config(raw.config, TRANSFORMERS_CONFIG)
     return _plain(raw, TRANSFORMERS, names, config)
 
 
-def read_timm_like(raw: RawCheckpoint, state: State, wrappers: list[str]) -> Checkpoint:
+def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads a ViT of timm or of one of the methods whose names are close to timm's."""
-    layout = _timm_relative(state, wrappers)
-    names = from_timm_like(state)
-    config: dict[str, Any] = {"norm_eps": 1e-6}
+    if files is None:
+        names = from_timm_like(state)
+        config: dict[str, Any] = {"norm_eps": 1e-6}
+    else:
+        names = from_timm_like(state, files.renamed, files.ignored)
+        config = files.numerics()
     if "norm_pre.weight" in state:
-        config = {}  # CLIP's ViTs come with several
-    if layout != "timm":
-        # DINOv2 with registers was released with antialiasing.
-        config["pos_antialias"] = "register_tokens" in state
-    if layout == "MoCo v3":
-        config["num_heads"] = 12  # its ViT-S too
+        del config["norm_eps"]  # CLIP's ViTs come with several
     # What timm knows of its own models, and what our exports say of themselves.
     exported = json.loads(raw.metadata.get(METADATA_KEY, "{}"))
     settings = {**_timm_config(raw.config), **exported}
     known = ("num_heads", "activation", "norm_eps", "pos_antialias", "mean", "std")
     config |= {name: settings[name] for name in known if name in settings}
-    result = _plain(raw, layout, names, config, raw.config.get("grid_size"))
+    result = _plain(raw, TIMM, names, config, raw.config.get("grid_size"))
     return replace(result, num_queries=exported.get("num_queries", 0))
 
 
@@ -169,22 +166,6 @@ def _timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "schema_version" in config:
         return {}  # it belongs to a model of this package that lies in the same folder
     return {**config, **config.get("pretrained_cfg", {})}
-
-
-def _timm_relative(state: State, wrappers: list[str]) -> str:
-    if {"base_encoder", "momentum_encoder"} & set(wrappers):
-        return "MoCo v3"
-    if "target_encoder" in wrappers:
-        return "I-JEPA"
-    if any(name.endswith(".q_bias") for name in state):
-        return "BEiT"
-    if any(name.startswith("decoder_") for name in state):
-        return "MAE"
-    if {"register_tokens", "mask_token"} & set(state):
-        return "DINOv2"
-    if {"teacher", "student", "state_dict"} & set(wrappers):
-        return "DINO or iBOT"
-    return "MAE" if "model" in wrappers else "timm"
 
 
 def _plain(

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from stellar_plugin.checkpoints import methods
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
 from stellar_plugin.checkpoints.layouts import (
-    KNOWN_LAYOUTS,
+    LAYOUTS,
     OFFICIAL,
     STELLAR,
+    TIMM,
     TRANSFORMERS,
-    Checkpoint,
 )
 from stellar_plugin.checkpoints.names import State
 from stellar_plugin.checkpoints.readers import (
@@ -26,11 +28,9 @@ from stellar_plugin.checkpoints.readers import (
 )
 from stellar_plugin.state_dict import shown
 
-# Dictionaries that hold the weights, the one to prefer first: evaluation reads the
-# average of the weights where there is one.
+# Dictionaries that anybody wraps weights in, the one to prefer first: evaluation reads
+# the average of the weights where there is one. Those of single methods come before.
 WRAPPERS = (
-    "teacher",
-    "target_encoder",
     "state_dict_ema",
     "model_ema",
     "state_dict",
@@ -38,20 +38,12 @@ WRAPPERS = (
     "student",
     "encoder",
 )
-PREFERRED = ("teacher", "target_encoder", "base_encoder")
 # Our own training checkpoints hold a model, and maybe its teacher.
 PREFERRED_OWN = ("model",)
-ANCHORS = {
-    STELLAR: ("encoder.vit.patch_embed.proj.weight", "encoder.vit.cls_token"),
-    OFFICIAL: (
-        "sparse_tokens",
-        "encoder.embeddings.patch_embeddings.projection.weight",
-    ),
-    TRANSFORMERS: (
-        "embeddings.patch_embeddings.projection.weight",
-        "embeddings.cls_token",
-    ),
-    "timm": ("patch_embed.proj.weight", "blocks.0.norm1.weight", "cls_token"),
+READERS = {
+    OFFICIAL: read_official,
+    TRANSFORMERS: read_transformers,
+    TIMM: read_timm_like,
 }
 
 
@@ -95,18 +87,16 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     }
     outside = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
     _refuse_mixture(layout, inside, raw.path)
+    method, files = methods.recognised(
+        layout, {*inside, *outside}, {*wrappers, *prefix.split(".")}
+    )
     try:
         if layout == STELLAR:
-            return read_own(raw, inside, outside, left)
-        if layout == OFFICIAL:
-            result = read_official(raw, inside)
-        elif layout == TRANSFORMERS:
-            result = read_transformers(raw, inside)
-        else:
-            result = read_timm_like(raw, inside, [*wrappers, *prefix.split(".")])
+            return replace(read_own(raw, inside, outside, left), method=method)
+        result = READERS[layout](raw, inside, files)
     except ValueError as error:
         raise ValueError(f"'{raw.path}' cannot be used: {error}.") from error
-    return replace(result, ignored=(*result.ignored, *outside, *left))
+    return replace(result, method=method, ignored=(*result.ignored, *outside, *left))
 
 
 def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
@@ -121,8 +111,9 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
     """
     wrappers: list[str] = []
     left: list[str] = []
+    known = (*_method_wrappers(), *WRAPPERS)
     while True:
-        inner = [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]
+        inner = [w for w in known if isinstance(content.get(w), Mapping)]
         if not inner:
             break
         left += [name for name in content if name != inner[0]]
@@ -133,22 +124,27 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
     return tensors, wrappers, left
 
 
+def _method_wrappers() -> tuple[str, ...]:
+    return tuple(word for word in methods.wrappers() if word not in WRAPPERS)
+
+
 def _recognise(tensors: State, path: Path) -> tuple[str, str]:
     """Layout, and what stands in front of its names."""
-    for layout, anchors in ANCHORS.items():
-        for anchor in anchors:
+    for layout in LAYOUTS:
+        for anchor in layout.anchors:
             prefixes = [
                 name.removesuffix(anchor)
                 for name in tensors
                 if name == anchor or name.endswith(f".{anchor}")
             ]
             if prefixes:
-                words = PREFERRED_OWN if layout == STELLAR else PREFERRED
-                return layout, _preferred(prefixes, words, path)
+                own = layout.name == STELLAR
+                words = PREFERRED_OWN if own else _method_wrappers()
+                return layout.name, _preferred(prefixes, words, path)
     raise ValueError(
         f"'{path}' is of no known layout. Its names: "
         f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "
-        f"{'; '.join(KNOWN_LAYOUTS)}."
+        f"{methods.known_layouts()}."
     )
 
 

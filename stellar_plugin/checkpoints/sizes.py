@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from stellar_plugin.checkpoints.layouts import STELLAR, Checkpoint
+from stellar_plugin.checkpoints.checkpoint import Checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.tokenizer import tokenizer_sizes
+from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
-MODEL_NAMES = {
-    192: "stellar_vit_tiny_patch16_224",
-    384: "stellar_vit_small_patch16_224",
-    768: "stellar_vit_base_patch16_224",
-    1024: "stellar_vit_large_patch16_224",
-    1280: "stellar_vit_huge_patch14_224",
-}
-# A wrong number of heads fits all shapes and gives wrong features.
-HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEAD_WIDTH = 64
+# Arguments of `Stellar` that are not its encoder's.
+NOT_OF_ENCODER = (
+    "schema_version",
+    "target",
+    "num_codes",
+    "tokenizer",
+    "mean",
+    "std",
+)
 
 
 def model_config(
@@ -44,12 +47,29 @@ def model_config(
         return checkpoint.config
     if not checkpoint.num_queries:
         raise ValueError(
-            f"'{checkpoint.path}' ({checkpoint.layout}) holds a ViT without latent "
+            f"'{checkpoint.path}' ({checkpoint.read_as}) holds a ViT without latent "
             "queries, no STELLAR model; create a model and start from it by "
             "stellar_plugin.checkpoints.load_encoder_weights(model.encoder, source)."
         )
     config = encoder_config(checkpoint, num_heads)
     return {**config, **_decoder_config(checkpoint, decoder_num_heads)}
+
+
+def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `StellarEncoder` for the encoder of a model.
+
+    Args:
+        config:
+            Arguments of `Stellar`, as it keeps and saves them.
+    """
+    return {
+        "localization": config.get("target", "pixels") is not None,
+        **{
+            name: value
+            for name, value in config.items()
+            if name not in NOT_OF_ENCODER and not name.startswith("decoder_")
+        },
+    }
 
 
 def encoder_config(
@@ -79,7 +99,7 @@ def encoder_config(
         )
     size = [patch_size * side for side in grid]
     config = {
-        "model_name": MODEL_NAMES.get(width, MODEL_NAMES[768]),
+        "model_name": f"stellar_{size_of_width(width).name}",
         "num_queries": checkpoint.num_queries or 0,
         "img_size": size[0] if size[0] == size[1] else size,
         "patch_size": patch_size,
@@ -173,7 +193,7 @@ def _patches(vit: State, checkpoint: Checkpoint) -> tuple[int, int]:
     shape = None if kernel is None else tuple(kernel.shape)
     if shape is None or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         raise ValueError(
-            f"'{checkpoint.path}' ({checkpoint.layout}) has no patch embedding of RGB "
+            f"'{checkpoint.path}' ({checkpoint.read_as}) has no patch embedding of RGB "
             f"images on square patches: patch_embed.proj.weight is {shape}, expected "
             "(width, 3, patch size, patch size)."
         )
@@ -189,7 +209,7 @@ def _mlp_ratio(vit: State, checkpoint: Checkpoint) -> float:
     inner, outer = (vit.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     if inner is None or outer is None or inner.shape[0] != outer.shape[1]:
         raise ValueError(
-            f"'{checkpoint.path}' ({checkpoint.layout}) has no plain MLP in block 0; "
+            f"'{checkpoint.path}' ({checkpoint.read_as}) has no plain MLP in block 0; "
             "for a gated one create the encoder by its timm name and use "
             "load_encoder_weights."
         )

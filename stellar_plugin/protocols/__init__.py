@@ -7,7 +7,6 @@ are held equal to it by a test.
 
 from stellar_plugin.protocols.base import (
     CARD_FIELDS,
-    FEATURE_OF_METHOD,
     FEATURES,
     CropProtocol,
     Protocol,

@@ -10,19 +10,6 @@ from typing import Any, TypeVar
 
 FEATURES = ("sparse", "dense", "cls", "cls+dense", "lowrank")
 
-# Where the objective of a method acts, so what "auto" means for its weights.
-FEATURE_OF_METHOD = {
-    "STELLAR": "sparse",
-    "DINO or iBOT": "cls",
-    "MoCo v3": "cls",
-    "MAE": "dense",
-    "I-JEPA": "dense",
-    "BEiT": "dense",
-    "DINOv2": "cls+dense",
-    "pooled by the network": "cls",
-    "raw patches": "cls",
-}
-
 # Every field that a protocol may have, in the order of the cards.
 CARD_FIELDS = {
     "name": "Name of the protocol.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
-from stellar_plugin import StellarEncoder, create_model
+from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     create_encoder,
     encoder_config,
@@ -24,141 +20,17 @@ from stellar_plugin.checkpoints import (
     numerics,
     read_checkpoint,
 )
-
-State = dict[str, Tensor]
-SIZES = {
-    "img_size": 64,
-    "patch_size": 16,
-    "embed_dim": 48,
-    "depth": 2,
-    "num_heads": 3,
-    "num_classes": 0,
-    "global_pool": "",
-}
-NAME = "vit_tiny_patch16_224"
-
-
-def timm_vit(**kwargs: Any) -> VisionTransformer:
-    """A timm ViT with random numbers everywhere, its class token with a position."""
-    torch.manual_seed(0)
-    vit = VisionTransformer(**{**SIZES, **kwargs})
-    for parameter in vit.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return vit.eval()
-
-
-def encoder_for(vit: VisionTransformer, **kwargs: Any) -> StellarEncoder:
-    sizes = {k: v for k, v in SIZES.items() if k not in ("num_classes", "global_pool")}
-    return StellarEncoder(NAME, **{"num_queries": 0, **sizes, **kwargs}).eval()
-
-
-def transformers_names(state: State, version: int) -> State:
-    """A timm state by the names of transformers' ViT."""
-    layer = {4: "encoder.layer", 5: "layers"}[version]
-    parts = {
-        4: {
-            "attn.proj": "attention.output.dense",
-            "mlp.fc1": "intermediate.dense",
-            "mlp.fc2": "output.dense",
-            "norm1": "layernorm_before",
-            "norm2": "layernorm_after",
-        },
-        5: {
-            "attn.proj": "attention.o_proj",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-            "norm1": "layernorm_before",
-            "norm2": "layernorm_after",
-        },
-    }[version]
-    qkv = {
-        4: [f"attention.attention.{n}" for n in ("query", "key", "value")],
-        5: [f"attention.{n}_proj" for n in "qkv"],
-    }[version]
-    top = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
-    result = {}
-    for name, tensor in state.items():
-        if name in top:
-            result[top[name]] = tensor
-            continue
-        _, number, rest = name.split(".", 2)
-        part, kind = rest.rsplit(".", 1)
-        start = f"{layer}.{number}."
-        if part == "attn.qkv":
-            for new, piece in zip(qkv, tensor.chunk(3), strict=True):
-                result[f"{start}{new}.{kind}"] = piece.clone()
-        else:
-            result[f"{start}{parts[part]}.{kind}"] = tensor
-    return result
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def save(content: Any, path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file({k: v.contiguous() for k, v in content.items()}, path)
-    else:
-        torch.save(content, path)
-    return path
-
-
-def assert_same_tokens(
-    encoder: StellarEncoder, vit: VisionTransformer, images: Tensor | None = None
-) -> None:
-    if images is None:
-        images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            encoder.forward_features(images),
-            vit.forward_features(images),
-            rtol=0,
-            atol=1e-5,
-        )
-
-
-HEAD = {"head.weight": torch.zeros(5, 48), "head.bias": torch.zeros(5)}
-MLP_HEAD = {"mlp.0.weight": torch.zeros(4, 48), "last_layer.weight_g": torch.zeros(4)}
-MAE_DECODER = {
-    "mask_token": torch.zeros(1, 1, 32),
-    "decoder_embed.weight": torch.zeros(32, 48),
-    "decoder_pos_embed": torch.zeros(1, 17, 32),
-    "decoder_blocks.0.norm1.weight": torch.zeros(32),
-    "decoder_pred.weight": torch.zeros(768, 32),
-}
-# Name of the layout -> what a file of it holds, for a state by timm's names.
-FILES = {
-    "timm": lambda s: s | HEAD,
-    "MAE": lambda s: {"model": s},
-    "MAE, full": lambda s: {
-        "model": s | MAE_DECODER,
-        "epoch": 799,
-        "args": argparse.Namespace(lr=1.0),
-    },
-    "DINO or iBOT": lambda s: {
-        "student": prefixed(s, "module.backbone.") | prefixed(MLP_HEAD, "module.head."),
-        "teacher": prefixed(s, "backbone.") | prefixed(MLP_HEAD, "head."),
-        "optimizer": {"state": {}},
-        "args": argparse.Namespace(arch="vit_small"),
-    },
-    "DINO or iBOT, backbone": lambda s: {"state_dict": OrderedDict(s)},
-    "MoCo v3": lambda s: {
-        "state_dict": prefixed(
-            s | {"head.0.weight": HEAD["head.weight"]}, "module.base_encoder."
-        )
-        | prefixed({k: v + 1 for k, v in s.items()}, "module.momentum_encoder.")
-        | prefixed(MLP_HEAD, "module.predictor."),
-        "arch": "vit_small",
-    },
-}
+from tests.checkpoint_files import (
+    FILES,
+    NAME,
+    SIZES,
+    assert_same_tokens,
+    encoder_for,
+    prefixed,
+    save,
+    timm_vit,
+    transformers_names,
+)
 
 
 class TestSameTokensAsTimm:
@@ -170,7 +42,11 @@ class TestSameTokensAsTimm:
         path = save(content, tmp_path / "weights.pth")
         encoder = encoder_for(vit, num_heads=heads)
         report = load_encoder_weights(encoder, path)
-        assert report.layout == name.split(",")[0]
+        method = name.split(",")[0]
+        assert report.layout == "timm"
+        assert report.read_as == (
+            "layout 'timm'" if method == "timm" else f"{method} in layout 'timm'"
+        )
         assert report.missing == report.unexpected == report.resized == ()
         assert_same_tokens(encoder, vit)
         if name == "DINO or iBOT":
@@ -275,7 +151,7 @@ class TestSameTokensAsTimm:
                 state[f"{name}gamma_{i}"] = state.pop(f"{name}ls{i}.gamma")
         path = save({"model": state}, tmp_path / "beit.pth")
         encoder = create_encoder(path, num_heads=3)
-        assert read_checkpoint(path).layout == "BEiT"
+        assert read_checkpoint(path).read_as == "BEiT in layout 'timm'"
         assert_same_tokens(encoder, vit)
 
     def test_beit__relative_positions(self, tmp_path: Path) -> None:
@@ -383,7 +259,7 @@ class TestPriorOfStellar:
     def test_numerics_of_the_prior(self, file: Path) -> None:
         sizes = {k: SIZES[k] for k in ("img_size", "embed_dim", "depth", "num_heads")}
         decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-        model = create_model("stellar_vit_tiny_patch16_224", **sizes, **decoder)
+        model = Stellar("stellar_vit_tiny_patch16_224", **sizes, **decoder)
         with pytest.raises(ValueError, match=r"norm_eps=1e-12 \(checkpoint: 1e-06\)"):
             load_encoder_weights(model.encoder, file)
         known = numerics(read_checkpoint(file))
@@ -446,7 +322,7 @@ class TestFaultyFiles:
         "content", [{}, {"epoch": 3}, {"conv.weight": torch.ones(1)}]
     )
     def test_no_vit(self, tmp_path: Path, content: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=r"no known layout.*timm, MAE"):
+        with pytest.raises(ValueError, match=r"no known layout.*timm .*MAE"):
             read_checkpoint(save(content, tmp_path / "a.pth"))
 
     def test_two_vits(self, tmp_path: Path) -> None:

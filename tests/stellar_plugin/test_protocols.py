@@ -8,7 +8,6 @@ import pytest
 from stellar_plugin import protocols
 from stellar_plugin.protocols import (
     CARD_FIELDS,
-    FEATURE_OF_METHOD,
     FEATURES,
     KNN,
     CropProtocol,
@@ -106,6 +105,3 @@ class TestConstants:
     def test_constants__name_and_source(self, name: str) -> None:
         assert ALL[name].name and ALL[name].source
         assert ALL[name].card().get("features") in (None, "auto", *FEATURES)
-
-    def test_constants__features_of_methods_exist(self) -> None:
-        assert set(FEATURE_OF_METHOD.values()) <= set(FEATURES)

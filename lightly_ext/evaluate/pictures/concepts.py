@@ -246,7 +246,7 @@ def _check_options(
 
 
 def _check_model(model: FrozenModel) -> None:
-    if not getattr(model.backbone, "has_localization", False):
+    if not model.has_localization:
         raise ValueError(
             f"'{model.origin.source}' has no latent queries or no localization, so "
             "there is no token to show: name a STELLAR model that was trained with "

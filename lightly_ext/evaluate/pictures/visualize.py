@@ -16,7 +16,6 @@ from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_cro
 from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import read_checkpoint
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
@@ -103,7 +102,7 @@ def run_visualize(
     _check(num_images, tokens, threshold)
     name, files = _find(data)
     files = files.limited(results.limit).limited(num_images)
-    if tokens and not _has_localization(model):
+    if tokens and not model.has_localization:
         raise ValueError(
             f"'{model.origin.source}' has no localization, so no token maps: leave "
             "--tokens out."
@@ -142,16 +141,11 @@ def _find(data: str) -> tuple[str, ImageFiles]:
     return find_images(data)
 
 
-def _has_localization(model: FrozenModel) -> bool:
-    return bool(getattr(model.backbone, "has_localization", False))
-
-
 def _decoder(model: FrozenModel, devices: Devices) -> Stellar | None:
     """The model with its decoder, None if it has none to show."""
-    if model.origin.method != "STELLAR" or not _has_localization(model):
+    if not model.has_localization:
         return None
-    stored = read_checkpoint(model.origin.source).state
-    if not any(name.startswith("decoder.") for name in stored):
+    if not model.has_decoder:
         devices.say("No reconstruction: the checkpoint has no decoder.")
         return None
     stellar = load_stellar(model)
@@ -166,7 +160,7 @@ def _look(
 ) -> tuple[Seen, int]:
     names, pixels = _read(model, devices, files, protocol)
     stellar = _decoder(model, devices)
-    localizes = _has_localization(model)
+    localizes = model.has_localization
     dense, localization, decoded = [], [], []
     batches = pixels.split(devices.batch_size)
     for images in devices.progress(batches, "images", len(batches)):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar, select_tokens
-from stellar_plugin.checkpoints import read_checkpoint
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
@@ -178,7 +177,8 @@ def _own_decoder(
     model: FrozenModel, latent: Latent, target: Target | None, tokenizer: str | None
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
     stellar = load_stellar(model)
-    if stellar.decoder is None or not _has_decoder(model):
+    there = model.has_decoder or model.origin.untrained
+    if stellar.decoder is None or not there:
         raise ValueError(
             f"'{model.origin.source}' holds no decoder: use --form scratch --train "
             "FOLDER."
@@ -199,11 +199,6 @@ def _own_decoder(
         raise ValueError(_no_tokenizer(f"The decoder of '{model.origin.source}'"))
     # A copy: training changes it.
     return copy.deepcopy(stellar.decoder), stellar.tokenizer
-
-
-def _has_decoder(model: FrozenModel) -> bool:
-    state = read_checkpoint(model.origin.source).state
-    return model.origin.untrained or any(name.startswith("decoder.") for name in state)
 
 
 def _new_decoder(

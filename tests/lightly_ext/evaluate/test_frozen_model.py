@@ -18,14 +18,14 @@ from lightly_ext.evaluate.frozen_model import (
 )
 from stellar_plugin import Stellar
 from stellar_plugin.encoder import Factorization
-from tests.lightly_ext.evaluate.small import EMBED_DIM, NUM_QUERIES, write_model
-from tests.stellar_plugin.test_checkpoints_layouts import (
+from tests.checkpoint_files import (
     FILES,
     prefixed,
     save,
     timm_vit,
     transformers_names,
 )
+from tests.lightly_ext.evaluate.small import EMBED_DIM, NUM_QUERIES, write_model
 
 SWIN = "swin_tiny_patch4_window7_224"
 WIDTH = 192  # of which the number of heads is known: 3

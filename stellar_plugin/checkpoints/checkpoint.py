@@ -1,0 +1,63 @@
+"""What a checkpoint holds, whatever its layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stellar_plugin.checkpoints.methods import Method
+from stellar_plugin.checkpoints.names import State
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of any layout by the names of `Stellar`.
+
+    Attributes:
+        path:
+            The weight file, or timm's name of the model.
+        layout:
+            How the file names its tensors, one of `layouts.LAYOUTS`.
+        state:
+            Tensors by their names in `Stellar`; the CLS position is in the CLS token,
+            query, key and value are fused.
+        method:
+            The method that trained it, None if nothing says so.
+        heads:
+            States of the `STELLARProjectionHead`s "sparse_head" and "cls_head", as far
+            as they are there.
+        config:
+            What is known for sure of the arguments of `Stellar`: all of them for models
+            of this package, else num_heads, norm_eps, pos_antialias and the like.
+        num_queries:
+            How many of the register tokens are queries, None if nothing says so.
+        grid_size:
+            Patch grid of the position table, None if it does not say.
+        unexpected:
+            Names that the layout does not have.
+        ignored:
+            Names of the layout that nothing depends on.
+    """
+
+    path: Path
+    layout: str
+    state: State
+    method: Method | None = None
+    heads: dict[str, State] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    num_queries: int | None = None
+    grid_size: tuple[int, int] | None = None
+    unexpected: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there are tensors of STELLAR's decoder."""
+        return any(name.startswith("decoder.") for name in self.state)
+
+    @property
+    def read_as(self) -> str:
+        """What the file was recognised as, in words."""
+        layout = f"layout '{self.layout}'"
+        return f"{self.method.name} in {layout}" if self.method else layout

@@ -1,0 +1,295 @@
+"""The published methods: how their files are recognised, and how they are used.
+
+One row per method. The reader of checkpoints, the features that "auto" stands for,
+error messages and docs/models.md take from this table what they know of a method.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stellar_plugin.checkpoints.layouts import (
+    LAYOUTS,
+    OFFICIAL,
+    STELLAR,
+    TIMM,
+    TRANSFORMERS,
+)
+from stellar_plugin.vit import STELLAR_NORM_EPS
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published.
+
+    Attributes:
+        name: Its name there.
+        url: Address of the paper.
+        vit_b: Published file of its ViT-B, or name of the model, that mm_configs read.
+    """
+
+    name: str
+    url: str
+    vit_b: str | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """One kind of files of a method: what tells them, what their tensors do not tell.
+
+    A file is of this kind if it is of the layout, has all that it needs, and one of
+    `marks` or `wrappers` tells, or neither is named. Marks are stronger: a wrapper
+    decides only where no mark of any method does.
+
+    Attributes:
+        layout: How tensors are named, one of `layouts.LAYOUTS`.
+        marks: Patterns (as in `fnmatch`) of names of tensors.
+        wrappers: Dictionaries or prefixes around the weights, the preferred one first.
+        needs: Patterns of names that must all be there too.
+        renamed: Parts of names -> parts of timm's names.
+        ignored: Beginnings of names that features do not depend on.
+        norm_eps: Epsilon of every LayerNorm.
+        pos_antialias: Whether positions are resampled with antialiasing.
+        num_heads: Attention heads, where the width does not tell.
+        mean: Per-channel mean of the images, where it is not ImageNet's.
+        std: Per-channel standard deviation of the images, where not ImageNet's.
+    """
+
+    layout: str = TIMM
+    marks: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    norm_eps: float = 1e-6
+    pos_antialias: bool = False
+    num_heads: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def numerics(self) -> dict[str, Any]:
+        """Arguments of `Stellar` that no tensor shows, as far as they are known."""
+        names = ("norm_eps", "pos_antialias", "num_heads", "mean", "std")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method, or several whose files cannot be told apart.
+
+    Attributes:
+        name: Name in results and messages.
+        feature: Where its objective acts, so what features "auto" are: one of
+            `protocols.FEATURES`, None if they must be named.
+        files: The kinds of its files.
+        papers: Where it was published.
+        timm_names: Patterns of timm's names of its weights.
+        vit_b: Arguments of `StellarEncoder` for its ViT-B, where not STELLAR's.
+    """
+
+    name: str
+    feature: str | None
+    files: tuple[Files, ...]
+    papers: tuple[Paper, ...]
+    timm_names: tuple[str, ...] = ()
+    vit_b: Mapping[str, Any] = field(default_factory=dict)
+
+
+_OF_DINOV2: dict[str, Any] = {
+    "renamed": {
+        "register_tokens": "reg_token",
+        ".mlp.w12.": ".mlp.fc1.",
+        ".mlp.w3.": ".mlp.fc2.",
+    },
+    "ignored": ("mask_token",),
+}
+_OF_MAE = ("mask_token", "decoder_")
+
+# In the order in which they are tried.
+METHODS = (
+    Method(
+        "STELLAR",
+        "sparse",
+        (Files(STELLAR), Files(OFFICIAL, norm_eps=STELLAR_NORM_EPS)),
+        (Paper("STELLAR", "https://arxiv.org/abs/2602.01905", "stellar-b16"),),
+    ),
+    Method(
+        "MoCo v3",
+        "cls",
+        # Its ViT-S has 12 heads too.
+        (
+            Files(
+                wrappers=("base_encoder", "momentum_encoder"),
+                ignored=("predictor.",),
+                num_heads=12,
+            ),
+        ),
+        (Paper("MoCo v3", "https://arxiv.org/abs/2104.02057", "vit-b-300ep.pth.tar"),),
+    ),
+    Method(
+        "I-JEPA",
+        "dense",
+        (Files(wrappers=("target_encoder",), ignored=("predictor.",)),),
+        (Paper("I-JEPA", "https://arxiv.org/abs/2301.08243"),),
+        timm_names=("*_ijepa",),
+    ),
+    Method(
+        "BEiT",
+        "dense",
+        (Files(marks=("*.q_bias",), ignored=("mask_token", "lm_head.")),),
+        (Paper("BEiT", "https://arxiv.org/abs/2106.08254"),),
+    ),
+    Method(
+        "DINO or iBOT",
+        "cls",
+        (
+            Files(
+                wrappers=("teacher", "student", "state_dict"), ignored=("masked_embed",)
+            ),
+        ),
+        (
+            Paper(
+                "DINO",
+                "https://arxiv.org/abs/2104.14294",
+                "dino_vitbase16_pretrain.pth",
+            ),
+            Paper("iBOT", "https://arxiv.org/abs/2111.07832", "checkpoint_teacher.pth"),
+        ),
+        timm_names=("*.dino",),
+    ),
+    # DeiT and others wrap their weights as MAE does.
+    Method(
+        "a classifier",
+        None,
+        (
+            Files(
+                marks=("decoder_*",),
+                wrappers=("model",),
+                needs=("head.weight",),
+                ignored=_OF_MAE,
+            ),
+        ),
+        (Paper("DeiT", "https://arxiv.org/abs/2012.12877"),),
+    ),
+    Method(
+        "MAE",
+        "dense",
+        (
+            Files(marks=("decoder_*",), wrappers=("model",), ignored=_OF_MAE),
+            Files(TRANSFORMERS, marks=("decoder.*",), norm_eps=STELLAR_NORM_EPS),
+        ),
+        (
+            Paper(
+                "MAE", "https://arxiv.org/abs/2111.06377", "mae_pretrain_vit_base.pth"
+            ),
+        ),
+        timm_names=("*.mae",),
+    ),
+    Method(
+        "DINOv2",
+        "cls+dense",
+        # Those with registers were released with antialiasing.
+        (
+            Files(marks=("register_tokens",), pos_antialias=True, **_OF_DINOV2),
+            Files(marks=("mask_token",), **_OF_DINOV2),
+        ),
+        (
+            Paper(
+                "DINOv2",
+                "https://arxiv.org/abs/2304.07193",
+                "dinov2_vitb14_pretrain.pth",
+            ),
+        ),
+        timm_names=("*_dinov2", "*_dinov2.*"),
+        vit_b={
+            "model_name": "vit_base_patch14_dinov2",
+            "img_size": 518,
+            "init_values": 1.0,
+        },
+    ),
+)
+
+
+def recognised(
+    layout: str, names: Collection[str], wrappers: Collection[str]
+) -> tuple[Method | None, Files | None]:
+    """The method that trained a file, and which of its kinds of files it is.
+
+    Args:
+        layout:
+            Layout of the file.
+        names:
+            Names of its tensors.
+        wrappers:
+            Dictionaries and prefixes around the weights.
+    """
+    possible = [
+        (method, files)
+        for method in METHODS
+        for files in method.files
+        if files.layout == layout and all(_has(names, p) for p in files.needs)
+    ]
+    for method, files in possible:
+        if any(_has(names, mark) for mark in files.marks):
+            return method, files
+    for method, files in possible:
+        if set(files.wrappers) & set(wrappers) or not (files.marks or files.wrappers):
+            return method, files
+    return None, None
+
+
+def of_timm(name: str) -> Method | None:
+    """The method that trained timm's weights of a name, None if it does not say."""
+    for method in METHODS:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in method.timm_names):
+            return method
+    return None
+
+
+def wrappers() -> tuple[str, ...]:
+    """All that methods wrap their weights in, the preferred ones first."""
+    return tuple(w for m in METHODS for files in m.files for w in files.wrappers)
+
+
+def known_layouts() -> str:
+    """The layouts that are read and the methods that use them, for messages."""
+    texts = []
+    for layout in LAYOUTS:
+        of = [m.name for m in METHODS if any(f.layout == layout.name for f in m.files)]
+        users = f", as of {', '.join(of)}" if of else ""
+        texts.append(f"{layout.name} ({layout.example}){users}")
+    return "; ".join(texts)
+
+
+def table() -> str:
+    """The methods as a Markdown table, as docs/models.md has it."""
+    lines = [
+        "| method | recognised by | features `auto` | in timm |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method in METHODS:
+        papers = ", ".join(f"[{paper.name}]({paper.url})" for paper in method.papers)
+        title = papers if method.name in papers else f"{method.name} ({papers})"
+        cells = [
+            title,
+            "; ".join(_told_by(files) for files in method.files),
+            f"`{method.feature}`" if method.feature else "to be named",
+            ", ".join(f"`{pattern}`" for pattern in method.timm_names) or "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _told_by(files: Files) -> str:
+    told = [f"tensors `{mark}`" for mark in files.marks]
+    told += [f"wrapper `{wrapper}`" for wrapper in files.wrappers]
+    text = f"{files.layout}: {' or '.join(told)}" if told else files.layout
+    return text + "".join(f", with `{name}`" for name in files.needs)
+
+
+def _has(names: Collection[str], pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)

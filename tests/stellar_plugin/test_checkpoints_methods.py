@@ -1,0 +1,147 @@
+"""The table of published methods, and what follows from a row of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from lightly_ext.evaluate.frozen_model import load_frozen_model
+from stellar_plugin import StellarEncoder
+from stellar_plugin.checkpoints import create_encoder, methods, numerics, read_checkpoint
+from stellar_plugin.checkpoints.methods import METHODS, Files, Method, Paper
+from stellar_plugin.protocols import FEATURES
+from tests.checkpoint_files import assert_same_tokens, prefixed, save, timm_vit
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+# What the row of a baseline says, and nothing else in the code base does.
+MADE_UP = Method(
+    "Made-up",
+    "cls+dense",
+    (
+        Files(
+            wrappers=("slow_network",),
+            renamed={"attention.": "attn."},
+            ignored=("guess.",),
+            norm_eps=1e-5,
+            pos_antialias=True,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        ),
+    ),
+    (Paper("Made-up", "https://arxiv.org/abs/0000.00000"),),
+    timm_names=("*.made_up",),
+)
+
+
+def write_made_up(folder: Path) -> Path:
+    state = timm_vit(embed_dim=192, norm_layer=torch.nn.LayerNorm).state_dict()
+    state = {name.replace("attn.", "attention."): v for name, v in state.items()}
+    state["guess.weight"] = torch.zeros(2)
+    content = {
+        "quick_network": {name: value + 1 for name, value in state.items()},
+        "slow_network": prefixed(state, "module."),
+    }
+    return save(content, folder / "made_up.pth")
+
+
+class TestARowMakesABaseline:
+    @pytest.fixture(autouse=True)
+    def row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(methods, "METHODS", (*METHODS, MADE_UP))
+
+    def test_its_file_loads(self, tmp_path: Path) -> None:
+        path = write_made_up(tmp_path)
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.method is MADE_UP
+        assert set(checkpoint.ignored) == {"guess.weight", "quick_network"}
+        assert checkpoint.unexpected == ()
+        assert numerics(checkpoint) == {
+            "norm_eps": 1e-5,
+            "pos_antialias": True,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+        }
+        vit = timm_vit(embed_dim=192, norm_layer=torch.nn.LayerNorm)
+        assert_same_tokens(create_encoder(path), vit)
+
+    def test_its_features_are_probed(self, tmp_path: Path) -> None:
+        frozen = load_frozen_model(str(write_made_up(tmp_path)))
+        assert frozen.origin.method == "Made-up"
+        assert frozen.resolve_feature("auto") == "cls+dense"
+        images = torch.rand(2, 3, 64, 64)
+        vit = timm_vit(embed_dim=192, norm_layer=torch.nn.LayerNorm)
+        with torch.no_grad():
+            tokens = vit.forward_features((images - 0.5) / 0.25)
+        expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        pooled = frozen.pooled(images, "cls+dense")
+        torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-4)
+
+    def test_timms_weights_of_it(self) -> None:
+        assert methods.of_timm("vit_tiny_patch16_224.made_up") is MADE_UP
+
+    def test_table_and_messages_name_it(self, tmp_path: Path) -> None:
+        assert methods.table().splitlines()[-1] == (
+            "| [Made-up](https://arxiv.org/abs/0000.00000) | timm: wrapper "
+            "`slow_network` | `cls+dense` | `*.made_up` |"
+        )
+        path = save({"conv.weight": torch.ones(1)}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=r"Known layouts: .*DINOv2, Made-up"):
+            read_checkpoint(path)
+
+
+def test_without_the_row__unknown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no known layout"):
+        read_checkpoint(write_made_up(tmp_path))
+
+
+def test_docs__have_the_table() -> None:
+    assert methods.table() in PAGE.read_text()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+class TestEveryRow:
+    def test_feature_exists(self, method: Method) -> None:
+        assert method.feature in (*FEATURES, None)
+
+    def test_timm_names__stand_in_timm(self, method: Method) -> None:
+        for pattern in method.timm_names:
+            known = [*timm.list_pretrained(pattern), *timm.list_models(pattern)]
+            assert known, pattern
+            assert {methods.of_timm(name) for name in known} == {method}
+
+    def test_vit_b__builds(self, method: Method) -> None:
+        with torch.device("meta"):
+            encoder = StellarEncoder(num_queries=0, **method.vit_b)
+        assert encoder.embed_dim == 768
+
+
+class TestOfTimm:
+    @pytest.mark.parametrize(
+        ("name", "method"),
+        [
+            ("vit_base_patch16_224.mae", "MAE"),
+            ("vit_small_patch8_224.dino", "DINO or iBOT"),
+            ("vit_base_patch14_reg4_dinov2.lvd142m", "DINOv2"),
+            ("vit_small_patch14_dinov2", "DINOv2"),
+            ("vit_huge_patch14_gap_224.in22k_ijepa", "I-JEPA"),
+        ],
+    )
+    def test_known(self, name: str, method: str) -> None:
+        found = methods.of_timm(name)
+        assert found is not None and found.name == method
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "vit_base_patch16_224",
+            "vit_base_patch16_224.augreg_in21k",
+            "vit_base_patch16_dinov3.lvd1689m",
+            "hiera_base_224.mae_in1k_ft_in1k",
+            "convnextv2_atto.fcmae",
+        ],
+    )
+    def test_others(self, name: str) -> None:
+        assert methods.of_timm(name) is None
