@@ -389,7 +389,7 @@ def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> 
         tuple(data["mean"]),
         tuple(data["std"]),
         data["interpolation"],
-        feature,
+        feature=feature,
     )
 
 

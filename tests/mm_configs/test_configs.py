@@ -12,6 +12,8 @@ from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
 import stellar_plugin.mmseg  # noqa: F401
+from stellar_plugin.checkpoints.layouts import TIMM
+from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
 from stellar_plugin.mmseg.card import run_protocol
 from stellar_plugin.protocols import SEGMENTATION, SegmentationProtocol, segmentation
 
@@ -315,6 +317,26 @@ class TestMethods:
 
 
 class TestBaselines:
+    @pytest.mark.parametrize("method", BASELINES)
+    def test_base__is_the_row_of_the_method(self, method: str) -> None:
+        path = CONFIGS / "_base_" / "backbones" / f"{method}.py"
+        base = Config.fromfile(path).baseline
+        ((row, paper),) = (
+            (row, paper)
+            for row in PUBLISHED
+            for paper in row.papers
+            if f"{paper.name} ViT-B" == base.name
+        )
+        assert paper.url in path.read_text()
+        norm_eps = {files.norm_eps for files in row.files if files.layout == TIMM}
+        assert base.backbone.to_dict() == {
+            "num_queries": 0,
+            "norm_eps": norm_eps.pop(),
+            "init_cfg": {"checkpoint": f"checkpoints/{paper.vit_b}"},
+            **row.vit_b,
+        }
+        assert not norm_eps
+
     @pytest.mark.parametrize("method", BASELINES)
     def test_vit(self, method: str) -> None:
         cfg = load(f"{method}_ade20k")
