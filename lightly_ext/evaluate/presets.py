@@ -120,8 +120,7 @@ def _pets(root: Path) -> Parts:
 
 
 def _food(root: Path) -> Parts:
-    train, test = (_food_part(root, name) for name in ("train", "test"))
-    return train, test
+    return _food_part(root, "train"), _food_part(root, "test")
 
 
 def _food_part(root: Path, part: str) -> ImageFiles:

@@ -50,7 +50,6 @@ CARD_FIELDS = {
     "rule": "What else decides on a score.",
     "networks": "The networks that metrics look through, by hash.",
 }
-# What a run has yet to fill in.
 _OPEN = (None, "", ())
 
 P = TypeVar("P", bound="Protocol")
@@ -61,6 +60,7 @@ class Protocol:
     """What must be the same for two scores to stand in one column.
 
     A task adds the fields that decide on its scores; `CARD_FIELDS` says what each is.
+    What a run fills in is None or empty until then, and missing from the card.
     """
 
     name: str
