@@ -16,71 +16,172 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
 
-VIEWS = 8
-QUERIES = 16
-GRID, LOCAL_GRID = 14, 6
-KEPT = int(GRID**2 * 0.2)
-PREFIX = 1 + QUERIES
+MASK_RATIO = 0.8
+CLIP = 3.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model and of what it is trained on, those of STELLAR-B by default.
+
+    Attributes:
+        model_name: Name that timm knows.
+        width: Width of the encoder.
+        depth: Blocks of the encoder.
+        heads: Attention heads of the encoder.
+        queries: Sparse tokens.
+        views: Masked views of an image, and as many local crops.
+        image: Side of a view in pixels.
+        local_image: Side of a local crop in pixels.
+        patch: Side of a patch in pixels.
+        decoder_width: Width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        hidden: Hidden width of the projection heads.
+        embedding: Width of the embeddings.
+        prototypes: Prototypes of each head.
+    """
+
+    model_name: str = "stellar_vit_base_patch16_224"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    queries: int = 16
+    views: int = 8
+    image: int = 224
+    local_image: int = 96
+    patch: int = 16
+    decoder_width: int = 512
+    decoder_depth: int = 6
+    decoder_heads: int = 8
+    hidden: int = 2048
+    embedding: int = 256
+    prototypes: int = 16384
+
+    @property
+    def grid(self) -> int:
+        """Patches along the side of a view."""
+        return self.image // self.patch
+
+    @property
+    def passes(self) -> dict[str, tuple[int, int]]:
+        """Images per image of the batch, and patches of each, by encoder pass."""
+        return {
+            "target": (1, self.grid**2),
+            "masked": (self.views, int(self.grid**2 * (1 - MASK_RATIO) + 1e-9)),
+            "local": (self.views, (self.local_image // self.patch) ** 2),
+        }
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Arguments of `StellarPretraining`."""
+        model = {
+            "model_name": self.model_name,
+            "num_queries": self.queries,
+            "img_size": self.image,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "decoder_dim": self.decoder_width,
+            "decoder_depth": self.decoder_depth,
+            "decoder_num_heads": self.decoder_heads,
+        }
+        head = {
+            "hidden_dim": self.hidden,
+            "output_dim": self.embedding,
+            "num_prototypes": self.prototypes,
+        }
+        return {"model": model, "head": head, "mask_ratio": MASK_RATIO}
+
+
+BASE = Sizes()
 
 
 class BareBlocks(nn.Module):
     """The transformer blocks of a step, fed with random tokens."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, sizes: Sizes, device: str, bf16: bool = False) -> None:
         super().__init__()
-        self.encoder = _blocks(768, 12, 12).to(device)
-        self.decoder = _blocks(512, 6, 8).to(device)
-        self.device = device
+        self.encoder = _blocks(sizes.width, sizes.depth, sizes.heads).to(device)
+        self.decoder = _blocks(
+            sizes.decoder_width, sizes.decoder_depth, sizes.decoder_heads
+        ).to(device)
+        self.sizes, self.device, self.bf16 = sizes, device, bf16
 
     def step(self, batch_size: int) -> None:
         """Forward and backward of every pass."""
-        for images, tokens in (
-            (batch_size, PREFIX + GRID**2),
-            (batch_size * VIEWS, PREFIX + KEPT),
-            (batch_size * VIEWS, PREFIX + LOCAL_GRID**2),
-        ):
-            x = torch.randn(images, tokens, 768, device=self.device)
-            self.encoder(x).float().square().mean().backward()
-        x = torch.randn(batch_size, GRID**2, 512, device=self.device)
-        self.decoder(x).float().square().mean().backward()
+        sizes = self.sizes
+        prefix = 1 + sizes.queries
+        for images, patches in sizes.passes.values():
+            self._pass(self.encoder, batch_size * images, prefix + patches, sizes.width)
+        self._pass(self.decoder, batch_size, sizes.grid**2, sizes.decoder_width)
+
+    def _pass(self, blocks: nn.Module, images: int, tokens: int, width: int) -> None:
+        x = torch.randn(images, tokens, width, device=self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            loss = blocks(x).float().square().mean()
+        loss.backward()
 
 
 class Step:
-    """A training step on random views."""
+    """A training step on random views, as `stellar pretrain` takes it."""
 
-    def __init__(self, batch_size: int, device: str) -> None:
-        self.module = StellarPretraining(
-            model={"model_name": "stellar_vit_base_patch16_224"}
-        ).to(device)
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters)
+    def __init__(
+        self,
+        sizes: Sizes,
+        batch_size: int,
+        device: str,
+        bf16: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        self.sizes, self.batch_size, self.device = sizes, batch_size, device
+        self.bf16 = bf16
+        self.module = StellarPretraining(**sizes.recipe).to(device)
+        self.module.model.encoder.set_grad_checkpointing(checkpointing)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        groups = param_groups_weight_decay(self.module, 0.04)
+        self.optimizer = torch.optim.AdamW(groups, 1e-4, fused=device == "cuda")
         self.views = tuple(
-            torch.randint(256, (batch_size, VIEWS, 3, size, size)).to(
+            torch.randint(256, (batch_size, sizes.views, 3, side, side)).to(
                 device, torch.uint8
             )
-            for size in (224, 96)
+            for side in (sizes.image, sizes.local_image)
         )
 
     def __call__(self) -> Tensor:
         """Runs the step and returns the loss."""
-        views = self.module.augment(*self.views)
-        batch_size = len(views.target)
-        keep = random_focal_mask(
-            batch_size * VIEWS, (GRID, GRID), device=views.target.device
-        )
-        terms, _ = self.module.loss_terms(views, keep.unflatten(0, (-1, VIEWS)))
+        loss = self.loss()
         self.optimizer.zero_grad()
-        terms.total.backward()
-        self.optimizer.step()
+        loss.backward()
+        self.update()
+        return loss
+
+    def loss(self) -> Tensor:
+        """The forward pass."""
+        grid = (self.sizes.grid, self.sizes.grid)
+        num_masks = self.batch_size * self.sizes.views
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            views = self.module.augment(*self.views)
+            keep = random_focal_mask(num_masks, grid, MASK_RATIO, device=self.device)
+            keep = keep.unflatten(0, (self.batch_size, self.sizes.views))
+            terms, _ = self.module.loss_terms(views, keep)
         return terms.total
+
+    def update(self) -> None:
+        """Clips the gradients and changes the weights."""
+        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self.optimizer.step()
 
 
 def _blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
@@ -100,20 +201,19 @@ def _seconds(function: Callable[[], object], device: str) -> float:
 def measure(batch_size: int, device: str, precision: str, rounds: int) -> list[str]:
     """One row of the table: times, ratio and peak memory."""
     torch.manual_seed(0)
-    step = Step(batch_size, device)
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        step()
-        # Peak of the step alone: the bare blocks come later.
-        if device == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        bare = BareBlocks(device)
-        bare.step(batch_size)
-        pairs = [
-            (_seconds(step, device), _seconds(lambda: bare.step(batch_size), device))
-            for _ in range(rounds)
-        ]
+    step = Step(BASE, batch_size, device, precision == "bf16")
+    step()
+    # Peak of the step alone: the bare blocks come later.
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    bare = BareBlocks(BASE, device, precision == "bf16")
+    bare.step(batch_size)
+    pairs = [
+        (_seconds(step, device), _seconds(lambda: bare.step(batch_size), device))
+        for _ in range(rounds)
+    ]
     ours, blocks = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     return [

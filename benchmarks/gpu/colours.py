@@ -1,0 +1,63 @@
+"""Colour augmentation on the device, beside the step and what memory allows."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks.gpu.measure import extra_gib, median_ms
+from benchmarks.gpu.profile import profile_step
+from benchmarks.gpu.results import Report
+from benchmarks.gpu.sizes import base
+from lightly_ext.transforms import STELLARColorAugment
+
+
+def run(arguments: argparse.Namespace, report: Report) -> None:
+    """Times the colours of a batch of views."""
+    sizes, batch_sizes = base(arguments.tiny)
+    device = arguments.device
+    step = report.results.values("b")
+    batch_size = step.get("batch_size", batch_sizes[0])
+    views = [
+        torch.randint(256, (batch_size, sizes.views, 3, side, side)).to(
+            device, torch.uint8
+        )
+        for side in (sizes.image, sizes.local_image)
+    ]
+    augment = STELLARColorAugment().to(device)
+    ms = median_ms(lambda: augment(*views), device, 10)
+    # Each view is read as bytes and written as float32 at least once.
+    gigabytes = sum(v.numel() for v in views) * 5 / 1e9
+    report.values(
+        colours_ms=ms,
+        ms_per_image=ms / batch_size,
+        extra_gib=extra_gib(lambda: augment(*views), device),
+        views_gb=gigabytes,
+        gb_per_s=1000 * gigabytes / ms,
+        copy_gb_per_s=_copy_rate(device, arguments.tiny),
+    )
+    for name in ("plain", "compiled"):
+        if f"{name}_ms" in step:
+            report.values(**{f"percent_of_{name}_step": 100 * ms / step[f"{name}_ms"]})
+    with report.section("profile"):
+        seen = profile_step(lambda: augment(*views), device)
+        report.values(busy_ms=seen.busy_ms, kernels=seen.kernels)
+        report.table(
+            "Longest kernels of the colours",
+            ["kernel", "ms", "number"],
+            [[kernel[:110].replace("|", "/"), ms, n] for kernel, ms, n in seen.top],
+        )
+    share = report.known().get("percent_of_plain_step")
+    report.headline(
+        f"{ms:.2f} ms for {batch_size} images"
+        + (f", {share:.1f} % of the plain step" if share else "")
+    )
+
+
+def _copy_rate(device: str, tiny: bool) -> float:
+    """GB/s of a copy in the device's memory, bytes read and written."""
+    source = torch.empty(2**20 if tiny else 2**31, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device, 5)
+    return 2 * source.numel() / ms / 1e6

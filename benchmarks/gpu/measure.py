@@ -1,0 +1,145 @@
+"""Times, memory and host synchronisations, on a GPU or, for trials, a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).parents[2]
+# Their lines are named as the place of a synchronisation.
+PACKAGES = ("lightly_ext", "stellar_plugin")
+
+
+class Mark:
+    """A point in the work of the device: a CUDA event, or the time on a CPU."""
+
+    def __init__(self, device: str) -> None:
+        self.event: Any = None
+        self.time = 0.0
+        if device == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+        else:
+            self.time = time.perf_counter()
+
+    def ms_since(self, start: Mark) -> float:
+        """Milliseconds from another mark to this one; waits for the device."""
+        if self.event is None:
+            return 1000 * (self.time - start.time)
+        self.event.synchronize()
+        ms: float = start.event.elapsed_time(self.event)
+        return ms
+
+
+def median_ms(
+    function: Callable[[], object], device: str, rounds: int, warm_up: int = 2
+) -> float:
+    """Median milliseconds between the starts of calls that follow one another.
+
+    The host runs ahead of the device, as in training.
+    """
+    for _ in range(warm_up):
+        function()
+    marks = [Mark(device)]
+    for _ in range(rounds):
+        function()
+        marks.append(Mark(device))
+    pairs = zip(marks, marks[1:], strict=False)
+    return statistics.median(after.ms_since(before) for before, after in pairs)
+
+
+def extra_gib(function: Callable[[], object], device: str) -> float | None:
+    """GiB that a call takes at its peak beyond what is there before; None on a CPU."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def peak_gib() -> float | None:
+    """Largest GiB in use since the last `reset_peak_memory_stats`; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+@contextlib.contextmanager
+def host_syncs(device: str) -> Iterator[Counter[str]]:
+    """Counts what makes the host wait for the device, by the line that does it.
+
+    On a GPU, torch warns of it. On a CPU, operations of the project are counted that
+    would wait on a GPU, without those of the colours, whose draws stay on the CPU.
+    """
+    found: Counter[str] = Counter()
+    if device == "cpu":
+        with _WouldWait(found):
+            yield found
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *_, **__: found.update([_our_line()])
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class _WouldWait(TorchDispatchMode):
+    """Counts operations whose result the host has to wait for."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket.__name__ in self.NAMES:
+            line = _our_line()
+            if line.startswith(PACKAGES) and "color_" not in line:
+                self.found[line] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _our_line() -> str:
+    """The innermost line of the project on the stack, else the innermost of all."""
+    stack = traceback.extract_stack(sys._getframe(2))
+    places = [(_short_path(frame.filename), frame) for frame in stack]
+    ours = [place for place in places if place[0].startswith(PACKAGES)]
+    path, frame = (ours or [p for p in places if p[1].filename != __file__])[-1]
+    return f"{path}:{frame.lineno} {frame.name}"
+
+
+def _short_path(filename: str) -> str:
+    path = Path(filename)
+    inside = path.is_relative_to(ROOT)
+    return str(path.relative_to(ROOT) if inside else Path(*path.parts[-3:]))
+
+
+def synchronize(device: str) -> None:
+    """Waits for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def random_tokens(*shape: int, device: str) -> Tensor:
+    """Random unit vectors, float32."""
+    return torch.nn.functional.normalize(torch.randn(*shape, device=device), dim=-1)
