@@ -153,8 +153,11 @@ class Step:
         groups = param_groups_weight_decay(self.module, 0.04)
         self.optimizer = torch.optim.AdamW(groups, 1e-4, fused=device == "cuda")
         self.views = tuple(
-            torch.randint(256, (batch_size, sizes.views, 3, side, side)).to(
-                device, torch.uint8
+            torch.randint(
+                256,
+                (batch_size, sizes.views, 3, side, side),
+                dtype=torch.uint8,
+                device=device,
             )
             for side in (sizes.image, sizes.local_image)
         )

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from benchmarks.gpu.measure import extra_gib, median_ms
+from benchmarks.gpu.measure import copy_rate, extra_gib, median_ms
 from benchmarks.gpu.profile import profile_step
 from benchmarks.gpu.results import Report
 from benchmarks.gpu.sizes import base
@@ -20,8 +20,11 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     step = report.results.values("b")
     batch_size = step.get("batch_size", batch_sizes[0])
     views = [
-        torch.randint(256, (batch_size, sizes.views, 3, side, side)).to(
-            device, torch.uint8
+        torch.randint(
+            256,
+            (batch_size, sizes.views, 3, side, side),
+            dtype=torch.uint8,
+            device=device,
         )
         for side in (sizes.image, sizes.local_image)
     ]
@@ -35,7 +38,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         extra_gib=extra_gib(lambda: augment(*views), device),
         views_gb=gigabytes,
         gb_per_s=1000 * gigabytes / ms,
-        copy_gb_per_s=_copy_rate(device, arguments.tiny),
+        copy_gb_per_s=copy_rate(device, arguments.tiny),
     )
     for name in ("plain", "compiled"):
         if f"{name}_ms" in step:
@@ -53,11 +56,3 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         f"{ms:.2f} ms for {batch_size} images"
         + (f", {share:.1f} % of the plain step" if share else "")
     )
-
-
-def _copy_rate(device: str, tiny: bool) -> float:
-    """GB/s of a copy in the device's memory, bytes read and written."""
-    source = torch.empty(2**20 if tiny else 2**31, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    ms = median_ms(lambda: target.copy_(source), device, 5)
-    return 2 * source.numel() / ms / 1e6

@@ -44,19 +44,18 @@ def step_flops(sizes: Sizes, batch_size: int) -> dict[str, float]:
     """
     width, queries, views = sizes.width, sizes.queries, sizes.views
     patches, embedded = sizes.grid**2, sizes.patch**2 * 3
-    flops = {}
+    flops: dict[str, float] = {}
     for name, (images, seen) in sizes.passes.items():
         # The gradient of the images is not needed.
         patch_embedding = 2 * (2 * seen * embedded * width)
         blocks = TRAINED * encoder_flops(sizes, seen)
         flops[f"encode_{name}"] = images * (blocks + patch_embedding)
-    localization = (
-        2 * (patches + queries) * width**2 + 2 * 2 * patches * queries * width
-    )
-    flops["localization"] = TRAINED * localization
-    decoder = 2 * patches * sizes.decoder_width * (width + embedded)
-    decoder += sizes.decoder_depth * block_flops(patches, sizes.decoder_width)
-    flops["decoder"] = TRAINED * decoder
+    projections = 2 * (patches + queries) * width**2
+    cosines_and_latent = 2 * 2 * patches * queries * width
+    flops["localization"] = TRAINED * (projections + cosines_and_latent)
+    blocks = sizes.decoder_depth * block_flops(patches, sizes.decoder_width)
+    latent_and_pixels = 2 * patches * sizes.decoder_width * (width + embedded)
+    flops["decoder"] = TRAINED * (blocks + latent_and_pixels)
     # Of the sparse head: target and views; of the CLS head: local crops, too.
     sparse_rows, cls_rows = queries * (1 + views), 1 + 2 * views
     rows = sparse_rows + cls_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.gpu.flops import total_flops
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.results import Report, shown
 from benchmarks.gpu.sizes import large
 from benchmarks.gpu.step import compile_blocks, fitting_step, measure_step
 
@@ -29,5 +29,5 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         f"{known['plain_mfu_percent']:.1f} %; compiled "
         f"{known.get('compiled_ms', float('nan')):.0f} ms, MFU "
         f"{known.get('compiled_mfu_percent', float('nan')):.1f} %; peak "
-        f"{known['plain_peak_gib']} GiB"
+        f"{shown(known['plain_peak_gib'])} GiB"
     )

@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from benchmarks.gpu.measure import extra_gib, median_ms
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.results import Cell, Report
 from benchmarks.gpu.sizes import base
 from lightly_ext.evaluate.efficiency_parts import hungarian_match
 from lightly_ext.loss import match_tokens, sinkhorn_knopp
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         "matching": lambda: match_tokens(tokens, targets),
         "hungarian": lambda: hungarian_match(tokens, targets),
     }
-    rows = []
+    rows: list[list[Cell]] = []
     for name, function in functions.items():
         with report.section(name):
             ms, gib = median_ms(function, device, 10), extra_gib(function, device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
-import sys
 import time
 import traceback
 import warnings
@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
-# Their lines are named as the place of a synchronisation.
-PACKAGES = ("lightly_ext", "stellar_plugin")
+# Not the place of a synchronisation, but what it goes through.
+TORCH = str(Path(torch.__file__).parent)
+THROUGH = (TORCH, warnings.__file__)
+# On a CPU only: draws of the colours stay there, and AdamW is another one on a GPU.
+CPU_ONLY = ("/transforms/color_", "/torch/optim/")
 
 
 class Mark:
@@ -56,7 +59,7 @@ def median_ms(
     for _ in range(rounds):
         function()
         marks.append(Mark(device))
-    pairs = zip(marks, marks[1:], strict=False)
+    pairs = itertools.pairwise(marks)
     return statistics.median(after.ms_since(before) for before, after in pairs)
 
 
@@ -82,8 +85,8 @@ def peak_gib() -> float | None:
 def host_syncs(device: str) -> Iterator[Counter[str]]:
     """Counts what makes the host wait for the device, by the line that does it.
 
-    On a GPU, torch warns of it. On a CPU, operations of the project are counted that
-    would wait on a GPU, without those of the colours, whose draws stay on the CPU.
+    On a GPU, torch warns of it. On a CPU, operations are counted that would wait on a
+    GPU.
     """
     found: Counter[str] = Counter()
     if device == "cpu":
@@ -92,7 +95,9 @@ def host_syncs(device: str) -> Iterator[Counter[str]]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda *_, **__: found.update([_our_line()])
+        warnings.showwarning = lambda *_, **__: found.update(
+            [_place(traceback.extract_stack())]
+        )
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
@@ -113,25 +118,19 @@ class _WouldWait(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func.overloadpacket.__name__ in self.NAMES:
-            line = _our_line()
-            if line.startswith(PACKAGES) and "color_" not in line:
-                self.found[line] += 1
+            stack = traceback.extract_stack()
+            if not any(word in f.filename for f in stack for word in CPU_ONLY):
+                self.found[_place(stack)] += 1
         return func(*args, **(kwargs or {}))
 
 
-def _our_line() -> str:
-    """The innermost line of the project on the stack, else the innermost of all."""
-    stack = traceback.extract_stack(sys._getframe(2))
-    places = [(_short_path(frame.filename), frame) for frame in stack]
-    ours = [place for place in places if place[0].startswith(PACKAGES)]
-    path, frame = (ours or [p for p in places if p[1].filename != __file__])[-1]
+def _place(stack: traceback.StackSummary) -> str:
+    """The innermost line outside torch and this file."""
+    through = (*THROUGH, __file__)
+    frame = next(f for f in reversed(stack) if not f.filename.startswith(through))
+    # Path inside the project or, of a package, inside its place of installation.
+    path = frame.filename.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
     return f"{path}:{frame.lineno} {frame.name}"
-
-
-def _short_path(filename: str) -> str:
-    path = Path(filename)
-    inside = path.is_relative_to(ROOT)
-    return str(path.relative_to(ROOT) if inside else Path(*path.parts[-3:]))
 
 
 def synchronize(device: str) -> None:
@@ -143,3 +142,19 @@ def synchronize(device: str) -> None:
 def random_tokens(*shape: int, device: str) -> Tensor:
     """Random unit vectors, float32."""
     return torch.nn.functional.normalize(torch.randn(*shape, device=device), dim=-1)
+
+
+def copy_rate(device: str, tiny: bool) -> float:
+    """GB/s of a copy in the device's memory, bytes read and written."""
+    source = torch.empty(2**20 if tiny else 2**31, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device, 5)
+    return 2 * source.numel() / ms / 1e6
+
+
+def product_rate(device: str, tiny: bool) -> float:
+    """TFLOP/s of a large bf16 matrix product on random numbers."""
+    size = 256 if tiny else 8192
+    x = torch.randn(size, size, device=device).bfloat16()
+    ms = median_ms(lambda: x @ x, device, 10)
+    return 2 * size**3 / ms / 1e9

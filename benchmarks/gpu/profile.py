@@ -22,9 +22,10 @@ WAITS = (
     "cudaEventSynchronize",
     "cudaMemcpy",
 )
+# The first kind of which a word is in the name: attention has "cutlass" in it, too.
 KINDS = {
-    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "addmm", "aten::mm", "bmm"),
     "attention": ("flash", "fmha", "attention", "sdpa"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "addmm", "aten::mm", "bmm"),
     "convolutions": ("conv", "cudnn"),
     "copies": ("memcpy", "memset", "aten::copy_"),
     "compiled by Inductor": ("triton",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.gpu.flops import TRAINED
 from benchmarks.gpu.measure import extra_gib, median_ms, random_tokens
-from benchmarks.gpu.results import Report
+from benchmarks.gpu.results import Cell, Report, shown
 from benchmarks.gpu.sizes import base
 from lightly_ext.loss.prototype_cross_entropy import (
     PrototypeTarget,
@@ -43,16 +44,15 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     losses = _losses(x, weight, q, chosen)
     expected = losses["plain"]().item()
     flops = TRAINED * 2 * rows * sizes.embedding * sizes.prototypes
-    table = []
+    table: list[list[Cell]] = []
     for name, loss in losses.items():
+        backward = partial(_backward, loss, x, weight)
         with report.section(name), _block_size(name):
-            value = loss().item()
-            ms = median_ms(lambda loss=loss: _backward(loss, x, weight), device, 5)
-            gib = extra_gib(lambda loss=loss: _backward(loss, x, weight), device)
+            difference = abs(loss().item() - expected) / expected
+            ms, gib = median_ms(backward, device, 5), extra_gib(backward, device)
             key = name.replace(" ", "_")
             report.values(**{f"{key}_ms": ms, f"{key}_gib": gib})
-            rate = flops / ms * 1e-9
-            table.append([name, ms, rate, gib, abs(value - expected) / expected])
+            table.append([name, ms, flops / ms * 1e-9, gib, difference])
     report.table(
         f"{rows} predictions, {sizes.prototypes} prototypes of {sizes.embedding} "
         f"numbers, forward and backward; {_why_no_kernel()}",
@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     known = report.known()
     ours = f"blocks_{MODULE.BLOCK_SIZE}"
     report.headline(
-        f"plain {known['plain_ms']:.2f} ms and {known['plain_gib']} GiB, ours "
-        f"{known[f'{ours}_ms']:.2f} ms and {known[f'{ours}_gib']} GiB"
+        f"plain {shown(known['plain_ms'])} ms and {shown(known['plain_gib'])} GiB; "
+        f"ours {shown(known[f'{ours}_ms'])} ms and {shown(known[f'{ours}_gib'])} GiB"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from benchmarks.gpu.flops import block_flops_of_step, mfu, step_flops, total_flops
-from benchmarks.gpu.measure import host_syncs, median_ms, peak_gib, synchronize
+from benchmarks.gpu.measure import (
+    copy_rate,
+    host_syncs,
+    median_ms,
+    peak_gib,
+    product_rate,
+    synchronize,
+)
 from benchmarks.gpu.profile import parts_of_step, profile_step
 from benchmarks.gpu.results import Report
 from benchmarks.gpu.sizes import base
@@ -36,12 +44,19 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         ["part", "TFLOP"],
         [[name, value / 1e12] for name, value in flops.items()],
     )
+    with report.section("ceilings"):
+        report.values(
+            copy_gb_per_s=copy_rate(device, arguments.tiny),
+            product_tflop_per_s=product_rate(device, arguments.tiny),
+        )
     with report.section("plain"):
         measure_step(step, report, "plain", rounds)
     with report.section("syncs"):
         _report_syncs(step, report)
     with report.section("parts"):
         _report_parts(step, report, "plain", rounds)
+    with report.section("optimiser"):
+        _report_optimiser(step, report, rounds)
     with report.section("profile"):
         _report_profile(step, report, "plain")
     with report.section("bare"):
@@ -76,6 +91,7 @@ def fitting_step(
         except torch.OutOfMemoryError:
             print(f"Batch {batch_size} does not fit.", flush=True)
         step = None  # type: ignore[assignment] # gives its memory back
+        gc.collect()
         torch.cuda.empty_cache()
     raise RuntimeError(f"None of the batch sizes {batch_sizes} fits.")
 
@@ -162,6 +178,15 @@ def _report_parts(step: Step, report: Report, name: str, rounds: int) -> None:
         ["part", "ms", "%"],
         [[part, ms, 100 * ms / total] for part, ms in parts.items()],
     )
+
+
+def _report_optimiser(step: Step, report: Report, rounds: int) -> None:
+    for name in ("foreach", "fused"):
+        optimizer = torch.optim.AdamW(
+            step.parameters, 0.0, foreach=name == "foreach", fused=name == "fused"
+        )
+        ms = median_ms(optimizer.step, step.device, rounds)
+        report.values(**{f"adamw_{name}_ms": ms})
 
 
 def _report_profile(step: Step, report: Report, name: str) -> None:

@@ -25,8 +25,8 @@ from benchmarks.gpu.measure import host_syncs, peak_gib
 from benchmarks.gpu.results import Report
 from benchmarks.gpu.sizes import base
 from benchmarks.step import Sizes
-from lightly_ext import pretrain_cli
 from lightly_ext.data import num_cpus
+from lightly_ext.pretrain import cli
 
 NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"
 # Steps in which the host's waits are counted; Lightning logs at multiples of 50.
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         seconds = min(arguments.seconds, arguments.limit - 40)
         _write_recipe(folder, photos, sizes, batch_size, seconds, arguments)
         start = time.perf_counter()
-        trainer = pretrain_cli.main([f"--config={folder / 'recipe.yaml'}"])
+        trainer: Any = cli.main([f"--config={folder / 'recipe.yaml'}"])
         wall = time.perf_counter() - start
     watch = next(c for c in trainer.callbacks if isinstance(c, StepWatch))
     _report(trainer, watch, wall, sizes, batch_size, report)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.gpu.flops import (
+    PEAK_BF16,
+    block_flops_of_step,
+    mfu,
+    step_flops,
+    total_flops,
+)
+from benchmarks.gpu.measure import host_syncs
+from benchmarks.gpu.results import Report, Results
+from benchmarks.gpu.sizes import TINY
+from benchmarks.step import BASE, BareBlocks, Step
+
+ROOT = Path(__file__).parents[2]
+BATCH = 3
+
+
+def counted(step: Any, *arguments: Any) -> int:
+    """Operations by torch's own counter; it counts fused attention's scores twice."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step(*arguments)
+    return counter.get_total_flops()
+
+
+class TestFlops:
+    def test_total_flops__as_torch_counts(self) -> None:
+        step = Step(TINY, BATCH, "cpu")
+        # Ours beside the plain loss: q W, and the gradient of W.
+        rows = BATCH * (TINY.queries + 1)
+        contraction = 2 * 2 * rows * TINY.embedding * TINY.prototypes
+        assert counted(step) == total_flops(TINY, BATCH) + contraction
+
+    def test_block_flops_of_step__as_torch_counts(self) -> None:
+        bare = BareBlocks(TINY, "cpu")
+        assert counted(bare.step, BATCH) == block_flops_of_step(TINY, BATCH)
+
+    def test_step_flops__stellar_b(self) -> None:
+        flops = step_flops(BASE, 128)
+        # ViT-B has 85 million weights in blocks: 6 operations for each and token, and
+        # attention beside them.
+        tokens = 128 * (213 + 8 * 56 + 8 * 53)
+        products = 6 * 12 * 12 * 768**2 * tokens
+        encoders = sum(v for k, v in flops.items() if k.startswith("encode"))
+        assert products < encoders < 1.05 * products
+        assert sum(flops.values()) == pytest.approx(76.37e12, rel=1e-3)
+
+    def test_mfu__one_second_at_the_peak(self) -> None:
+        assert mfu(PEAK_BF16, 1000) == pytest.approx(100)
+
+
+class TestHostSyncs:
+    def test_host_syncs__counts_by_line(self) -> None:
+        values = torch.ones(3)
+        with host_syncs("cpu") as found:
+            values.sum().item()
+            bool(values[0])
+        assert sorted(found.values()) == [1, 1]
+        assert all(line.startswith("tests/benchmarks/test_gpu.py:") for line in found)
+
+    def test_host_syncs__none_in_a_step(self) -> None:
+        step = Step(TINY, BATCH, "cpu")
+        with host_syncs("cpu") as found:
+            step()
+        assert not found
+
+
+class TestReport:
+    def test_section__keeps_what_was_there(self, tmp_path: Path) -> None:
+        report = Report(Results(tmp_path), "b")
+        report.values(plain_ms=2.0)
+        with report.section("compiled"):
+            raise torch.OutOfMemoryError("no memory")
+        report.values(later_ms=3.0)
+        part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["b"]
+        assert part["values"] == {"plain_ms": 2.0, "later_ms": 3.0}
+        assert part["failures"] == {"compiled": "OutOfMemoryError: no memory"}
+        assert "FAILED compiled" in (tmp_path / "gpu.md").read_text()
+
+
+def run_benchmark(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh", f"--output={output}", *arguments],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "HOME": str(output)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+class TestMain:
+    @pytest.fixture(scope="class")
+    def parts(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        output = tmp_path_factory.mktemp("gpu")
+        arguments = ("--tiny", "--device=cpu", "--seconds=60", "--limit=1200")
+        process = run_benchmark(output, *arguments)
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert "real training with its loader | done" in process.stdout
+        assert sorted(path.name for path in output.glob("gpu.*")) == [
+            "gpu.json",
+            "gpu.md",
+        ]
+        content = json.loads((output / "gpu.json").read_text())
+        assert content["machine"]["device"] == "CPU"
+        return dict(content["parts"])
+
+    def test_main__every_part_ends(self, parts: dict[str, Any]) -> None:
+        assert "".join(parts) == "bacdefgh"
+        for part in parts.values():
+            assert part["status"] == "done"
+            assert part["headline"]
+            assert "failures" not in part
+            assert 0 < part["seconds"] < part["limit"]
+
+    def test_main__step(self, parts: dict[str, Any]) -> None:
+        step = parts["b"]["values"]
+        assert step["host_syncs"] == 0
+        assert step["graph_breaks"] == 0
+        # The three passes of the encoder and the decoder.
+        assert step["graphs"] == 4
+        for name in ("plain", "compiled"):
+            ms = step[f"{name}_ms"]
+            assert step[f"{name}_images_per_s"] == pytest.approx(4000 / ms)
+            flops = ms / 1000 * step[f"{name}_mfu_percent"] / 100 * PEAK_BF16
+            assert flops == pytest.approx(total_flops(TINY, 4))
+            assert step[f"{name}_x_bare"] == pytest.approx(ms / step[f"bare_{name}_ms"])
+            assert step[f"{name}_kernels"] > 1000
+        assert step["teacher_ema_ms"] > 0
+        shares = next(
+            table["rows"]
+            for table in parts["b"]["tables"]
+            if table["title"].startswith("Parts of the plain step")
+        )
+        assert sum(row[2] for row in shares) == pytest.approx(100)
+        assert [row[0] for row in shares][:3] == [
+            "colours",
+            "encode target",
+            "encode masked",
+        ]
+
+    def test_main__the_other_parts(self, parts: dict[str, Any]) -> None:
+        values = {letter: part["values"] for letter, part in parts.items()}
+        assert values["a"]["skipped"] + values["a"]["passed"] >= 5
+        assert values["a"]["failed"] == 0
+        for row in parts["c"]["tables"][0]["rows"]:
+            assert row[-1] < 1e-5  # every form gives the same loss
+        assert values["d"]["colours_ms"] > 0
+        assert 0 < values["d"]["percent_of_plain_step"] < 100
+        assert values["e"]["hungarian_ms"] > 0
+        assert values["f"]["compiled_ms"] > 0
+        assert values["g"]["features_images_per_s"] > 0
+        assert values["g"]["knn_rows_at_once"] == 100
+        training = values["h"]
+        assert training["steps"] == 4
+        assert 0 <= training["loader_wait_percent"] <= 100
+        assert training["images_per_s"] == pytest.approx(4000 / training["step_ms"])
+
+    def test_main__time_runs_out(self, tmp_path: Path) -> None:
+        arguments = ("--tiny", "--device=cpu", "--parts=c,d", "--limit=6")
+        process = run_benchmark(tmp_path, *arguments)
+        assert process.returncode == 1
+        parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+        assert parts["c"]["status"] in ("out of time", "done")
+        assert parts["d"]["status"] in ("out of time", "no time left")
