@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain.optimization import parameter_groups
 
 MASK_RATIO = 0.8
 CLIP = 3.0
@@ -150,7 +150,7 @@ class Step:
         self.module = StellarPretraining(**sizes.recipe).to(device)
         self.module.model.encoder.set_grad_checkpointing(checkpointing)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        groups = param_groups_weight_decay(self.module, 0.04)
+        groups = parameter_groups(self.module, 0.04)
         self.optimizer = torch.optim.AdamW(groups, 1e-4, fused=device == "cuda")
         self.views = tuple(
             torch.randint(

@@ -14,7 +14,7 @@ from benchmarks.gpu.measure import extra_gib, median_ms, random_tokens
 from benchmarks.gpu.results import Cell, Report
 from benchmarks.gpu.sizes import base
 from benchmarks.step import BareBlocks, Sizes
-from lightly_ext.evaluate.session import Session
+from lightly_ext.evaluate.frozen_model import load_frozen_model
 from lightly_ext.metrics.knn import Voters
 from stellar_plugin import create_model
 
@@ -43,14 +43,7 @@ def _measure_features(
 ) -> None:
     device, batch_size = arguments.device, 4 if arguments.tiny else 256
     create_model(**sizes.recipe["model"]).save_pretrained(folder)
-    session = Session(
-        folder,
-        output=folder,
-        accelerator=device,
-        precision="bf16-mixed",
-        crop=sizes.image,
-    )
-    model = session.model
+    model = load_frozen_model(folder).to(device)
     host = torch.randint(256, (batch_size, 3, sizes.image, sizes.image)).byte()
     host = host.pin_memory() if device == "cuda" else host
     images = torch.randn(host.shape, device=device)
@@ -59,10 +52,10 @@ def _measure_features(
     bare = BareBlocks(sizes, device).encoder.requires_grad_(False)
 
     def features() -> Tensor:
-        return model.pooled(session.fabric.to_device(host), "sparse").cpu()
+        return model.pooled(host.to(device, non_blocking=True), "sparse").cpu()
 
     rows: list[list[Cell]] = []
-    with torch.no_grad(), session.fabric.autocast():
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         for name, function in {
             "bare": lambda: bare(x),
             "encoder": lambda: model.backbone(images),
