@@ -6,14 +6,24 @@ from lightly_ext.data.image_folder import (
     list_images,
     read_image,
 )
-from lightly_ext.data.views import SingleViewTransform, ViewBatch, collate_views
+from lightly_ext.data.views import (
+    EpochSampler,
+    SeededViews,
+    SingleViewTransform,
+    ViewBatch,
+    collate_views,
+    epoch_order,
+)
 
 __all__ = [
+    "EpochSampler",
     "ImageFolderDataset",
+    "SeededViews",
     "SingleViewTransform",
     "StellarDataModule",
     "ViewBatch",
     "collate_views",
+    "epoch_order",
     "list_images",
     "num_cpus",
     "read_image",

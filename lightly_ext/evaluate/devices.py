@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Subset
 
-from lightly_ext.data import num_cpus
+from lightly_ext.data import SeededViews, num_cpus
 from lightly_ext.evaluate.images import EvaluationImages, Sample
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class Devices:
 
     def loader(
         self,
-        images: EvaluationImages,
+        images: EvaluationImages | SeededViews[Sample],
         chosen: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> DataLoader[Sample]:

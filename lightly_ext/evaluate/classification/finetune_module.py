@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
+from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.classification.probe_data import check_unreadable
 from lightly_ext.evaluate.classification.split import Split, accuracies
-from lightly_ext.evaluate.classification.train_views import EpochSampler, TrainViews
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, pool
 from lightly_ext.evaluate.images import (
@@ -100,9 +100,9 @@ class FineTuning(LightningModule):
         """Loads random crops, in shares that together make the protocol's batches."""
         devices, protocol = self.devices, self.protocol
         crop = train_crop(protocol, self._interpolation)
-        images = TrainViews(self._files, crop, devices.seed)
+        images = SeededViews(EvaluationImages(self._files, crop), devices.seed)
         sampler = EpochSampler(
-            images, protocol.batch_sizes[0], devices.rank, devices.world_size
+            images, devices.rank, devices.world_size, protocol.batch_sizes[0]
         )
         # Lightning starts the first loader of a continued run before it sets the epoch.
         sampler.set_epoch(self.current_epoch)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from lightly_ext.data import epoch_order
 from lightly_ext.evaluate.classification.probe_data import (
     BLOCK,
     Block,
@@ -19,7 +20,6 @@ from lightly_ext.evaluate.classification.probe_data import (
 from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHeads
 from lightly_ext.evaluate.classification.probe_training import ProbeTraining
 from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
-from lightly_ext.evaluate.classification.train_views import epoch_order
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel

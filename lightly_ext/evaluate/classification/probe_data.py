@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightly_ext.evaluate.classification.train_views import TrainViews, epoch_order
+from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import MOST_UNREADABLE, POOLED, FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.images import ImageFiles, train_crop
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, train_crop
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 BLOCK = 8192
@@ -119,7 +119,7 @@ class ViewFeatures:
         self._devices = devices
         self._feature = feature
         crop = train_crop(protocol, model.origin.interpolation)
-        self._images = TrainViews(files, crop, devices.seed)
+        self._views = SeededViews(EvaluationImages(files, crop), devices.seed)
 
     def blocks(self, epoch: int, size: int) -> Iterator[Block]:
         """Blocks of an epoch, the same in every process; the last may be smaller.
@@ -140,13 +140,11 @@ class ViewFeatures:
     def _encoded(self, epoch: int) -> Iterator[Block]:
         """Readable images of an epoch in its order, as they come."""
         devices, total = self._devices, len(self.files)
-        self._images.epoch = epoch
-        order = epoch_order(total, devices.seed, epoch)
         # Equal shares: in a collective every process waits for every other one.
-        padded = order[torch.arange(total + -total % devices.world_size) % total]
-        share = padded[devices.rank :: devices.world_size].tolist()
+        sampler = EpochSampler(self._views, devices.rank, devices.world_size)
+        sampler.set_epoch(epoch)
         labels, num_seen, num_unreadable = self.files.label_tensor, 0, 0
-        for batch in devices.loader(self._images, share):
+        for batch in devices.loader(self._views, list(sampler)):
             features = self._encode(batch.image)
             numbers = torch.where(batch.readable, batch.number, -1)
             left = total - num_seen  # what lies behind is padding

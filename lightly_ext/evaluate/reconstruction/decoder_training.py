@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
+from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import (
     EvaluationImages,
@@ -100,45 +99,6 @@ class DecoderTraining(LightningModule):
             for name, tensor in checkpoint["state_dict"].items()
             if name.startswith((TRAINED, UNREADABLE))
         }
-
-
-class TrainingViews(Dataset[Sample]):
-    """Random views that depend on nothing but the seed, the epoch and the image.
-
-    Index `epoch * len(images) + i` is image i in that epoch. So a run that was
-    interrupted goes on exactly as it would have, with any number of workers.
-
-    Attributes:
-        images:
-            Images with a random transform.
-        seed:
-            Decides on the views.
-    """
-
-    def __init__(self, images: EvaluationImages, seed: int) -> None:
-        self.images = images
-        self.seed = seed
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Reads an image and cuts a view."""
-        # torch's generator on the CPU takes no more than 32 bits of a seed.
-        mixed = np.random.SeedSequence((self.seed, index)).generate_state(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(mixed[0]))
-            return self.images[index % len(self)]
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffled share of a process, as indices of `TrainingViews`."""
-
-    def __iter__(self) -> Iterator[int]:
-        """Yields indices of the current epoch."""
-        start = self.epoch * len(self.dataset)  # type: ignore[arg-type] # has a length
-        return (start + index for index in super().__iter__())
 
 
 def train_decoder(
@@ -232,12 +192,9 @@ def _loader(
             f"A batch of {protocol.batch_sizes[0]} images cannot be shared by "
             f"{devices.world_size} devices: choose another number of devices."
         )
-    views = TrainingViews(
-        EvaluationImages(files, train_crop(protocol, "bicubic")), devices.seed
-    )
-    sampler = EpochSampler(
-        views, devices.world_size, devices.rank, shuffle=True, seed=devices.seed
-    )
+    images = EvaluationImages(files, train_crop(protocol, "bicubic"))
+    views = SeededViews(images, devices.seed)
+    sampler = EpochSampler(views, devices.rank, devices.world_size)
     return DataLoader(
         views,
         batch_size=batch_size,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightly_ext.evaluate.classification.train_views import epoch_order
+from lightly_ext.data import epoch_order
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.retrieval import recalls

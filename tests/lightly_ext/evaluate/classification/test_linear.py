@@ -14,6 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
+from lightly_ext.data import epoch_order
 from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.classification import linear
@@ -21,14 +22,9 @@ from lightly_ext.evaluate.classification.linear import run_linear, run_linear_pa
 from lightly_ext.evaluate.classification.probe_data import FeatureRows, ViewFeatures
 from lightly_ext.evaluate.classification.probe_training import LOG_NAME
 from lightly_ext.evaluate.classification.split import split_set
-from lightly_ext.evaluate.classification.train_views import (
-    EpochSampler,
-    TrainViews,
-    epoch_order,
-)
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.features import FeatureCache
-from lightly_ext.evaluate.images import ImageFiles, train_crop
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.result import Result
 from stellar_plugin.protocols import LINEAR_PAPER
 from tests.lightly_ext.evaluate.small import (
@@ -284,35 +280,6 @@ class TestViewFeatures:
         again, other = (next(views.blocks(epoch, 24)) for epoch in (1, 2))
         torch.testing.assert_close(torch.cat([x for x, _ in blocks]), again[0])
         assert not torch.allclose(again[0].sum(0), other[0].sum(0))
-
-    def test_train_views__depend_on_seed_epoch_and_image_only(
-        self, tmp_path: Path
-    ) -> None:
-        files = self._files(tmp_path)
-        crop = train_crop(LINEAR_PAPER.replace(crop=IMAGE_SIZE), "bicubic")
-        views = TrainViews(files, crop, seed=0)
-        torch.manual_seed(0)
-        first, state = views[3].image, torch.get_rng_state()
-        torch.manual_seed(0)
-        assert torch.equal(torch.get_rng_state(), state)
-        torch.manual_seed(1)
-        assert torch.equal(views[3].image, first)
-        views.epoch = 1
-        assert not torch.equal(views[3].image, first)
-        assert not torch.equal(TrainViews(files, crop, seed=1)[3].image, first)
-
-    def test_epoch_sampler__whole_batches_and_every_image_once(
-        self, tmp_path: Path
-    ) -> None:
-        files = self._files(tmp_path)
-        views = TrainViews(files, torch.nn.Identity(), seed=0)
-        samplers = [EpochSampler(views, 10, rank, 2) for rank in range(2)]
-        for sampler in samplers:
-            sampler.set_epoch(3)
-        shares = [list(sampler) for sampler in samplers]
-        assert [len(s) for s in shares] == [len(s) for s in samplers] == [10, 10]
-        order = epoch_order(24, 0, 3)[:20].tolist()
-        assert [i for pair in zip(*shares, strict=True) for i in pair] == order
 
 
 class TestErrors:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.images import EvaluationImages, folder_images, train_crop
+from lightly_ext.evaluate.images import folder_images
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     build_autoencoder,
@@ -19,8 +19,6 @@ from lightly_ext.evaluate.reconstruction.autoencoder import (
 from lightly_ext.evaluate.reconstruction.decoder_files import load_decoder
 from lightly_ext.evaluate.reconstruction.decoder_training import (
     DecoderTraining,
-    EpochSampler,
-    TrainingViews,
     train_decoder,
 )
 from stellar_plugin.hashes import weights_sha256
@@ -214,39 +212,6 @@ class TestDecoderTraining:
         expected = autoencoder.losses(images[[0, 2]]).mean()
         torch.testing.assert_close(loss, expected)
         assert module.unreadable.nonzero().tolist() == [[7]]
-
-
-class TestTrainingViews:
-    def test_getitem__depends_on_seed_epoch_and_image_alone(
-        self, tmp_path: Path
-    ) -> None:
-        files = folder_images(write_images(tmp_path, 3))
-        images = EvaluationImages(files, train_crop(PROTOCOL, "bicubic"))
-        views, other = TrainingViews(images, 0), TrainingViews(images, 1)
-        first = views[1]
-        torch.manual_seed(5)
-        assert torch.equal(views[1].image, first.image)
-        assert views[4].number == first.number == 1  # the same image an epoch later
-        assert not torch.equal(views[4].image, first.image)
-        assert not torch.equal(other[1].image, first.image)
-
-
-class TestEpochSampler:
-    def test_iter__every_image_once_an_epoch(self, tmp_path: Path) -> None:
-        files = folder_images(write_images(tmp_path, 7))
-        images = EvaluationImages(files, train_crop(PROTOCOL, "bicubic"))
-        views = TrainingViews(images, 0)
-        shares = [EpochSampler(views, 2, rank, seed=3) for rank in range(2)]
-        orders = []
-        for epoch in range(2):
-            for sampler in shares:
-                sampler.set_epoch(epoch)
-            found = [i for sampler in shares for i in sampler]
-            assert {i // 7 for i in found} == {epoch}
-            assert {i % 7 for i in found} == set(range(7))
-            assert len(found) == 8  # one image twice: shares are equal in training
-            orders.append([i % 7 for i in found])
-        assert orders[0] != orders[1]
 
 
 def test_batch__not_divisible(
