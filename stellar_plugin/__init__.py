@@ -2,7 +2,7 @@
 
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
-from stellar_plugin.model import Stellar, create_model
+from stellar_plugin.model import Stellar
 from stellar_plugin.tokenizer import MaskGITVQGAN
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "Stellar",
     "StellarEncoder",
     "TokenDecoder",
-    "create_model",
 ]

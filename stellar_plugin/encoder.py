@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from stellar_plugin import vit as stellar_vits
 # B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
 
 LOCALIZATION_TEMPERATURE = 0.06
-NORM_EPS = 1e-7  # of every L2 norm in the method
+L2_NORM_EPS = 1e-7  # of every division by a length, not of LayerNorm
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class StellarEncoder(nn.Module):
                 width are multiples of the patch size.
             keep:
                 Indices of the patches to encode, int64 with shape (batch_size, k),
-                row-major over the grid. Hidden patches cost nothing. None encodes all.
+                row-major over the grid. No block computes the others. None encodes all.
 
         Returns:
             The factorization.
@@ -235,8 +236,8 @@ class StellarEncoder(nn.Module):
             )
         # Unit vectors in float32: half precision is too coarse for a cosine that is
         # divided by 0.06.
-        u = F.normalize(self.dense_proj(dense).float(), dim=-1, eps=NORM_EPS)
-        s = F.normalize(self.sparse_proj(sparse).float(), dim=-1, eps=NORM_EPS)
+        u = F.normalize(self.dense_proj(dense).float(), dim=-1, eps=L2_NORM_EPS)
+        s = F.normalize(self.sparse_proj(sparse).float(), dim=-1, eps=L2_NORM_EPS)
         with torch.autocast(u.device.type, enabled=False):
             cosine = u @ s.mT  # (B, n, d), (B, r, d) -> (B, n, r)
         return (cosine / LOCALIZATION_TEMPERATURE).softmax(dim=-1).to(dense.dtype)
@@ -257,47 +258,19 @@ class StellarEncoder(nn.Module):
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Prefix tokens and patches with positions -> (B, prefix + n or k, d)."""
-        height, width = self._image_grid(images)
-        patches = self._patchify(images, height, width, keep)
-        proj = self.vit.patch_embed.proj
-        x = F.linear(patches, proj.weight.flatten(1), proj.bias)
-        x = self.vit.patch_embed.norm(x)
-        position = self._position(height, width)
+        grid_size = self._image_grid(images)
+        x = self.vit.patch_embed(images).flatten(1, 2)  # (B, h, w, d) -> (B, n, d)
+        position = self.vit.pos_embed
         if position is not None:
-            if keep is not None:
-                position = position[0][keep]  # (B, k, d)
-            x = x + position
+            x = x + resample_position(
+                position, self.grid_size, grid_size, self.pos_antialias
+            )
+        if keep is not None:
+            x = x.gather(1, keep[:, :, None].expand(-1, -1, self.embed_dim))
         prefix = [t for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
         size = x.shape[0]  # not len(x), which a traced export would take for a constant
         x = torch.cat([t.expand(size, -1, -1).to(x.dtype) for t in prefix] + [x], 1)
         return self.vit.norm_pre(self.vit.pos_drop(x))
-
-    def _patchify(
-        self, images: Tensor, height: int, width: int, keep: Tensor | None
-    ) -> Tensor:
-        """Cuts the patches that are wanted, and only those -> (B, n or k, 3 p p)."""
-        p = self.patch_size
-        grid = images.unflatten(3, (width, p)).unflatten(2, (height, p))
-        grid = grid.permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p), a view
-        if keep is None:
-            return grid.flatten(1, 2).flatten(2)
-        batch = torch.arange(len(images), device=images.device)[:, None]
-        return grid[batch, keep // width, keep % width].flatten(2)
-
-    def _position(self, height: int, width: int) -> Tensor | None:
-        """Position embedding of a grid, (1, h w, d)."""
-        table = self.vit.pos_embed
-        if table is None or (height, width) == self.grid_size:
-            return table
-        grid = table.float().unflatten(1, self.grid_size).permute(0, 3, 1, 2)
-        grid = F.interpolate(
-            grid,
-            size=(height, width),
-            mode="bicubic",
-            antialias=self.pos_antialias,
-            align_corners=False,
-        )
-        return grid.flatten(2).mT.to(table.dtype)
 
     def _image_grid(self, images: Tensor) -> tuple[int, int]:
         p = self.patch_size
@@ -316,6 +289,31 @@ class StellarEncoder(nn.Module):
         return height // p, width // p
 
 
+def resample_position(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool,
+) -> Tensor:
+    """Position embedding of another grid, bicubic.
+
+    Args:
+        table:
+            Positions with shape (1, num_patches, embed_dim), row-major over `old_grid`.
+        old_grid:
+            Height and width of its grid, in patches.
+        new_grid:
+            Height and width of the wanted grid.
+        antialias:
+            Whether to smooth where the grid gets smaller.
+    """
+    if old_grid == new_grid:  # timm's own check is off in a traced export
+        return table
+    return resample_abs_pos_embed(
+        table, list(new_grid), list(old_grid), num_prefix_tokens=0, antialias=antialias
+    )
+
+
 def _create_vit(
     model_name: str, num_queries: int, vit_kwargs: dict[str, Any]
 ) -> Any:  # a VisionTransformer, whose attributes timm types loosely
@@ -328,11 +326,10 @@ def _create_vit(
     kwargs = {"num_classes": 0, "global_pool": "", **vit_kwargs}
     if num_registers is None:
         num_registers = _own_registers(model_name, kwargs)
+    # With a dynamic size timm's patch_embed takes any image and returns a map.
+    kwargs |= {"no_embed_class": True, "dynamic_img_size": True}
     vit = timm.create_model(
-        model_name,
-        reg_tokens=num_registers + num_queries,
-        no_embed_class=True,
-        **kwargs,
+        model_name, reg_tokens=num_registers + num_queries, **kwargs
     )
     patch_embed: Any = vit.patch_embed
     patch_size = getattr(patch_embed, "patch_size", (0, 1))

@@ -375,21 +375,3 @@ class Stellar(
         )
         config = json.dumps(self.config, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(config)
-
-
-def create_model(model_name: str, **kwargs: Any) -> Stellar:
-    """Creates a STELLAR model with fresh weights by name, in timm's manner.
-
-    Args:
-        model_name:
-            "stellar_vit_tiny_patch16_224", "..._small_...", "..._base_...",
-            "..._large_...", "stellar_vit_huge_patch14_224", or another timm
-            VisionTransformer.
-        kwargs:
-            Arguments of `Stellar`, for example img_size, num_queries, patch_size,
-            embed_dim, depth.
-
-    Examples:
-        >>> create_model("stellar_vit_base_patch16_224", img_size=256, num_queries=8)
-    """
-    return Stellar(model_name, **kwargs)

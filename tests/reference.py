@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -87,7 +87,7 @@ def head_arguments() -> dict[str, int]:
 
 
 def stellar(state: dict[str, Tensor] | None = None) -> Stellar:
-    model = create_model(**model_arguments())
+    model = Stellar(**model_arguments())
     model.load_state_dict(model_state(weights() if state is None else state))
     return model.eval()
 

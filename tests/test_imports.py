@@ -31,7 +31,7 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
         (
             LEARNING + OPENMMLAB + DEMO,
             "import torch, timm, stellar_plugin\n"
-            "m = stellar_plugin.create_model('stellar_vit_tiny_patch16_224', depth=1)\n"
+            "m = stellar_plugin.Stellar('stellar_vit_tiny_patch16_224', depth=1)\n"
             "print(m.reconstruct(torch.zeros(1, 3, 224, 224)).shape)",
         ),
         ((*LEARNING, "sklearn"), "import stellar_plugin.mmseg"),

@@ -16,7 +16,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
 
 TIMM = "timm:"
@@ -148,7 +148,7 @@ def _stellar(model: FrozenModel) -> Stellar:
     """The whole model; times need no weights, so a timm name will do."""
     source = model.origin.source
     if model.origin.untrained and source.startswith(TIMM):
-        stellar = create_model(source.removeprefix(TIMM)).requires_grad_(False)
+        stellar = Stellar(source.removeprefix(TIMM)).requires_grad_(False)
         return stellar.eval().to(model.mean.device)
     stellar = load_stellar(model)
     if stellar.decoder is None:

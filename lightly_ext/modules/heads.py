@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
-NORM_EPS = 1e-7
+from stellar_plugin.encoder import L2_NORM_EPS
 
 
 class STELLARProjectionHead(ProjectionHead):
@@ -64,4 +64,4 @@ class STELLARProjectionHead(ProjectionHead):
         """
         x = self.layers(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.normalize(x.to(dtype), dim=-1, eps=NORM_EPS)
+        return F.normalize(x.to(dtype), dim=-1, eps=L2_NORM_EPS)

@@ -28,7 +28,7 @@ from lightly_ext.pretrain.optimization import (
 )
 from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
-from stellar_plugin import Factorization, Stellar, create_model
+from stellar_plugin import Factorization, Stellar
 from stellar_plugin.checkpoints import (
     Checkpoint,
     load_encoder_weights,
@@ -54,7 +54,7 @@ class StellarPretraining(LightningModule):
 
     Attributes:
         model:
-            Arguments of `stellar_plugin.create_model`, `model_name` among them.
+            Arguments of `stellar_plugin.Stellar`, `model_name` among them.
         head:
             Arguments of both `STELLARProjectionHead`s, for example num_prototypes.
         loss:
@@ -145,7 +145,7 @@ class StellarPretraining(LightningModule):
             model = {**model, "target": None}
         elif target == "tokens" and checkpoint and weights and tokenizer is None:
             model = {**model, "tokenizer": _tokenizer_inside(checkpoint)}
-        self.model: Stellar = create_model(**model)
+        self.model: Stellar = Stellar(**model)
         if self.criterion.uses_reconstruction:
             self._load_tokenizer(tokenizer)
         self.augment = STELLARColorAugment(

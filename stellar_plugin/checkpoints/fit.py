@@ -6,7 +6,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stellar_plugin.checkpoints import methods
@@ -15,7 +14,7 @@ from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.sizes import encoder_arguments, encoder_config
 from stellar_plugin.checkpoints.sizes import heads as heads_of
-from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.encoder import StellarEncoder, resample_position
 from stellar_plugin.state_dict import misfits
 from stellar_plugin.vit import HEADS_OF_WIDTH
 
@@ -115,7 +114,9 @@ def _resample_position(
     if old_grid == encoder.grid_size or old_grid[0] * old_grid[1] != table.shape[1]:
         return []
     antialias = checkpoint.config.get("pos_antialias", encoder.pos_antialias)
-    state[POSITION_KEY] = _resized(table, old_grid, encoder.grid_size, antialias)
+    state[POSITION_KEY] = resample_position(
+        table, old_grid, encoder.grid_size, antialias
+    )
     (old_h, old_w), (new_h, new_w) = old_grid, encoder.grid_size
     return [f"{POSITION_KEY} from {old_h} x {old_w} to {new_h} x {new_w} patches"]
 
@@ -126,19 +127,6 @@ def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
             return own_encoder(checkpoint).grid_size
     side = isqrt(table.shape[1])
     return side, side
-
-
-def _resized(
-    table: Tensor,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    antialias: bool,
-) -> Tensor:
-    grid = table.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
-    grid = F.interpolate(
-        grid, size=new_grid, mode="bicubic", antialias=antialias, align_corners=False
-    )
-    return grid.flatten(2).mT.to(table.dtype)
 
 
 def check_tensors(

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from stellar_plugin import Stellar, StellarEncoder, create_model
+from stellar_plugin import Stellar, StellarEncoder
 from stellar_plugin.checkpoints import load_encoder_weights, read_checkpoint
+from stellar_plugin.checkpoints.sizes import encoder_arguments
 
 NAME = "stellar_vit_tiny_patch16_224"
 VIT = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -22,7 +24,7 @@ def build(**kwargs: object) -> StellarEncoder:
 @pytest.fixture
 def model(tmp_path: Path) -> Stellar:
     decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-    model = create_model(NAME, num_queries=4, **decoder, **VIT)
+    model = Stellar(NAME, num_queries=4, **decoder, **VIT)
     model.save_pretrained(tmp_path)
     return model
 
@@ -62,6 +64,29 @@ class TestReadCheckpoint:
         safetensors.torch.save_file({"head.weight": torch.zeros(2)}, path)
         with pytest.raises(ValueError, match=r"no known layout.*head\.weight.*timm"):
             read_checkpoint(path)
+
+
+class TestEncoderArguments:
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {},
+            {"target": None, "norm_eps": 1e-6},
+            {"target": "tokens", "num_codes": 8, "pos_antialias": True},
+            {"mean": (0.5,) * 3, "std": (0.5,) * 3, "reg_tokens": 2, "patch_size": 8},
+        ],
+    )
+    def test_encoder_of_the_model(self, kwargs: dict[str, Any]) -> None:
+        sizes = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+        torch.manual_seed(0)
+        model = Stellar(NAME, num_queries=4, **sizes, **VIT, **kwargs)
+        torch.manual_seed(0)
+        encoder = StellarEncoder(**encoder_arguments(model.config))
+        state, expected = encoder.state_dict(), model.encoder.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(state[name].equal(expected[name]) for name in expected)
+        images = torch.randn(1, 3, 64, 32)
+        assert encoder(images).sparse.equal(model.encoder(images).sparse)
 
 
 class TestLoadEncoderWeights:

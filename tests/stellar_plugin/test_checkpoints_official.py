@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     HEADS,
     create_encoder,
@@ -129,7 +129,7 @@ class TestFromPretrained:
         assert model.decoder.blocks[0].attn.num_heads == 4
 
     def test_config_of_another_model_beside(self, file: Path) -> None:
-        create_model(**reference.model_arguments()).save_pretrained(file.parent)
+        Stellar(**reference.model_arguments()).save_pretrained(file.parent)
         with pytest.raises(ValueError, match="Pass num_heads"):
             Stellar.from_pretrained(file)
 
@@ -214,7 +214,7 @@ class TestFromPretrained:
 
 class TestReport:
     def test_unused_tensors_are_listed(self, file: Path) -> None:
-        model = create_model(**reference.model_arguments())
+        model = Stellar(**reference.model_arguments())
         report = load_model_weights(model, file)
         assert report.layout == "official STELLAR"
         assert set(report.ignored) == {
@@ -233,7 +233,7 @@ class TestReport:
     def test_unexpected(self, file: Path, caplog: pytest.LogCaptureFixture) -> None:
         state = reference.weights() | {"fancy.weight": torch.zeros(2)}
         save_file(state, file)
-        report = load_model_weights(create_model(**reference.model_arguments()), file)
+        report = load_model_weights(Stellar(**reference.model_arguments()), file)
         assert report.unexpected == ("fancy.weight",)
         assert "1 unexpected (fancy.weight)" in caplog.text
 
@@ -251,7 +251,7 @@ class TestReport:
 
     def test_resized(self, file: Path) -> None:
         arguments = {**reference.model_arguments(), "img_size": (96, 48)}
-        model = create_model(**arguments).eval()
+        model = Stellar(**arguments).eval()
         report = load_model_weights(model, file)
         assert report.resized == ("vit.pos_embed from 4 x 4 to 6 x 3 patches",)
         original = Stellar.from_pretrained(file, **HEAD_COUNTS)
@@ -262,7 +262,7 @@ class TestReport:
         new = ("sparse_tokens", "dense_proj", "sparse_proj")
         state = reference.weights()
         save_file({k: v for k, v in state.items() if not k.startswith(new)}, file)
-        encoder = create_model(**reference.model_arguments()).encoder
+        encoder = Stellar(**reference.model_arguments()).encoder
         before = encoder.vit.reg_token.clone()
         report = load_encoder_weights(encoder, file)
         assert set(report.missing) == {
@@ -326,7 +326,7 @@ class TestFullSize:
         assert {name: config[name] for name in expected} == expected
         with torch.device("meta"):
             model = Stellar(**config)
-            plain = create_model("stellar_vit_base_patch16_224")
+            plain = Stellar("stellar_vit_base_patch16_224")
         assert self.shapes(model.state_dict()) == self.shapes(plain.state_dict())
         load_model_weights(model, checkpoint)
         assert checkpoint.unexpected == ()
@@ -366,7 +366,7 @@ class TestFullSize:
         assert config["img_size"] == 224
         with torch.device("meta"):
             model = Stellar(**config)
-            plain = create_model(config["model_name"])
+            plain = Stellar(config["model_name"])
         assert self.shapes(model.state_dict()) == self.shapes(plain.state_dict())
         load_model_weights(model, checkpoint)
 
@@ -435,7 +435,7 @@ class TestToOfficial:
         ],
     )
     def test_other_models(self, kwargs: dict[str, object], message: str) -> None:
-        model = create_model(**{**reference.model_arguments(), **kwargs})
+        model = Stellar(**{**reference.model_arguments(), **kwargs})
         with pytest.raises(ValueError, match=message):
             to_official(model)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stellar_cli.__main__ import main
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import create_encoder, read_checkpoint, save_heads
 from stellar_plugin.checkpoints.export import timm_call, to_timm
 from tests import reference
@@ -108,7 +108,7 @@ class TestConvert:
 class TestToTimm:
     def test_documented_call__full_size(self) -> None:
         with torch.device("meta"):
-            model = create_model("stellar_vit_base_patch16_224")
+            model = Stellar("stellar_vit_base_patch16_224")
             vit = timm.create_model(
                 "vit_base_patch16_224",
                 reg_tokens=16,
@@ -132,5 +132,5 @@ def test_save_heads__none(tmp_path: Path) -> None:
 
 
 def test_own_checkpoint_without_heads(tmp_path: Path) -> None:
-    create_model(**reference.model_arguments()).save_pretrained(tmp_path)
+    Stellar(**reference.model_arguments()).save_pretrained(tmp_path)
     assert read_checkpoint(tmp_path).heads == {}

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 
 from stellar_plugin import Factorization, StellarEncoder
+from stellar_plugin.encoder import resample_position
 from tests import reference
 
 
@@ -73,7 +73,7 @@ class TestStellarEncoder:
             encoder(changed, keep).sparse, encoder(images, keep).sparse
         )
 
-    def test_forward__hidden_patches_cost_nothing(self) -> None:
+    def test_forward__hidden_patches_are_no_tokens(self) -> None:
         encoder = tiny()
         tokens = encoder.forward_features(
             torch.randn(2, 3, 64, 64), torch.tensor([[1, 2], [3, 4]])
@@ -199,15 +199,34 @@ class TestStellarEncoder:
         assert tiny().vit.norm.eps == 1e-12
         assert tiny(norm_eps=1e-6).vit.blocks[0].norm1.eps == 1e-6
 
-    def test_position__antialias_is_timms(self) -> None:
-        encoder = tiny(pos_antialias=True, img_size=128)
-        expected = timm.layers.resample_abs_pos_embed(
-            encoder.vit.pos_embed,
-            new_size=[4, 6],
-            old_size=[8, 8],
-            num_prefix_tokens=0,
+    def test_other_size__with_antialias_as_timm(self) -> None:
+        images = torch.randn(2, 3, 64, 96)
+        differences = []
+        for antialias in (True, False):
+            encoder = tiny(pos_antialias=antialias, img_size=128)
+            torch.nn.init.normal_(encoder.vit.pos_embed)
+            with torch.no_grad():
+                ours = encoder.forward_features(images)
+                timms = encoder.vit.forward_features(images)
+            differences.append((ours - timms).abs().max())
+        assert differences[0] < 1e-5 and differences[1] > 0.1
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("new_grid", [(4, 6), (2, 2), (9, 5)])
+def test_resample_position__bicubic_per_channel(
+    antialias: bool, new_grid: tuple[int, int]
+) -> None:
+    table = torch.randn(1, 3 * 5, 8)
+    result = resample_position(table, (3, 5), new_grid, antialias)
+    for channel in range(8):
+        expected = F.interpolate(
+            table[0, :, channel].reshape(1, 1, 3, 5),
+            size=new_grid,
+            mode="bicubic",
+            antialias=antialias,
         )
-        torch.testing.assert_close(encoder._position(4, 6), expected)
+        torch.testing.assert_close(result[0, :, channel], expected.flatten())
 
 
 class TestFactorization:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 from tests import reference
 
 
@@ -22,7 +22,7 @@ def tiny(**kwargs) -> Stellar:
         "decoder_depth": 1,
         "decoder_num_heads": 2,
     }
-    return create_model("stellar_vit_tiny_patch16_224", **{**settings, **kwargs}).eval()
+    return Stellar("stellar_vit_tiny_patch16_224", **{**settings, **kwargs}).eval()
 
 
 class TestStellar:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stellar_cli.__main__ import main
-from stellar_plugin import Stellar, StellarEncoder, create_model
+from stellar_plugin import Stellar, StellarEncoder
 from stellar_plugin import onnx as stellar_onnx
 from stellar_plugin.onnx import export_onnx
 from tests import reference
@@ -70,7 +70,7 @@ class TestExportONNX:
 
     def test_convert__without_localization(self, tmp_path: Path) -> None:
         settings = {**reference.model_arguments(), "target": None}
-        model = create_model(**settings).eval()
+        model = Stellar(**settings).eval()
         model.save_pretrained(tmp_path / "model")
         path = tmp_path / "out" / "m.onnx"
         main(["convert", str(tmp_path / "model"), str(path), "--to=onnx"])

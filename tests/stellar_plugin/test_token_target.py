@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stellar_plugin import MaskGITVQGAN, Stellar, create_model
+from stellar_plugin import MaskGITVQGAN, Stellar
 from tests import reference
 from tests.tokenizer_weights import SIZES, reference_tokenizer
 
@@ -25,7 +25,7 @@ def tiny(**kwargs) -> Stellar:
         "target": "tokens",
         "num_codes": 64,
     }
-    return create_model("stellar_vit_tiny_patch16_224", **{**settings, **kwargs}).eval()
+    return Stellar("stellar_vit_tiny_patch16_224", **{**settings, **kwargs}).eval()
 
 
 @pytest.fixture(scope="module")

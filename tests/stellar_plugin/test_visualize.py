@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stellar_plugin import create_model
-from stellar_plugin.model import Stellar
+from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures, principal_components
 from stellar_plugin.visualize import (
     colour_tokens,
@@ -28,7 +27,7 @@ from tests.tokenizer_weights import SIZES
 @pytest.fixture(scope="module")
 def model() -> Stellar:
     torch.manual_seed(0)
-    return create_model(
+    return Stellar(
         "stellar_vit_tiny_patch16_224",
         img_size=(16, 24),
         patch_size=8,
@@ -250,7 +249,7 @@ class TestReconstructionRows:
 
     def test_reconstruction_rows__codes_have_another_size(self) -> None:
         torch.manual_seed(0)
-        model = create_model(
+        model = Stellar(
             "stellar_vit_tiny_patch16_224",
             **{"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 1},
             **{"num_heads": 2, "num_queries": 2, "decoder_dim": 16},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
-from stellar_plugin.encoder import NORM_EPS, Factorization
+from stellar_plugin.encoder import L2_NORM_EPS, Factorization
 from stellar_plugin.protocols import CropProtocol
 
 # Bytes that the widest tensor of one block takes: small beside any memory, large enough
@@ -155,7 +155,7 @@ def quantised(result: Factorization) -> dict[str, Tensor]:
     tokens = result.sparse.float()
     maps = result.localization.float().mT
     return {
-        "units": F.normalize(tokens, dim=-1, eps=NORM_EPS).half(),
+        "units": F.normalize(tokens, dim=-1, eps=L2_NORM_EPS).half(),
         "norms": tokens.norm(dim=-1),
         "maps": (maps * 255).round().byte(),
     }
@@ -163,7 +163,7 @@ def quantised(result: Factorization) -> dict[str, Tensor]:
 
 def unit_length(tokens: Tensor) -> Tensor:
     """Tokens scaled to unit length, so that a product with another is the cosine."""
-    return F.normalize(tokens, dim=-1, eps=NORM_EPS)
+    return F.normalize(tokens, dim=-1, eps=L2_NORM_EPS)
 
 
 def most_distinct(units: Tensor, number: int) -> list[int]:

@@ -21,7 +21,7 @@ from lightly_ext.data import ImageFolderDataset, collate_views
 from lightly_ext.loss import CLSViews, SparseViews, STELLARLoss
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.transforms import STELLARColorAugment, STELLARTransform, STELLARViews
-from stellar_plugin import create_model
+from stellar_plugin import Stellar
 
 
 class STELLAR(nn.Module):
@@ -29,7 +29,7 @@ class STELLAR(nn.Module):
 
     def __init__(self, num_prototypes: int) -> None:
         super().__init__()
-        self.model = create_model("stellar_vit_small_patch16_224", decoder_dim=256)
+        self.model = Stellar("stellar_vit_small_patch16_224", decoder_dim=256)
         width = self.model.encoder.embed_dim
         self.sparse_head = STELLARProjectionHead(width, num_prototypes=num_prototypes)
         self.cls_head = STELLARProjectionHead(width, num_prototypes=num_prototypes)

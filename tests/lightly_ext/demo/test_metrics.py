@@ -21,13 +21,13 @@ from lightly_ext.demo.metrics import (
 )
 from lightly_ext.demo.table import METRICS
 from lightly_ext.modules import STELLARProjectionHead
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 
 
 @pytest.fixture(scope="module")
 def model() -> Stellar:
     torch.manual_seed(0)
-    return create_model(
+    return Stellar(
         "stellar_vit_tiny_patch16_224",
         img_size=60,
         patch_size=12,

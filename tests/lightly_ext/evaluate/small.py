@@ -59,7 +59,7 @@ def write_model(folder: Path, **kwargs: Any) -> str:
     """Saves a tiny STELLAR model with random weights; patches of 16 of 32 px."""
     torch.manual_seed(0)
     arguments = {"num_queries": NUM_QUERIES, **VIT, **DECODER, **kwargs}
-    stellar_plugin.create_model(MODEL_NAME, **arguments).save_pretrained(folder)
+    stellar_plugin.Stellar(MODEL_NAME, **arguments).save_pretrained(folder)
     return str(folder)
 
 

@@ -14,7 +14,7 @@ from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.efficiency import Time, run_efficiency, table_rows, time_part
 from lightly_ext.evaluate.efficiency_parts import hungarian_match, model_parts
 from lightly_ext.loss import match_tokens
-from stellar_plugin import create_model
+from stellar_plugin import Stellar
 from tests.lightly_ext.evaluate.small import (
     DECODER,
     MODEL_NAME,
@@ -93,7 +93,7 @@ class TestHungarianMatch:
 class TestModelParts:
     def test_model_parts__compute_what_they_say(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
-        model = create_model(MODEL_NAME, num_queries=4, **VIT, **DECODER).eval()
+        model = Stellar(MODEL_NAME, num_queries=4, **VIT, **DECODER).eval()
         images = torch.randn(2, 3, 48, 48)
         parts = model_parts(_given(tmp_path).devices, model, images)
         assert tuple(parts) == PARTS
@@ -178,8 +178,8 @@ class TestRunEfficiency:
     def test_run_efficiency__a_timm_name_needs_no_weights(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        small = create_model(MODEL_NAME, num_queries=4, **VIT, **DECODER)
-        monkeypatch.setattr(efficiency, "create_model", lambda name: small)
+        small = Stellar(MODEL_NAME, num_queries=4, **VIT, **DECODER)
+        monkeypatch.setattr(efficiency, "Stellar", lambda name: small)
         given = _given(tmp_path, "timm:vit_tiny_patch16_224", untrained=True, crop=48)
         result = run_efficiency(*given, (1,), "channels_last", 0.01)
         assert "channels_last" in result.protocol["inference"]

@@ -28,7 +28,7 @@ def write_checkpoint(folder: Path, **kwargs: object) -> Path:
     torch.manual_seed(1)
     decoder = {"decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
     sizes = {"num_queries": NUM_QUERIES, **decoder, **VIT, **kwargs}
-    stellar_plugin.create_model(MODEL_NAME, **sizes).save_pretrained(folder)
+    stellar_plugin.Stellar(MODEL_NAME, **sizes).save_pretrained(folder)
     return folder
 
 

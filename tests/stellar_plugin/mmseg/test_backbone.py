@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmseg.registry import MODELS
 
-from stellar_plugin import Stellar, create_model
+from stellar_plugin import Stellar
 from stellar_plugin.mmseg import StellarViT, backbone
 from stellar_plugin.mmseg.backbone import _cut
 from tests.stellar_plugin.mmseg.mmseg_sets import (
@@ -161,7 +161,7 @@ class TestInitWeights:
         assert any("its weights are random" in line for line in log)
 
     def test_other_mean__said(self, tmp_path: Path, log: list[str]) -> None:
-        create_model(
+        Stellar(
             MODEL_NAME,
             num_queries=NUM_QUERIES,
             decoder_dim=16,
