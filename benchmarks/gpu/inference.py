@@ -16,7 +16,7 @@ from benchmarks.gpu.sizes import base
 from benchmarks.step import BareBlocks, Sizes
 from lightly_ext.evaluate.frozen_model import load_frozen_model
 from lightly_ext.metrics.knn import Voters
-from stellar_plugin import create_model
+from stellar_plugin import Stellar
 
 CLASSES = 1000
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -42,7 +42,7 @@ def _measure_features(
     sizes: Sizes, folder: str, arguments: argparse.Namespace, report: Report
 ) -> None:
     device, batch_size = arguments.device, 4 if arguments.tiny else 256
-    create_model(**sizes.recipe["model"]).save_pretrained(folder)
+    Stellar(**sizes.recipe["model"]).save_pretrained(folder)
     model = load_frozen_model(folder).to(device)
     host = torch.randint(256, (batch_size, 3, sizes.image, sizes.image)).byte()
     host = host.pin_memory() if device == "cuda" else host
