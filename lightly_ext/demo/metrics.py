@@ -18,13 +18,13 @@ from lightly_ext.demo.features import (
     reconstructions,
     to_unit_range,
 )
-from lightly_ext.evaluate.probes import (
+from lightly_ext.demo.probes import (
     linear_accuracy,
     mean_iou,
     multilabel_map,
     patch_predictions,
 )
-from lightly_ext.evaluate.probing.localization import foreground_iou, query_roles
+from lightly_ext.evaluate.probing.localization import parts_iou
 from lightly_ext.metrics import knn_accuracy, prototype_usage
 from lightly_ext.modules.heads import STELLARProjectionHead
 from stellar_plugin.model import Stellar
@@ -73,9 +73,9 @@ def model_scores(
     for kind in ("lowrank", "dense"):
         patches = getattr(train, kind).numpy(), getattr(test, kind).numpy()
         scores[f"patch_miou_{kind}"] = patch_miou(*patches, sets)
-    roles = query_roles(train.localization, _is_digit(sets.train))
-    scores["foreground_iou"] = foreground_iou(
-        test.localization, _is_digit(sets.test), roles
+    hits, misses = patches_won(train.localization, _is_digit(sets.train))
+    scores["foreground_iou"] = parts_iou(
+        *patches_won(test.localization, _is_digit(sets.test)), chosen=hits > misses
     )
     decoded = reconstructions(model, sets.test.images)
     scores["psnr"] = mean_psnr(decoded, to_unit_range(sets.test.images))
@@ -149,6 +149,27 @@ def patch_miou(train_patches: NDArray, test_patches: NDArray, sets: BoardSets) -
         train_patches[chosen], sets.train[chosen].cell_labels, test_patches
     )
     return mean_iou(predictions, sets.test.cell_labels)
+
+
+def patches_won(localization: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts the patches of which a query is the strongest.
+
+    Args:
+        localization:
+            Localization matrices with shape (num_images, num_patches, num_queries).
+        foreground:
+            Whether a patch is foreground, bool with shape (num_images, num_patches).
+
+    Returns:
+        Foreground patches and background patches of each query, int64 with shape
+        (num_queries,).
+    """
+    winners, num_queries = localization.argmax(dim=-1), localization.shape[-1]
+    hits, misses = (
+        torch.bincount(winners[chosen], minlength=num_queries)
+        for chosen in (foreground, ~foreground)
+    )
+    return hits, misses
 
 
 def mean_psnr(images: Tensor, targets: Tensor) -> float:

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
         parser.add_function_arguments(load_frozen_model, skip={"seed"})
         parser.add_class_arguments(Devices)
         parser.add_class_arguments(Results, skip={"devices"})
-        parser.add_function_arguments(function, skip={"model", "devices", "results"})
+        skipped: set[str | int] = {"model", "devices", "results", "protocol"}
+        parser.add_function_arguments(function, skip=skipped)
     else:
         parser.add_function_arguments(function, as_positional=True)
     options = _flags(_repeatable(options, function), (function, load_frozen_model))

@@ -76,16 +76,7 @@ class FeatureCache:
     def pooled(
         self, files: ImageFiles, protocol: CropProtocol, feature: str
     ) -> CachedFeatures:
-        """One float32 vector per image, as the array `POOLED`; see `features`.
-
-        Args:
-            files:
-                The images.
-            protocol:
-                Says how they are cut.
-            feature:
-                One of `FEATURES`.
-        """
+        """One vector per image, the float32 array `POOLED`; see `features`."""
 
         def compute(images: Tensor) -> dict[str, Tensor]:
             return {POOLED: self.model.pooled(images, feature)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -93,6 +93,43 @@ def pair_loader(devices: Devices, images: EvaluationImages) -> DataLoader[Sample
     # An even size, so that no pair is torn apart.
     size = max(2, devices.batch_size // 2 * 2)
     return devices.loader(images, [i for pair in mine for i in pair], size)
+
+
+def measure_pairs(
+    devices: Devices,
+    images: EvaluationImages,
+    names: Iterable[Name],
+    text: str,
+    measure: Callable[[Tensor, Tensor, ImageMeans[Name]], None],
+) -> tuple[dict[Name, Mean], int]:
+    """Measures images in the pairs of `pair_loader`, each in one process.
+
+    Args:
+        devices:
+            Where it runs.
+        images:
+            The images.
+        names:
+            Names of the numbers, the same in all processes.
+        text:
+            What the progress bar says.
+        measure:
+            Adds the numbers of a batch: gets the images, on the device, and which of
+            them could be read.
+
+    Returns:
+        Means over the images of all processes, and the number of unreadable ones.
+    """
+    loader = pair_loader(devices, images)
+    means = ImageMeans[Name](names)
+    unreadable = []
+    for batch in devices.progress(loader, text, len(loader)):
+        unreadable += batch.number[~batch.readable].tolist()
+        inputs, readable = devices.fabric.to_device((batch.image, batch.readable))
+        with torch.no_grad(), devices.fabric.autocast():
+            measure(inputs, readable, means)
+    num_unreadable = count_unreadable(devices, images.files, unreadable)
+    return means.reduce(devices), num_unreadable
 
 
 def partners(readable: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
@@ -19,6 +17,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.training import LAST_CHECKPOINT, make_trainer
 from stellar_plugin.protocols import FINETUNE, AugmentedClassifierProtocol
 
 
@@ -126,25 +125,16 @@ def _fit(
         f"device(s), gradients of {accumulate} accumulated."
     )
     steps = len(module.train_dataloader()) // accumulate
-    device = devices.device.type
-    several = devices.world_size > 1
-    path = folder / "checkpoints" / "last.ckpt"
-    trainer = Trainer(
-        accelerator=device,
-        devices=devices.world_size,
-        strategy="ddp" if several else "auto",
-        precision=devices.precision,
-        sync_batchnorm=several and device == "cuda",
-        max_epochs=protocol.epochs,
+    path = folder / LAST_CHECKPOINT
+    trainer = make_trainer(
+        devices,
+        protocol,
+        folder,
+        sync_batchnorm=devices.world_size > 1 and devices.device.type == "cuda",
         accumulate_grad_batches=accumulate,
-        gradient_clip_val=protocol.clip,
-        use_distributed_sampler=False,
         log_every_n_steps=min(50, steps),
-        enable_model_summary=False,
-        default_root_dir=folder,
-        logger=CSVLogger(folder, name="log"),
         callbacks=[
-            ModelCheckpoint(path.parent, path.stem, enable_version_counter=False),
+            ModelCheckpoint(path.parent, path.stem, enable_version_counter=False)
         ],
     )
     continued = resume and path.exists()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial, update_wrapper
+from typing import Any
 
 import torch
 
@@ -32,8 +33,6 @@ from stellar_plugin.protocols import (
     RandomCropProtocol,
 )
 
-P = TypeVar("P", bound=ClassifierProtocol)
-
 
 def run_linear(
     model: FrozenModel,
@@ -44,8 +43,12 @@ def run_linear(
     epochs: int | None = None,
     lrs: list[float] | None = None,
     batch_sizes: list[int] | None = None,
+    protocol: ClassifierProtocol = LINEAR,
 ) -> Result:
-    """Linear probe on features of centre crops, which are computed once.
+    """Linear probe on frozen features.
+
+    These are of centre crops and computed once, or, as in the paper, of augmented views
+    that are encoded anew in every epoch; held-out and test images are centre crops.
 
     Every learning rate is trained with every batch size on 90 % of the training set;
     the head with the best accuracy on the other 10 % is tested, as it is. Of equal
@@ -72,6 +75,8 @@ def run_linear(
         batch_sizes:
             Batch sizes to choose from, instead of the protocol's; all divide the
             largest. Those that the training set cannot fill are left out.
+        protocol:
+            Says which of the two; views where it cuts at random.
 
     Returns:
         The result, which is stored too.
@@ -81,78 +86,31 @@ def run_linear(
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
     run = _prepare(
-        model, devices, results, LINEAR, data, features, epochs, lrs, batch_sizes
+        model, devices, results, protocol, data, features, epochs, lrs, batch_sizes
     )
-    train = cached_rows(run.cache, run.split.data.train, run.protocol, run.feature)
-    rows = train.among(run.split.kept)
+    files, split = run.split.data.train, run.split
+    if isinstance(run.protocol, RandomCropProtocol):
+        kept, held_out = (files[i.tolist()] for i in (split.kept, split.held_out))
+        views = ViewFeatures(model, devices, kept, run.protocol, run.feature)
+        rows = cached_rows(run.cache, held_out, run.protocol, run.feature)
+        return _probe(run, lambda epoch: views.blocks(epoch, run.block), rows)
+    cached = cached_rows(run.cache, files, run.protocol, run.feature)
+    rows = cached.among(split.kept)
 
     def blocks(epoch: int) -> Iterable[Block]:
-        order = epoch_order(len(rows), devices.seed, epoch)
-        return rows.blocks(run.block, order)
+        return rows.blocks(run.block, epoch_order(len(rows), devices.seed, epoch))
 
-    return _probe(run, blocks, train.among(run.split.held_out))
+    return _probe(run, blocks, cached.among(split.held_out))
 
 
-def run_linear_paper(
-    model: FrozenModel,
-    devices: Devices,
-    results: Results,
-    data: str,
-    features: str = "auto",
-    epochs: int | None = None,
-    lrs: list[float] | None = None,
-    batch_sizes: list[int] | None = None,
-) -> Result:
-    """Linear probe on augmented views, as in the paper: encoded anew in every epoch.
-
-    Otherwise as `run_linear`: the same grid, the same choice. Held-out and test images
-    are centre crops.
-
-    Args:
-        model:
-            What is evaluated.
-        devices:
-            Where it runs.
-        results:
-            Where results are kept.
-        data:
-            Folder with `train` and `val` or `test`, each with a folder of images per
-            class, or the name of a data set.
-        features:
-            "auto", where the objective of the method acts, or one of sparse, dense,
-            cls, cls+dense and lowrank.
-        epochs:
-            Passes over the training images, instead of the protocol's 30.
-        lrs:
-            Learning rates to choose from, instead of the protocol's, as in
-            "[0.001,0.01]".
-        batch_sizes:
-            Batch sizes to choose from, instead of the protocol's; all divide the
-            largest. Those that the training set cannot fill are left out.
-
-    Returns:
-        The result, which is stored too.
-
-    Raises:
-        ValueError: If an option or the data set does not allow to train.
-        RuntimeError: If too many images are unreadable, or features are not finite.
-    """
-    run = _prepare(
-        model, devices, results, LINEAR_PAPER, data, features, epochs, lrs, batch_sizes
-    )
-    files = run.split.data.train
-    held_out = files[run.split.held_out.tolist()]
-    kept = files[run.split.kept.tolist()]
-    views = ViewFeatures(model, devices, kept, run.protocol, run.feature)
-    return _probe(
-        run,
-        lambda epoch: views.blocks(epoch, run.block),
-        cached_rows(run.cache, held_out, run.protocol, run.feature),
-    )
+# The command line reads names and documentation.
+run_linear_paper = update_wrapper(
+    partial(run_linear, protocol=LINEAR_PAPER), run_linear
+)
 
 
 @dataclass(frozen=True)
-class _Run(Generic[P]):
+class _Run:
     """A probe that is ready to start.
 
     Attributes:
@@ -168,7 +126,7 @@ class _Run(Generic[P]):
     model: FrozenModel
     devices: Devices
     results: Results
-    protocol: P
+    protocol: ClassifierProtocol
     split: Split
     feature: str
     grid: list[HeadOptions]
@@ -201,13 +159,13 @@ def _prepare(
     model: FrozenModel,
     devices: Devices,
     results: Results,
-    protocol: P,
+    protocol: ClassifierProtocol,
     data: str,
     features: str,
     epochs: int | None,
     lrs: Sequence[float] | None,
     batch_sizes: Sequence[int] | None,
-) -> _Run[P]:
+) -> _Run:
     """Finds out everything that can go wrong before the work starts."""
     options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
     given = {k: _sorted(v) for k, v in options.items() if v is not None}
@@ -264,7 +222,7 @@ def _grid(
 
 
 def _probe(
-    run: _Run[P], blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
+    run: _Run, blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
 ) -> Result:
     """Trains the grid, chooses a head and tests it."""
     devices, protocol = run.devices, run.protocol
@@ -327,7 +285,7 @@ def _test(
     return {**scores, "num_test": len(test)}
 
 
-def _choice(run: _Run[P], accuracies: Sequence[float], best: int) -> dict[str, Any]:
+def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]:
     """What was chosen among what, and whether it lies at the border of the grid."""
     table: dict[str, dict[str, float]] = {}
     for (batch_size, lr), accuracy in zip(run.grid, accuracies, strict=True):

@@ -127,7 +127,7 @@ def plan_search(
         tokens = [named_token(q, files, model.num_queries) for q in query]
         return lambda index: token_search(index, tokens, files, device)
     if prototypes or choose == "prototypes":
-        head = load_sparse_head(model, devices)
+        head = load_sparse_head(model)
         named = named_prototypes(prototypes or [], head)
         return lambda index: prototype_search(
             named or most_used_prototypes(index, head, num_queries), head
@@ -277,7 +277,7 @@ def most_used_prototypes(
     ][:num_queries]
 
 
-def load_sparse_head(model: FrozenModel, devices: Devices) -> STELLARProjectionHead:
+def load_sparse_head(model: FrozenModel) -> STELLARProjectionHead:
     """Projection head and prototypes of the tokens, on the device, without gradients.
 
     Raises:
@@ -295,7 +295,7 @@ def load_sparse_head(model: FrozenModel, devices: Devices) -> STELLARProjectionH
     prototypes, output = state["prototypes.weight"].shape
     head = STELLARProjectionHead(width, hidden, output, prototypes)
     head.load_state_dict(state)
-    return head.eval().requires_grad_(False).to(devices.device)
+    return head.eval().requires_grad_(False).to(model.mean.device)
 
 
 def _width(head: STELLARProjectionHead) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import (
     EvaluationImages,
-    ImageFiles,
     centre_crop,
 )
 from lightly_ext.evaluate.plots import save_line_plot
@@ -22,8 +22,7 @@ from lightly_ext.evaluate.probing.localization import require_localization
 from lightly_ext.evaluate.reduction import (
     ImageMeans,
     Mean,
-    count_unreadable,
-    pair_loader,
+    measure_pairs,
     partners,
     require_pairs,
 )
@@ -83,9 +82,13 @@ def run_equivariance(
     protocol = results.protocol(EQUIVARIANCE, data=name)
     window = _window(protocol)
     require_pairs(files)
-    patch = _patch_size(model, devices, protocol)
+    patch = _patch_size(model, protocol)
     results.announce(model, protocol)
-    means, num_unreadable = _measure(model, devices, files, window, patch)
+    images = EvaluationImages(files, centre_crop(window, model.origin.interpolation))
+    measure = partial(_add_batch, model, patch)
+    means, num_unreadable = measure_pairs(
+        devices, images, _keys(patch), "shifts", measure
+    )
     result = results.result(
         model,
         "equivariance",
@@ -180,12 +183,10 @@ def _window(protocol: CropProtocol) -> CropProtocol:
     return protocol.replace(crop=side)
 
 
-def _patch_size(
-    model: FrozenModel, devices: Devices, protocol: CropProtocol
-) -> int | None:
+def _patch_size(model: FrozenModel, protocol: CropProtocol) -> int | None:
     """Side of a patch in px, None where no shift by one can be measured."""
     crop = protocol.crop
-    blank = torch.zeros(1, 3, crop, crop, device=devices.device)
+    blank = torch.zeros(1, 3, crop, crop, device=model.mean.device)
     rows, columns = model(blank).grid_size
     patch = crop // columns
     if patch * columns != crop or rows != columns or columns == 1:
@@ -201,32 +202,11 @@ def _keys(patch: int | None) -> list[Key]:
     return keys + ([("l", MOVED_BACK, patch)] if patch is not None else [])
 
 
-def _measure(
-    model: FrozenModel,
-    devices: Devices,
-    files: ImageFiles,
-    window: CropProtocol,
-    patch: int | None,
-) -> tuple[dict[Key, Mean], int]:
-    transform = centre_crop(window, model.origin.interpolation)
-    images = EvaluationImages(files, transform)
-    loader = pair_loader(devices, images)
-    means = ImageMeans[Key](_keys(patch))
-    unreadable = []
-    for batch in devices.progress(loader, "shifts", len(loader)):
-        unreadable += batch.number[~batch.readable].tolist()
-        with torch.no_grad(), devices.fabric.autocast():
-            windows, readable = devices.fabric.to_device((batch.image, batch.readable))
-            _add_batch(model, windows, readable, patch, means)
-    num_unreadable = count_unreadable(devices, files, unreadable)
-    return means.reduce(devices), num_unreadable
-
-
 def _add_batch(
     model: FrozenModel,
+    patch: int | None,
     windows: Tensor,
     readable: Tensor,
-    patch: int | None,
     means: ImageMeans[Key],
 ) -> None:
     reference = _factors(model, windows, DIRECTIONS[0], 0)

@@ -22,8 +22,7 @@ from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.reduction import (
     ImageMeans,
     Mean,
-    count_unreadable,
-    pair_loader,
+    measure_pairs,
     partners,
     require_pairs,
 )
@@ -229,24 +228,19 @@ def _measure(
     protocol: CropProtocol,
     feature: str,
 ) -> tuple[Means, int]:
-    model = model
     interpolation = model.origin.interpolation
     images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, devices.seed)
-    loader = pair_loader(devices, images)
-    means = ImageMeans[float]((*STABILITY_SCALES, OTHER))
-    unreadable = []
-    for batch in devices.progress(loader, model.origin.name, len(loader)):
-        unreadable += batch.number[~batch.readable].tolist()
-        views, readable = devices.fabric.to_device((batch.image, batch.readable))
-        with torch.no_grad(), devices.fabric.autocast():
-            reference = model.pooled(views[:, 0], feature)
-            for i, scale in enumerate(STABILITY_SCALES):
-                features = model.pooled(views[:, i + 1], feature)
-                means.add(scale, cosine_distance(features, reference)[readable])
-            one, two = partners(readable)
-            means.add(OTHER, cosine_distance(reference[one], reference[two]))
-    num_unreadable = count_unreadable(devices, files, unreadable)
-    return means.reduce(devices), num_unreadable
+
+    def measure(views: Tensor, readable: Tensor, means: ImageMeans[float]) -> None:
+        reference = model.pooled(views[:, 0], feature)
+        for i, scale in enumerate(STABILITY_SCALES):
+            features = model.pooled(views[:, i + 1], feature)
+            means.add(scale, cosine_distance(features, reference)[readable])
+        one, two = partners(readable)
+        means.add(OTHER, cosine_distance(reference[one], reference[two]))
+
+    names = (*STABILITY_SCALES, OTHER)
+    return measure_pairs(devices, images, names, model.origin.name, measure)
 
 
 def _plot(path: Path, curves: Mapping[str, Means], data: str) -> None:

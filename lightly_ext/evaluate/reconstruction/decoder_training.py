@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -31,10 +29,10 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
     write_config,
 )
 from lightly_ext.evaluate.reduction import count_unreadable
+from lightly_ext.evaluate.training import fit
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from stellar_plugin.protocols import RandomCropProtocol, TrainedProtocol
 
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 # All else of a checkpoint is frozen and has files of its own.
 TRAINED = "autoencoder.decoder."
 UNREADABLE = "unreadable"
@@ -145,16 +143,10 @@ def train_decoder(
     devices.fabric.barrier()
     module = DecoderTraining(autoencoder, protocol, len(files))
     loader = _loader(devices, files, protocol)
-    trainer = _trainer(devices, protocol, folder, num_steps=len(loader))
-    last = folder / LAST_CHECKPOINT
-    if last.exists():
-        devices.say(f"Continues the training in {folder}.")
     # They are meant to be: the encoder and the tokenizer.
     warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")
-    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
-    module.to(devices.device)  # Lightning leaves everything on the CPU
-    if trainer.current_epoch != protocol.epochs:
-        raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
+    steps = min(10, len(loader))
+    fit(devices, module, protocol, folder, loader, log_every_n_steps=steps)
     num_unreadable = count_unreadable(
         devices, files, module.unreadable.nonzero().flatten().tolist()
     )
@@ -163,24 +155,6 @@ def train_decoder(
         save_decoder(autoencoder, folder)
     devices.fabric.barrier()
     return num_unreadable
-
-
-def _trainer(
-    devices: Devices, protocol: TrainedProtocol, folder: Path, num_steps: int
-) -> Trainer:
-    return Trainer(
-        accelerator=devices.device.type,
-        devices=devices.world_size,
-        strategy="ddp" if devices.world_size > 1 else "auto",
-        precision=devices.precision,
-        max_epochs=protocol.epochs,
-        gradient_clip_val=protocol.clip,
-        logger=CSVLogger(folder, name="log"),
-        callbacks=[ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")],
-        log_every_n_steps=min(10, num_steps),
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
 
 
 def _loader(

@@ -9,9 +9,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from lightly_ext.evaluate.devices import Devices
@@ -28,10 +25,9 @@ from lightly_ext.evaluate.text.training import (
     hold_out,
     training_loader,
 )
+from lightly_ext.evaluate.training import fit
 from stellar_plugin.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from stellar_plugin.protocols import AlignTextProtocol, card_digest
-
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -182,28 +178,8 @@ def _fit(
         torch.manual_seed(devices.seed)
         probe = AttentionProbe(pairs.tokens.shape[2], pairs.texts.shape[1])
     module = Alignment(probe, protocol, pairs, devices.rank, devices.world_size)
-    trainer = Trainer(
-        accelerator=devices.device.type,
-        devices=devices.world_size,
-        strategy="ddp" if devices.world_size > 1 else "auto",
-        precision=devices.precision,
-        max_epochs=protocol.epochs,
-        gradient_clip_val=protocol.clip,
-        logger=CSVLogger(folder, name="log"),
-        callbacks=[ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")],
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
-    last = folder / LAST_CHECKPOINT
-    resumes = last.exists()
-    if resumes:
-        devices.say(f"Continues the training in {folder}.")
-    devices.fabric.barrier()  # nobody writes before everybody has looked
-    trainer.fit(module, loader, held_out, ckpt_path=str(last) if resumes else None)
-    if trainer.current_epoch != protocol.epochs:
-        raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
+    options = {"log_every_n_steps": 10, "num_sanity_val_steps": 0}
+    fit(devices, module, protocol, folder, loader, held_out, **options)
     return module
 
 

@@ -18,8 +18,10 @@ from lightly_ext.demo.metrics import (
     model_free_scores,
     model_scores,
     patch_miou,
+    patches_won,
 )
 from lightly_ext.demo.table import METRICS
+from lightly_ext.evaluate.probing.localization import parts_iou
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin import Stellar
 
@@ -117,3 +119,23 @@ class TestScores:
         error = ((sets.test.images / 255 - mean) ** 2).mean(axis=(1, 2, 3))
         assert scores["psnr"] == pytest.approx((-10 * np.log10(error)).mean(), abs=1e-3)
         assert scores["knn_sparse"] > 0.5
+
+
+class TestPatchesWon:
+    def test_patches_won__counts_of_each_query(self) -> None:
+        winners = torch.tensor([[0, 0, 0, 1], [1, 2, 2, 1]])
+        localization = torch.nn.functional.one_hot(winners, 4).float()
+        foreground = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()
+        hits, misses = patches_won(localization, foreground)
+        assert hits.tolist() == [2, 1, 1, 0] and misses.tolist() == [1, 2, 1, 0]
+
+    def test_patches_won__iou_of_the_patches_of_chosen_queries(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        localization = torch.rand(10, 25, 8, generator=generator).softmax(dim=-1)
+        foreground = torch.rand(10, 25, generator=generator) < 0.4
+        chosen = torch.rand(8, generator=generator) < 0.5
+        predicted = chosen[localization.argmax(dim=-1)]
+        both, either = predicted & foreground, predicted | foreground
+        iou = parts_iou(*patches_won(localization, foreground), chosen)
+        assert iou == int(both.sum()) / int(either.sum())
+        assert 0 < iou < 1

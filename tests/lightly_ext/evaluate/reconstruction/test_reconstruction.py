@@ -219,7 +219,7 @@ class TestTrained:
         assert first.model == f"{given.model.origin.name} (dense)"
         folder = given.results.folder(first) / "decoder"
         monkeypatch.setattr(
-            "lightly_ext.evaluate.reconstruction.decoder_training.Trainer", None
+            "lightly_ext.evaluate.reconstruction.decoder_training.fit", None
         )
         by_name = run_reconstruction(*given, images, decoder=str(folder), **options)
         found = run_reconstruction(

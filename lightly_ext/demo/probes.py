@@ -1,8 +1,8 @@
 """Linear probes of frozen features, fitted to convergence by scikit-learn.
 
 All probes standardise features by the training set's mean and standard deviation and
-fit logistic regression with an L2 penalty (C = 1) by L-BFGS. They suit the small sets
-of the demo; nothing is tuned.
+fit logistic regression with an L2 penalty (C = 1) by L-BFGS. They suit small sets;
+nothing is tuned.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightly_ext.evaluate.probes import (
+from lightly_ext.demo.probes import (
     linear_accuracy,
     mean_iou,
     multilabel_map,

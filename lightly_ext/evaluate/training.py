@@ -1,0 +1,90 @@
+"""Lightning on the devices of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from lightly_ext.evaluate.devices import Devices
+from stellar_plugin.protocols import TrainedProtocol
+
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def make_trainer(
+    devices: Devices, protocol: TrainedProtocol, folder: Path, **options: Any
+) -> Trainer:
+    """A trainer with a log and the last checkpoint in a folder.
+
+    Args:
+        devices:
+            Where it runs. The sampler has to deal out images to the processes.
+        protocol:
+            Says `epochs` and `clip`.
+        folder:
+            Folder for log and checkpoints.
+        options:
+            Of the trainer, beside or instead of these.
+    """
+    checkpoint = ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")
+    values: dict[str, Any] = {
+        "accelerator": devices.device.type,
+        "devices": devices.world_size,
+        "strategy": "ddp" if devices.world_size > 1 else "auto",
+        "precision": devices.precision,
+        "max_epochs": protocol.epochs,
+        "gradient_clip_val": protocol.clip,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "logger": CSVLogger(folder, name="log"),
+        "callbacks": [checkpoint],
+    }
+    return Trainer(**{**values, **options})
+
+
+def fit(
+    devices: Devices,
+    module: LightningModule,
+    protocol: TrainedProtocol,
+    folder: Path,
+    loader: DataLoader[Any],
+    held_out: DataLoader[Any] | None = None,
+    **options: Any,
+) -> None:
+    """Trains to the end, from where an earlier run in the folder was interrupted.
+
+    Args:
+        devices:
+            Where it runs; the module is left there.
+        module:
+            What is trained.
+        protocol:
+            Says how long.
+        folder:
+            Folder for log and checkpoints.
+        loader:
+            Loads what is trained on.
+        held_out:
+            Loads what is watched after every epoch.
+        options:
+            Of the trainer.
+
+    Raises:
+        RuntimeError: If training was interrupted.
+    """
+    trainer = make_trainer(devices, protocol, folder, **options)
+    last = folder / LAST_CHECKPOINT
+    resumes = last.exists()
+    if resumes:
+        devices.say(f"Continues the training in {folder}.")
+    devices.fabric.barrier()  # nobody writes before everybody has looked
+    trainer.fit(module, loader, held_out, ckpt_path=last if resumes else None)
+    module.to(devices.device)  # Lightning leaves it on the CPU
+    if trainer.current_epoch != protocol.epochs:
+        raise RuntimeError(f"Training was interrupted; run again to continue {folder}.")
