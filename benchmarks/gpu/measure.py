@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,17 @@ def host_syncs(device: str) -> Iterator[Counter[str]]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda *_, **__: found.update(
-            [_place(traceback.extract_stack())]
-        )
+        warnings.showwarning = partial(_count_sync, found)
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def _count_sync(found: Counter[str], message: object, *_: Any) -> None:
+    if "synchronizing CUDA operation" in str(message):
+        found[_place(traceback.extract_stack())] += 1
 
 
 class _WouldWait(TorchDispatchMode):

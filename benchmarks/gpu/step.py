@@ -64,10 +64,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
             BareBlocks(sizes, device, True), batch_size, report, "plain", rounds
         )
     with report.section("compiled"):
-        report.values(**compile_blocks(step.module, step, device))
-        measure_step(step, report, "compiled", rounds)
-        _report_parts(step, report, "compiled", rounds)
-        _report_profile(step, report, "compiled")
+        _measure_compiled(step, report, rounds)
     del step
     with report.section("bare compiled"):
         bare = BareBlocks(sizes, device, True)
@@ -148,6 +145,22 @@ def measure_bare(
     if f"{name}_ms" in known:
         values[f"{name}_x_bare"] = known[f"{name}_ms"] / ms
     report.values(**values)
+
+
+def _measure_compiled(step: Step, report: Report, rounds: int) -> None:
+    expected = _loss(step)
+    compiled = compile_blocks(step.module, lambda: step.loss().backward(), step.device)
+    report.values(**compiled)
+    report.values(compiled_loss_difference=abs(_loss(step) - expected) / expected)
+    measure_step(step, report, "compiled", rounds)
+    _report_parts(step, report, "compiled", rounds)
+    _report_profile(step, report, "compiled")
+
+
+def _loss(step: Step) -> float:
+    """The loss with always the same colours and masks."""
+    torch.manual_seed(0)
+    return step.loss().item()
 
 
 def _report_syncs(step: Step, report: Report) -> None:

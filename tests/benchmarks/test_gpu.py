@@ -129,6 +129,7 @@ class TestMain:
         assert step["graph_breaks"] == 0
         # The three passes of the encoder and the decoder.
         assert step["graphs"] == 4
+        assert step["compiled_loss_difference"] < 1e-2
         for name in ("plain", "compiled"):
             ms = step[f"{name}_ms"]
             assert step[f"{name}_images_per_s"] == pytest.approx(4000 / ms)
