@@ -91,7 +91,6 @@ def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "log_every_n_steps": 1,
         "default_root_dir": tmp_path,
     }
     return Trainer(**{**settings, **kwargs})

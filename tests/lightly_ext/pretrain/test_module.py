@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from lightly_ext.pretrain import StellarPretraining
@@ -248,7 +250,43 @@ class TestStellarPretraining:
         module = tiny()
         module.model.decoder.head.bias.data.fill_(torch.nan)
         with pytest.raises(RuntimeError, match="not finite at step 0"):
-            trainer(tmp_path).fit(module, loader())
+            trainer(tmp_path, log_every_n_steps=1).fit(module, loader())
+
+    def test_fit__between_logged_steps(self, tmp_path: Path) -> None:
+        # Two steps an epoch; every third step is logged.
+        module, signs = tiny(), []
+        log_dict = module.log_dict
+
+        def recorded(values: dict[str, Any]) -> None:
+            if any(name.startswith("collapse/") for name in values):
+                signs.append((module.global_step, sorted(values)))
+            log_dict(values)
+
+        module.log_dict = recorded
+        logger = CSVLogger(tmp_path)
+        options = {"log_every_n_steps": 3, "max_epochs": 4, "logger": logger}
+        trainer(tmp_path, **options).fit(module, loader())
+        # Signs of collapse are computed for the steps that are logged, not for others.
+        names = ["prototype_usage", "token_cosine", "token_rank"]
+        assert signs == [(step, [f"collapse/{x}" for x in names]) for step in (2, 5)]
+        with (Path(logger.log_dir) / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["step"] for row in rows if row["train/total"]] == ["2", "5"]
+        assert [row["step"] for row in rows if row["collapse/token_rank"]] == ["2", "5"]
+
+    def test_fit__loss_not_finite_between_logged_steps(self, tmp_path: Path) -> None:
+        # A check waits for the device, so it is left to the next step that is logged.
+        module, steps = tiny(), []
+
+        def break_decoder(*_: Any) -> None:
+            steps.append(module.global_step)
+            if module.global_step == 1:
+                module.model.decoder.head.bias.data.fill_(torch.nan)
+
+        module.on_train_batch_start = break_decoder
+        with pytest.raises(RuntimeError, match="not finite at step 2"):
+            trainer(tmp_path, log_every_n_steps=3, max_epochs=4).fit(module, loader())
+        assert steps == [0, 1, 2]
 
     def test_fit__resumed_run_ends_like_an_unbroken_one(self, tmp_path: Path) -> None:
         # Masks and colours are drawn anew, so both are switched off.

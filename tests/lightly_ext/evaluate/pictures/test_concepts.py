@@ -25,7 +25,7 @@ from lightly_ext.evaluate.pictures.token_index import (
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import read_checkpoint, save_heads
 from stellar_plugin.protocols import CONCEPTS
-from tests.lightly_ext.evaluate.pictures.test_gallery import Page
+from tests.lightly_ext.evaluate.pictures.page import Page
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     NUM_QUERIES,
