@@ -232,14 +232,8 @@ class Stellar(
         Raises:
             ValueError: If there is no tokenizer, or the images do not fit it.
         """
-        tokenizer = self._loaded_tokenizer()
-        patch, factor = self.encoder.patch_size, tokenizer.downsample_factor
-        if patch != factor:
-            size = [side // patch * factor for side in images.shape[-2:]]
-            images = F.interpolate(
-                images, size=size, mode="bicubic", align_corners=False
-            )
-        return tokenizer.encode(images).flatten(1)
+        grid_size = [side // self.encoder.patch_size for side in images.shape[-2:]]
+        return self._loaded_tokenizer().encode_to_grid(images, grid_size).flatten(1)
 
     def reconstruct(
         self, images: Tensor, size: tuple[int, int] | None = None
@@ -261,11 +255,7 @@ class Stellar(
         """
         result = self(images)
         decoded = self.decode(result.lowrank, result.grid_size)
-        if size is not None and size != tuple(decoded.shape[-2:]):
-            decoded = F.interpolate(
-                decoded, size=size, mode="bicubic", align_corners=False, antialias=True
-            )
-        return decoded.clamp(0, 1)
+        return resized(decoded, size or decoded.shape[-2:]).clamp(0, 1)
 
     def load_tokenizer(self, path: str | Path) -> None:
         """Brings in the frozen tokenizer; `save_pretrained` then saves it too.
@@ -375,3 +365,10 @@ class Stellar(
         )
         config = json.dumps(self.config, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(config)
+
+
+def resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images of another height and width, bicubic with antialiasing."""
+    if list(images.shape[-2:]) == list(size):
+        return images
+    return F.interpolate(images, list(size), mode="bicubic", antialias=True)

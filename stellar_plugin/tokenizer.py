@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stellar_plugin.state_dict import misfits, shown
@@ -113,6 +114,29 @@ class MaskGITVQGAN(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         hidden = (self.encoder(part) for part in images.split(CHUNK_SIZE))
         return torch.cat([self.quantize.nearest(part) for part in hidden])
+
+    def encode_to_grid(self, images: Tensor, grid_size: Sequence[int]) -> Tensor:
+        """Finds codes of images that are first resized to give just this grid.
+
+        Bicubic, with antialiasing where images get smaller.
+
+        Args:
+            images:
+                As for `encode`.
+            grid_size:
+                Height and width of the grid of codes.
+
+        Returns:
+            Codes, int64 with shape (batch_size, *grid_size).
+
+        Raises:
+            ValueError: As for `encode`.
+        """
+        size = [side * self.downsample_factor for side in grid_size]
+        if size != list(images.shape[-2:]):
+            smaller = size[0] < images.shape[-2]
+            images = F.interpolate(images, size, mode="bicubic", antialias=smaller)
+        return self.encode(images)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decodes codes to images, clamped to [0, 1]; see `decode_unclamped`."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize
 
 from stellar_plugin.encoder import Factorization
-from stellar_plugin.model import Stellar
+from stellar_plugin.model import Stellar, resized
 
 Uint8Array = NDArray[np.uint8]
 
@@ -309,10 +309,8 @@ def reconstruction_rows(model: Stellar, images: Tensor) -> list[Uint8Array]:
     inputs = denormalize(images, model.mean, model.std)
     result = model(images)
     decoded = model.decode(result.lowrank, result.grid_size)
-    if decoded.shape != images.shape:  # codes of 16 px for patches of another size
-        decoded = F.interpolate(
-            decoded, size=images.shape[-2:], mode="bicubic", antialias=True
-        )
+    # Codes are of 16 px, also for patches of another size.
+    decoded = resized(decoded, images.shape[-2:])
     tokens = strongest_token(result.localization)
     overlay = overlay_localization(inputs, tokens, result.grid_size)
     return [inputs, to_pictures(decoded), overlay]

@@ -328,14 +328,18 @@ def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel
     source = f"{TIMM}{name}"
     if weights is not None:
         checkpoint = read_checkpoint(weights)
-        encoder = StellarEncoder(name, num_queries=0)
+        # As the file says, and as timm does it where the file does not say.
+        antialias = checkpoint.config.get("pos_antialias", True)
+        encoder = StellarEncoder(name, num_queries=0, pos_antialias=antialias)
         load_encoder_weights(encoder, checkpoint)
         if checkpoint.method or checkpoint.layout != TIMM_LAYOUT:
             method, layout = checkpoint.method, checkpoint.layout
         digest = _sha256(checkpoint.path, encoder)
     else:
         encoder = (
-            StellarEncoder(name, num_queries=0) if untrained else create_encoder(source)
+            StellarEncoder(name, num_queries=0, pos_antialias=True)
+            if untrained
+            else create_encoder(source)
         )
         digest = _sha256(Path(name), encoder)
     feature = method.feature if method else None

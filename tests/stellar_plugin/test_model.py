@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from stellar_plugin import Stellar
+from stellar_plugin.model import resized
 from tests import reference
 
 
@@ -133,3 +134,10 @@ class TestPretrained:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match="schema version 99"):
             Stellar.from_pretrained(tmp_path)
+
+
+def test_resized__keeps_images_of_the_size() -> None:
+    pictures = torch.rand(1, 3, 8, 8)
+    assert resized(pictures, (8, 8)) is pictures
+    flat = resized(torch.full((1, 3, 8, 8), 0.25), (5, 5))
+    torch.testing.assert_close(flat, torch.full((1, 3, 5, 5), 0.25))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 
 from stellar_plugin import MaskGITVQGAN
 from stellar_plugin.vqgan import Codebook
@@ -127,6 +128,18 @@ class TestMaskGITVQGAN:
     def test_init__channels_do_not_divide(self) -> None:
         with pytest.raises(ValueError, match=r"multiple of 32.*got 48"):
             MaskGITVQGAN(channels=48)
+
+    def test_encode_to_grid__smooth_only_where_images_get_smaller(
+        self, tokenizer: MaskGITVQGAN
+    ) -> None:
+        factor = tokenizer.downsample_factor
+        images = torch.rand(2, 3, 3 * factor, 3 * factor)
+        assert tokenizer.encode_to_grid(images, (3, 3)).equal(tokenizer.encode(images))
+        for side, antialias in ((4, False), (2, True)):
+            size = (side * factor, side * factor)
+            other = F.interpolate(images, size, mode="bicubic", antialias=antialias)
+            codes = tokenizer.encode_to_grid(images, (side, side))
+            assert codes.equal(tokenizer.encode(other))
 
 
 class TestCodebook:

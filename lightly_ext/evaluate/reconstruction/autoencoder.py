@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,30 +72,9 @@ class FrozenAutoencoder(nn.Module):
         prediction = self.decoder(latent, result.grid_size).float()
         if self.tokenizer is None:
             return (prediction - images / 255).square().flatten(1).mean(dim=1)
-        codes = self.codes(images, result.grid_size).flatten(1)
+        codes = self.tokenizer.encode_to_grid(images / 255, result.grid_size).flatten(1)
         loss = F.cross_entropy(prediction.mT, codes, reduction="none")
         return loss.mean(dim=1)
-
-    def codes(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The tokenizer's codes of images that are resized to give just this grid.
-
-        Args:
-            images:
-                uint8 images with shape (batch_size, 3, height, width).
-            grid_size:
-                Height and width of the grid of the latent.
-
-        Returns:
-            Codes, int64 with shape (batch_size, *grid_size).
-        """
-        assert self.tokenizer is not None
-        size = [side * self.tokenizer.downsample_factor for side in grid_size]
-        values = images / 255
-        if size != list(images.shape[-2:]):
-            # Upwards as in `Stellar.target_codes`, which never has to go downwards.
-            smaller = size[0] < images.shape[-2]
-            values = F.interpolate(values, size, mode="bicubic", antialias=smaller)
-        return self.tokenizer.encode(values)
 
     def grid_size(self, crop: int) -> tuple[int, int]:
         """Grid of the latent of images of a size; raises where something does not fit.
@@ -164,13 +142,6 @@ def build_autoencoder(
     autoencoder.to(devices.device)
     autoencoder.grid_size(crop)  # finds out early whether everything fits
     return autoencoder
-
-
-def resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images of another size, bicubic with antialiasing, as `Stellar.reconstruct`."""
-    if list(images.shape[-2:]) == list(size):
-        return images
-    return F.interpolate(images, list(size), mode="bicubic", antialias=True)
 
 
 def _own_decoder(

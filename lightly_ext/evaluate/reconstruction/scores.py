@@ -12,11 +12,12 @@ from torch import Tensor
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
-from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder, resized
+from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 from lightly_ext.evaluate.reduction import count_unreadable
 from stellar_plugin.encoder import Factorization
+from stellar_plugin.model import resized
 from stellar_plugin.protocols import CropProtocol
 from stellar_plugin.visualize import (
     overlay_localization,
@@ -79,7 +80,7 @@ def _decode(
         prediction = autoencoder.decoder(latent, result.grid_size)
     decoded = [autoencoder.to_images(prediction, result.grid_size)]
     if autoencoder.tokenizer is not None:
-        codes = autoencoder.codes(images, result.grid_size)
+        codes = autoencoder.tokenizer.encode_to_grid(images / 255, result.grid_size)
         decoded.append(autoencoder.tokenizer.decode_unclamped(codes))
     return result, [to_uint8(resized(d, images.shape[-2:])) for d in decoded]
 

@@ -20,6 +20,9 @@ from stellar_plugin import Stellar
 from stellar_plugin.encoder import Factorization
 from tests.checkpoint_files import (
     FILES,
+    NAME,
+    SIZES,
+    assert_same_tokens,
     prefixed,
     save,
     timm_vit,
@@ -98,18 +101,59 @@ class TestForward:
         torch.testing.assert_close(frozen.pooled(images, "dense"), means, **tight)
         assert result.sparse.shape[1] == 0 and frozen.num_queries == 0
 
-    def test_plain_vit__equals_timm(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("size", [(160, 160), (96, 96), (64, 192), (208, 176)])
+    def test_plain_vit__equals_timm(
+        self, tmp_path: Path, size: tuple[int, int]
+    ) -> None:
         torch.manual_seed(1)
-        model = timm.create_model("test_vit", num_classes=0).eval()
+        model: Any = timm.create_model(
+            "test_vit", num_classes=0, dynamic_img_size=True
+        ).eval()
+        torch.nn.init.normal_(model.pos_embed)
         weights = save(model.state_dict(), tmp_path / "a.pth")
         frozen = load_frozen_model("timm:test_vit", weights=str(weights))
-        images = torch.rand(2, 3, 160, 160)
+        images = torch.rand(2, 3, *size)
         with torch.no_grad():
             tokens = model.forward_features((images - 0.5) / 0.5)
         result = frozen(images)
         torch.testing.assert_close(result.cls, tokens[:, 0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(result.dense, tokens[:, 1:], rtol=1e-4, atol=1e-5)
-        assert result.grid_size == (10, 10)
+        assert result.grid_size == (size[0] // 16, size[1] // 16)
+
+    def test_plain_vit__untrained_equals_timm(self) -> None:
+        frozen = load_frozen_model("timm:test_vit", untrained=True, seed=3)
+        model: Any = timm.create_model(
+            "test_vit", num_classes=0, dynamic_img_size=True
+        ).eval()
+        state = {
+            name.removeprefix("backbone.vit."): tensor
+            for name, tensor in frozen.state_dict().items()
+        }
+        cls_position = torch.zeros(1, 1, 64)
+        state["pos_embed"] = torch.cat([cls_position, state["pos_embed"]], dim=1)
+        model.load_state_dict(state)
+        images = torch.rand(2, 3, 64, 192)
+        with torch.no_grad():
+            tokens = model.forward_features((images - 0.5) / 0.5)
+        torch.testing.assert_close(
+            frozen(images).dense, tokens[:, 1:], rtol=1e-4, atol=1e-5
+        )
+
+    @pytest.mark.parametrize("registers", [0, 4])
+    def test_plain_vit__positions_as_the_file_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registers: int
+    ) -> None:
+        # DINOv2 with registers antialiases, MAE does not.
+        small_timm(monkeypatch, NAME, **{**SIZES, "depth": 1, "reg_tokens": registers})
+        vit = timm_vit(depth=1, reg_tokens=registers, no_embed_class=True)
+        state = dict(vit.state_dict())
+        if registers:
+            state["register_tokens"] = state.pop("reg_token")
+        weights = save(state if registers else {"model": state}, tmp_path / "a.pth")
+        frozen: Any = load_frozen_model(f"timm:{NAME}", weights=str(weights))
+        assert frozen.origin.method == ("DINOv2" if registers else "MAE")
+        assert frozen.backbone.pos_antialias == bool(registers)
+        assert_same_tokens(frozen.backbone, vit)
 
     def test_tokens_without_a_map(self) -> None:
         # A network of tokens that is no plain ViT: its grid follows the image.

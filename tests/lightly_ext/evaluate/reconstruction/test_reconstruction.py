@@ -21,7 +21,6 @@ from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     build_autoencoder,
-    resized,
 )
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
@@ -282,29 +281,6 @@ class TestTrained:
 
 
 class TestFrozenAutoencoder:
-    def test_codes__follow_the_grid_of_the_latent(self, tmp_path: Path) -> None:
-        given = _given(write_model(tmp_path / "model"), tmp_path)
-        autoencoder = build_autoencoder(
-            given.model,
-            given.devices,
-            False,
-            "lowrank",
-            "tokens",
-            _tokenizer(tmp_path),
-            IMAGE_SIZE,
-        )
-        pictures = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
-        tokenizer = reference_tokenizer()
-        values = pictures / 255
-        same = tokenizer.encode(values)
-        assert torch.equal(autoencoder.codes(pictures, (3, 3)), same)
-        larger = F.interpolate(values, (64, 64), mode="bicubic")
-        expected = tokenizer.encode(larger)
-        assert torch.equal(autoencoder.codes(pictures, (4, 4)), expected)
-        smaller = F.interpolate(values, (32, 32), mode="bicubic", antialias=True)
-        expected = tokenizer.encode(smaller)
-        assert torch.equal(autoencoder.codes(pictures, (2, 2)), expected)
-
     def test_codes__as_in_pretraining(self, tmp_path: Path) -> None:
         # Patches of 14 px, codes of 16.
         model = write_model(
@@ -321,8 +297,7 @@ class TestFrozenAutoencoder:
         stellar = Stellar.from_pretrained(model)
         stellar.load_tokenizer(_tokenizer(tmp_path))
         pictures = torch.randint(256, (3, 3, 28, 28), dtype=torch.uint8)
-        codes = autoencoder.codes(pictures, (2, 2)).flatten(1)
-        assert torch.equal(codes, stellar.target_codes(pictures / 255))
+        codes = stellar.target_codes(pictures / 255)
         result = stellar(given.model.normalize(pictures))
         logits = stellar.predict_codes(result.lowrank, result.grid_size)
         expected = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
@@ -343,12 +318,6 @@ class TestFrozenAutoencoder:
         given = _given("timm:resnet10t", tmp_path, untrained=True)
         with pytest.raises(ValueError, match="grid of 2 x 2 does not cut 61 px"):
             build_autoencoder(*given[:2], False, "dense", "pixels", None, 61)
-
-    def test_resized__keeps_images_of_the_size(self) -> None:
-        pictures = torch.rand(1, 3, 8, 8)
-        assert resized(pictures, (8, 8)) is pictures
-        flat = resized(torch.full((1, 3, 8, 8), 0.25), (5, 5))
-        torch.testing.assert_close(flat, torch.full((1, 3, 5, 5), 0.25))
 
 
 class TestMain:
