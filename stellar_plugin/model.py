@@ -23,7 +23,7 @@ from stellar_plugin.checkpoints.files import (
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.load import load_model_weights
 from stellar_plugin.checkpoints.recognise import read_checkpoint
-from stellar_plugin.checkpoints.sizes import model_config
+from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
@@ -132,27 +132,9 @@ class Stellar(
         }
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.encoder = StellarEncoder(
-            model_name,
-            num_queries=num_queries,
-            norm_eps=norm_eps,
-            pos_antialias=pos_antialias,
-            localization=target is not None,
-            **vit_kwargs,
-        )
+        self.encoder = StellarEncoder(**encoder_arguments(self.config))
         self.target = target
-        self.decoder: PixelDecoder | TokenDecoder | None = None
-        width = self.encoder.embed_dim
-        sizes: dict[str, Any] = {
-            "decoder_dim": decoder_dim,
-            "depth": decoder_depth,
-            "num_heads": decoder_num_heads,
-            "mlp_ratio": decoder_mlp_ratio,
-        }
-        if target == "pixels":
-            self.decoder = PixelDecoder(width, self.encoder.patch_size, **sizes)
-        elif target == "tokens":
-            self.decoder = TokenDecoder(width, num_codes, **sizes)
+        self.decoder = _create_decoder(self.encoder, self.config)
         self.tokenizer: MaskGITVQGAN | None = None
         if tokenizer is not None:
             self._set_tokenizer(MaskGITVQGAN(**tokenizer))
@@ -365,6 +347,22 @@ class Stellar(
         )
         config = json.dumps(self.config, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(config)
+
+
+def _create_decoder(
+    encoder: StellarEncoder, config: dict[str, Any]
+) -> PixelDecoder | TokenDecoder | None:
+    sizes = {
+        "decoder_dim": config["decoder_dim"],
+        "depth": config["decoder_depth"],
+        "num_heads": config["decoder_num_heads"],
+        "mlp_ratio": config["decoder_mlp_ratio"],
+    }
+    if config["target"] == "pixels":
+        return PixelDecoder(encoder.embed_dim, encoder.patch_size, **sizes)
+    if config["target"] == "tokens":
+        return TokenDecoder(encoder.embed_dim, config["num_codes"], **sizes)
+    return None
 
 
 def resized(images: Tensor, size: Sequence[int]) -> Tensor:

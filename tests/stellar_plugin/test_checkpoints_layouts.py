@@ -83,6 +83,7 @@ class TestSameTokensAsTimm:
                 "teacher": prefixed(state, "backbone.") | {"dino_head.a": position}
             }
         path = save(state, tmp_path / "dinov2.pth")
+        assert read_checkpoint(path).read_as == "DINOv2 in layout 'timm'"
         assert encoder_config(read_checkpoint(path), num_heads=3) == {
             "model_name": "stellar_vit_base_patch16_224",
             "num_queries": 0,
@@ -133,6 +134,7 @@ class TestSameTokensAsTimm:
             "opt": {},
         }
         path = save(content, tmp_path / "ijepa.pth.tar")
+        assert read_checkpoint(path).read_as == "I-JEPA in layout 'timm'"
         encoder = create_encoder(path, num_heads=3)
         assert encoder(torch.randn(1, 3, 64, 64)).cls is None
         assert_same_tokens(encoder, vit)

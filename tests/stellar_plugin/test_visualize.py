@@ -245,7 +245,11 @@ class TestReconstructionRows:
         with torch.no_grad():
             expected = to_pictures(model.reconstruct(images))
         np.testing.assert_array_equal(decoded, expected)
-        assert tokens.shape == inputs.shape
+        with torch.no_grad():
+            result = model(images)
+        strongest = strongest_token(result.localization)
+        expected = overlay_localization(inputs, strongest, result.grid_size)
+        np.testing.assert_array_equal(tokens, expected)
 
     def test_reconstruction_rows__codes_have_another_size(self) -> None:
         torch.manual_seed(0)
