@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
-import time
+from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -112,13 +114,40 @@ class TestModelParts:
         }
 
 
+class Clock:
+    """A clock that the timed part sets forward, instead of the machine's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        timer = partial(efficiency.Timer, timer=lambda: self.seconds)
+        monkeypatch.setattr(efficiency, "Timer", timer)
+
+    def part(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.seconds += seconds
+
+        return run
+
+
 class TestTimePart:
-    def test_time_part__median_of_a_known_time(self, tmp_path: Path) -> None:
+    def test_time_part__median_of_a_known_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         times: efficiency.Times = {}
-        given = _given(tmp_path)
-        time_part(given.devices, times, "nap", lambda: time.sleep(0.02), 4, 0.3)
-        assert 20 <= times["nap"][4].median < 40
-        assert times["nap"][4].iqr is not None
+        part = Clock(monkeypatch).part(0.02)
+        time_part(_given(tmp_path).devices, times, "nap", part, 4, 0.3)
+        assert times["nap"][4].median == pytest.approx(20)
+        assert times["nap"][4].iqr == pytest.approx(0, abs=1e-6)
+
+    def test_time_part__spread_of_times_that_differ(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        times: efficiency.Times = {}
+        clock = Clock(monkeypatch)
+        seconds = itertools.cycle([0.2, 0.4])
+        part = lambda: clock.part(next(seconds))()  # noqa: E731
+        time_part(_given(tmp_path).devices, times, "nap", part, 4, 6.0)
+        assert times["nap"][4].iqr == pytest.approx(200)
 
     def test_time_part__stops_and_says_so(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -130,11 +159,13 @@ class TestTimePart:
         said = capsys.readouterr().out
         assert "slow at batch 8 is left out: it would take about 1.2 s" in said
 
-    def test_time_part__one_run_has_no_spread(self, tmp_path: Path) -> None:
+    def test_time_part__one_run_has_no_spread(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         times: efficiency.Times = {}
-        nap = lambda: time.sleep(0.1)  # noqa: E731
-        time_part(_given(tmp_path).devices, times, "nap", nap, 4, 0.05)
-        assert times["nap"][4].iqr is None
+        part = Clock(monkeypatch).part(0.1)
+        time_part(_given(tmp_path).devices, times, "nap", part, 4, 0.05)
+        assert times["nap"][4] == (pytest.approx(100), None)
 
 
 def test_table_rows__medians_and_multiples() -> None:

@@ -13,7 +13,11 @@ from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.datasets import find_classification_set
+from lightly_ext.evaluate.features import POOLED
 from lightly_ext.evaluate.result import Result
+from lightly_ext.metrics import knn_accuracy
+from stellar_plugin.protocols import KNN
 from tests.lightly_ext.evaluate.small import (
     SIZES,
     Given,
@@ -84,17 +88,21 @@ class TestRunKnn:
     ) -> None:
         sets = make_board_sets(0, 1, 1, num_train_single=120, num_test_single=40)
         export_image_folders(sets, tmp_path / "boards")
-        options = run_options(tmp_path)
-        main(
-            [
-                *("knn", "--model", write_model(tmp_path / "model"), *options),
-                *("--data", str(tmp_path / "boards/single"), "--neighbours", "5"),
-            ]
-        )
+        model, data = write_model(tmp_path / "model"), str(tmp_path / "boards/single")
+        options = ["--data", data, "--neighbours", "5", *run_options(tmp_path)]
+        main(["knn", "--model", model, *options])
         said = capsys.readouterr().out
         (path,) = (tmp_path / "out").glob("knn-single-*/result.json")
         result = Result.load(path)
-        assert result.scores["num_test"] == 40 and 0 <= result.scores["accuracy"] <= 1
+        assert result.scores["num_test"] == 40
+        given, found = _given(tmp_path, model), find_classification_set(data)
+        pooled = [
+            (given.cache.pooled(p, KNN.replace(**SIZES), "sparse").rows(POOLED))
+            for p in (found.train, found.test)
+        ]
+        train, test = (p.label_tensor for p in (found.train, found.test))
+        expected = knn_accuracy(pooled[0], train, pooled[1], test, 5)
+        assert result.scores["accuracy"] == pytest.approx(expected)
         assert "single: 120 training images, 40 test images, 10 classes" in said
         assert "neighbours: 5" in said and "num_test 40" in said
 

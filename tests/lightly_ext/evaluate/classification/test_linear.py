@@ -355,11 +355,13 @@ def test_linear__digit_boards_from_the_command_line(tmp_path: Path) -> None:
     (data / "test").rename(data / "val")
     model = write_model(tmp_path / "model", img_size=60, patch_size=12)
     options = ["--model", model, "--data", str(data)]
-    options += ["--features", "dense", "--epochs", "3", "--lrs", "[0.001,0.01]"]
+    options += ["--features", "dense", "--epochs", "60", "--lrs", "[0.01,0.1]"]
     options += [*run_options(tmp_path), "--resize", "60", "--crop", "60"]
     main(["linear", *options, "--batch_sizes", "[8,16]"])
     result = _stored(tmp_path)
-    assert 0 <= result.scores["accuracy"] <= result.scores["top5"] <= 1
+    # Far from chance, 0.1 and 0.5: random features tell digits apart somewhat.
+    assert 0.4 < result.scores["accuracy"] < result.scores["top5"]
+    assert 0.8 < result.scores["top5"] <= 1
     assert result.protocol["crop"] == 60
 
 

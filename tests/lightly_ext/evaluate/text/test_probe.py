@@ -52,6 +52,7 @@ class TestAttentionProbe:
         assert AttentionProbe(dim, 8).pool.num_heads == heads
 
     def test_gradient__every_parameter(self) -> None:
+        torch.manual_seed(0)
         probe = AttentionProbe(96, 16)
         probe(torch.randn(2, 3, 96))[:, 0].sum().backward()
         sums = {n: p.grad.abs().sum().item() for n, p in probe.named_parameters()}
