@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu.__main__ import PARTS, Part
 from benchmarks.gpu.flops import (
     PEAK_BF16,
     block_flops_of_step,
@@ -40,7 +42,10 @@ class TestFlops:
         # Ours beside the plain loss: q W, and the gradient of W.
         rows = BATCH * (TINY.queries + 1)
         contraction = 2 * 2 * rows * TINY.embedding * TINY.prototypes
-        assert counted(step) == total_flops(TINY, BATCH) + contraction
+        # Hidden patches of the masked views are embedded before they are dropped.
+        hidden = BATCH * TINY.views * (TINY.grid**2 - TINY.passes["masked"][1])
+        embedding = 2 * 2 * hidden * 3 * TINY.patch**2 * TINY.width
+        assert counted(step) == total_flops(TINY, BATCH) + contraction + embedding
 
     def test_block_flops_of_step__as_torch_counts(self) -> None:
         bare = BareBlocks(TINY, "cpu")
@@ -87,6 +92,11 @@ class TestReport:
         assert part["values"] == {"plain_ms": 2.0, "later_ms": 3.0}
         assert part["failures"] == {"compiled": "OutOfMemoryError: no memory"}
         assert "FAILED compiled" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_run__of_every_part(part: Part) -> None:
+    assert callable(importlib.import_module(f"benchmarks.gpu.{part.module}").run)
 
 
 def run_benchmark(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
