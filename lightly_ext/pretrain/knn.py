@@ -22,12 +22,6 @@ class OnlineKNN(Callback):
     def __init__(self) -> None:
         self._outputs: list[list[Any]] = [[], []]
 
-    def on_validation_epoch_start(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
-        """Forgets the features of the last validation."""
-        self._outputs = [[], []]
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
