@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -69,7 +70,7 @@ def fit(
         folder:
             Folder for log and checkpoints.
         loader:
-            Loads what is trained on.
+            Loads what is trained on, in the order of a sampler with `set_epoch`.
         held_out:
             Loads what is watched after every epoch.
         options:
@@ -83,6 +84,9 @@ def fit(
     resumes = last.exists()
     if resumes:
         devices.say(f"Continues the training in {folder}.")
+        # Lightning starts the workers of a continued run before it sets the epoch.
+        sampler: Any = loader.sampler
+        sampler.set_epoch(torch.load(last, weights_only=True)["epoch"] + 1)
     devices.fabric.barrier()  # nobody writes before everybody has looked
     trainer.fit(module, loader, held_out, ckpt_path=last if resumes else None)
     module.to(devices.device)  # Lightning leaves it on the CPU

@@ -105,9 +105,12 @@ class TestTrainDecoder:
         load_decoder(again, folder)
         assert weights_sha256(again.decoder) == weights_sha256(autoencoder.decoder)
 
+    @pytest.mark.parametrize("num_workers", [0, 1])
     def test_train_decoder__resumes_exactly(
-        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        model = write_model(tmp_path / "model")
+        given = _given(model, tmp_path, num_workers=num_workers)
         files = folder_images(write_images(tmp_path / "train", 6))
         whole = _build(given, "pixels", tmp_path)
         train_decoder(given.devices, whole, files, PROTOCOL, tmp_path / "whole", {})
