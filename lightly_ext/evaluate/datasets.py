@@ -41,6 +41,11 @@ class ClassificationSet:
     test: ImageFiles
     train_scale: tuple[float, float]
 
+    def limited(self, limit: int | None) -> ClassificationSet:
+        """At most `limit` images of each part, see `ImageFiles.limited`."""
+        train, test = self.train.limited(limit), self.test.limited(limit)
+        return replace(self, train=train, test=test)
+
 
 def find_classification_set(data: str) -> ClassificationSet:
     """Finds a data set for classification.
@@ -77,7 +82,7 @@ def find_classification_set(data: str) -> ClassificationSet:
 
 
 def find_images(
-    data: str, part: Literal["train", "test"] = "test"
+    data: str, part: Literal["train", "test"] = "test", limit: int | None = None
 ) -> tuple[str, ImageFiles]:
     """Finds images without labels.
 
@@ -87,6 +92,8 @@ def find_images(
             that is known by name, see `find_classification_set`.
         part:
             Part of the named data set.
+        limit:
+            Number of images, None for all.
 
     Returns:
         Name of the set in tables, and its images.
@@ -97,10 +104,10 @@ def find_images(
     """
     preset, folder = _parse(data)
     if preset is None:
-        return folder.resolve().name, folder_images(folder)
+        return folder.resolve().name, folder_images(folder).limited(limit)
     found = find_classification_set(data)
     files = found.train if part == "train" else found.test
-    return found.name, replace(files, labels=None, classes=())
+    return found.name, replace(files, labels=None, classes=()).limited(limit)
 
 
 def _parse(data: str) -> tuple[Preset | None, Path]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightly_ext.data import SeededViews, num_cpus
 from lightly_ext.evaluate.images import EvaluationImages, Sample
+from lightly_ext.evaluate.options import check_positive
 
 T = TypeVar("T")
 
@@ -125,14 +126,3 @@ class Devices:
         """Prints in the first process."""
         if self.rank == 0:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def check_positive(**options: int | None) -> None:
-    """Checks that options are at least 1, or None.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for option, value in options.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{option} must be at least 1, got {value}.")

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from lightly_ext.evaluate.devices import Devices, check_positive
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result, shown_value
 from stellar_plugin.protocols import Protocol
 

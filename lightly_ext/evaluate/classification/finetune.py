@@ -15,6 +15,7 @@ from lightly_ext.evaluate.classification.finetune_module import (
 from lightly_ext.evaluate.classification.split import Split, split_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.training import LAST_CHECKPOINT, make_trainer
@@ -84,14 +85,13 @@ def run_finetune(
     module = FineTuning(model, feature, protocol, devices, split).train()
     name = split.data.name
     folder = results.folder(results.result(model, "finetune", name, protocol, {}))
-    _fit(devices, module, protocol, folder, resume)
+    _fit(module, folder, resume)
     return _tested(model, results, module)
 
 
 def _check_options(devices: Devices, protocol: AugmentedClassifierProtocol) -> None:
     (lr,), (batch_size,) = protocol.lrs, protocol.batch_sizes
-    if protocol.epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
+    check_positive(epochs=protocol.epochs)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive, got {lr}.")
     if batch_size < 1 or batch_size % devices.world_size:
@@ -110,13 +110,8 @@ def _check_images(protocol: AugmentedClassifierProtocol, split: Split) -> None:
         )
 
 
-def _fit(
-    devices: Devices,
-    module: FineTuning,
-    protocol: AugmentedClassifierProtocol,
-    folder: Path,
-    resume: bool,
-) -> None:
+def _fit(module: FineTuning, folder: Path, resume: bool) -> None:
+    devices, protocol = module.devices, module.protocol
     (batch_size,) = protocol.batch_sizes
     at_once = images_at_once(devices, batch_size)
     accumulate = batch_size // devices.world_size // at_once

@@ -53,8 +53,8 @@ def run_knn(
         ValueError: If an option or the data set is impossible.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    found = find_classification_set(data)
-    train, test = (p.limited(results.limit) for p in (found.train, found.test))
+    found = find_classification_set(data).limited(results.limit)
+    train, test = found.train, found.test
     check_knn_options(neighbours, temperature, len(train))
     protocol = results.protocol(
         KNN,

@@ -24,6 +24,7 @@ from lightly_ext.evaluate.classification.split import Split, accuracies, split_s
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import (
@@ -85,16 +86,26 @@ def run_linear(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    run = _prepare(
-        model, devices, results, protocol, data, features, epochs, lrs, batch_sizes
-    )
-    files, split = run.split.data.train, run.split
-    if isinstance(run.protocol, RandomCropProtocol):
+    options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
+    given = {k: _sorted(v) for k, v in options.items() if v is not None}
+    protocol = results.protocol(protocol, features=features, **given)
+    _check_options(protocol)
+    split = split_set(devices, data, results.limit)
+    protocol = protocol.replace(data=split.data.name)
+    if isinstance(protocol, RandomCropProtocol):
+        protocol = protocol.replace(train_scale=split.data.train_scale)
+    grid = _grid(devices, protocol, len(split.kept))
+    feature = model.resolve_feature(features)
+    results.announce(model, protocol)
+    cache = FeatureCache(model, devices, results.cache)
+    run = _Run(cache, results, protocol, split, feature, grid)
+    files = split.data.train
+    if isinstance(protocol, RandomCropProtocol):
         kept, held_out = (files[i.tolist()] for i in (split.kept, split.held_out))
-        views = ViewFeatures(model, devices, kept, run.protocol, run.feature)
-        rows = cached_rows(run.cache, held_out, run.protocol, run.feature)
+        views = ViewFeatures(model, devices, kept, protocol, feature)
+        rows = cached_rows(cache, held_out, protocol, feature)
         return _probe(run, lambda epoch: views.blocks(epoch, run.block), rows)
-    cached = cached_rows(run.cache, files, run.protocol, run.feature)
+    cached = cached_rows(cache, files, protocol, feature)
     rows = cached.among(split.kept)
 
     def blocks(epoch: int) -> Iterable[Block]:
@@ -114,8 +125,7 @@ class _Run:
     """A probe that is ready to start.
 
     Attributes:
-        model: What is evaluated.
-        devices: Where it runs.
+        cache: Features of the model, on the devices.
         results: Where results are kept.
         protocol: As it is run.
         split: The images.
@@ -123,18 +133,12 @@ class _Run:
         grid: Options of the heads, by batch size, then by learning rate.
     """
 
-    model: FrozenModel
-    devices: Devices
+    cache: FeatureCache
     results: Results
     protocol: ClassifierProtocol
     split: Split
     feature: str
     grid: list[HeadOptions]
-
-    @property
-    def cache(self) -> FeatureCache:
-        """Features of the images."""
-        return FeatureCache(self.model, self.devices, self.results.cache)
 
     @property
     def block(self) -> int:
@@ -145,7 +149,7 @@ class _Run:
     def result(self, scores: dict[str, Any], **provenance: Any) -> Result:
         """The result of the run."""
         return self.results.result(
-            self.model,
+            self.cache.model,
             self.protocol.name,
             self.split.data.name,
             self.protocol,
@@ -155,41 +159,13 @@ class _Run:
         )
 
 
-def _prepare(
-    model: FrozenModel,
-    devices: Devices,
-    results: Results,
-    protocol: ClassifierProtocol,
-    data: str,
-    features: str,
-    epochs: int | None,
-    lrs: Sequence[float] | None,
-    batch_sizes: Sequence[int] | None,
-) -> _Run:
-    """Finds out everything that can go wrong before the work starts."""
-    options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
-    given = {k: _sorted(v) for k, v in options.items() if v is not None}
-    protocol = results.protocol(protocol, features=features, **given)
-    _check_options(protocol)
-    split = split_set(devices, data, results.limit)
-    of_set: dict[str, Any] = {"data": split.data.name}
-    if isinstance(protocol, RandomCropProtocol):
-        of_set["train_scale"] = split.data.train_scale
-    protocol = protocol.replace(**of_set)
-    grid = _grid(devices, protocol, len(split.kept))
-    feature = model.resolve_feature(features)
-    results.announce(model, protocol)
-    return _Run(model, devices, results, protocol, split, feature, grid)
-
-
 def _sorted(value: Any) -> Any:
     return value if isinstance(value, int) else tuple(sorted(set(value)))
 
 
 def _check_options(protocol: ClassifierProtocol) -> None:
     lrs, sizes = protocol.lrs, protocol.batch_sizes
-    if protocol.epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {protocol.epochs}.")
+    check_positive(epochs=protocol.epochs)
     if not lrs or not sizes:
         raise ValueError(
             f"lrs and batch_sizes need at least one value each, got {lrs} and {sizes}."
@@ -225,7 +201,7 @@ def _probe(
     run: _Run, blocks: Callable[[int], Iterable[Block]], held_out: FeatureRows
 ) -> Result:
     """Trains the grid, chooses a head and tests it."""
-    devices, protocol = run.devices, run.protocol
+    devices, protocol = run.cache.devices, run.protocol
     if not len(held_out):
         raise ValueError("None of the held-out images is readable: repair them.")
     test = cached_rows(run.cache, run.split.data.test, protocol, run.feature)
@@ -301,7 +277,7 @@ def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]
                 "grid may have a better one."
             )
     for note in notes:
-        run.devices.say(note)
+        run.cache.devices.say(note)
     return {
         "chosen_batch_size": chosen.batch_size,
         "chosen_lr": chosen.lr,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,12 +61,7 @@ def split_set(devices: Devices, data: str, limit: int | None = None) -> Split:
     Raises:
         ValueError: If there are less than two classes, or fewer images than classes.
     """
-    found = find_classification_set(data)
-    found = replace(
-        found,
-        train=found.train.limited(limit),
-        test=found.test.limited(limit),
-    )
+    found = find_classification_set(data).limited(limit)
     num_images, num_classes = len(found.train), len(found.train.classes)
     if num_classes < 2:
         raise ValueError(

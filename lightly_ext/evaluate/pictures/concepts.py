@@ -14,6 +14,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.concept_queries import (
     NO_IMAGE,
     Choice,
@@ -105,8 +106,7 @@ def run_concepts(
             model has no tokens, no localization or no prototypes.
     """
     _check_options(query, prototypes, num_queries, num_neighbours, threshold)
-    name, files = find_images(data)
-    files = files.limited(results.limit)
+    name, files = find_images(data, limit=results.limit)
     _check_model(model)
     plan = plan_search(model, devices, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
@@ -235,12 +235,7 @@ def _check_options(
 ) -> None:
     if query and prototypes:
         raise ValueError("Name tokens (query) or prototypes, not both.")
-    for option, value in {
-        "num_queries": num_queries,
-        "num_neighbours": num_neighbours,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{option} must be at least 1, got {value}.")
+    check_positive(num_queries=num_queries, num_neighbours=num_neighbours)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
 

@@ -13,6 +13,7 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
@@ -126,8 +127,7 @@ def run_visualize(
 
 
 def _check(num_images: int, tokens: bool, threshold: float | None) -> None:
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    check_positive(num_images=num_images)
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
     if threshold is not None and not tokens:

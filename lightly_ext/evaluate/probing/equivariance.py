@@ -77,8 +77,7 @@ def run_equivariance(
         ValueError: If the model has no S and L, or a crop does not fit into an image.
     """
     require_localization(model)
-    name, files = find_images(data)
-    files = files.limited(results.limit)
+    name, files = find_images(data, limit=results.limit)
     protocol = results.protocol(EQUIVARIANCE, data=name)
     window = _window(protocol)
     require_pairs(files)

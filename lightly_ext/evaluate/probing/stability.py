@@ -74,8 +74,7 @@ def run_stability(
         ValueError: If a model does not have the feature, or the crop is larger than
             the image.
     """
-    name, files = find_images(data)
-    files = files.limited(results.limit)
+    name, files = find_images(data, limit=results.limit)
     require_pairs(files)
     protocol = results.protocol(STABILITY, data=name)
     _check_size(protocol)
@@ -201,7 +200,21 @@ def _run_model(
     protocol: StabilityProtocol,
 ) -> tuple[Result, Means]:
     feature = _feature(model, protocol.features)
-    means, num_unreadable = _measure(model, devices, files, protocol, feature)
+    interpolation = model.origin.interpolation
+    images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, devices.seed)
+
+    def measure(views: Tensor, readable: Tensor, means: ImageMeans[float]) -> None:
+        reference = model.pooled(views[:, 0], feature)
+        for i, scale in enumerate(STABILITY_SCALES):
+            features = model.pooled(views[:, i + 1], feature)
+            means.add(scale, cosine_distance(features, reference)[readable])
+        one, two = partners(readable)
+        means.add(OTHER, cosine_distance(reference[one], reference[two]))
+
+    names = (*STABILITY_SCALES, OTHER)
+    means, num_unreadable = measure_pairs(
+        devices, images, names, model.origin.name, measure
+    )
     scores = {
         "cosine_distance": {str(s): means[s].value for s in STABILITY_SCALES},
         "cosine_distance_other_image": means[OTHER].value,
@@ -219,28 +232,6 @@ def _run_model(
     )
     results.save(result)
     return result, means
-
-
-def _measure(
-    model: FrozenModel,
-    devices: Devices,
-    files: ImageFiles,
-    protocol: CropProtocol,
-    feature: str,
-) -> tuple[Means, int]:
-    interpolation = model.origin.interpolation
-    images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, devices.seed)
-
-    def measure(views: Tensor, readable: Tensor, means: ImageMeans[float]) -> None:
-        reference = model.pooled(views[:, 0], feature)
-        for i, scale in enumerate(STABILITY_SCALES):
-            features = model.pooled(views[:, i + 1], feature)
-            means.add(scale, cosine_distance(features, reference)[readable])
-        one, two = partners(readable)
-        means.add(OTHER, cosine_distance(reference[one], reference[two]))
-
-    names = (*STABILITY_SCALES, OTHER)
-    return measure_pairs(devices, images, names, model.origin.name, measure)
 
 
 def _plot(path: Path, curves: Mapping[str, Means], data: str) -> None:

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
     best_parts_iou,
@@ -41,7 +40,7 @@ from lightly_ext.evaluate.reduction import (
 )
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
-from stellar_plugin.protocols import WHERE, CropProtocol
+from stellar_plugin.protocols import WHERE
 from stellar_plugin.visualize import (
     overlay,
     tile_pictures,
@@ -103,7 +102,10 @@ def run_where(
         files = listed_files(files, split)
         name = f"{name} ({Path(split).stem})"
     protocol = results.protocol(WHERE, data=name, classes=str(values))
-    images = _pair_up(model, files.limited(results.limit), masks, values, protocol)
+    files = files.limited(results.limit)
+    paths = find_masks(files, masks)
+    check_values(paths, values)
+    images = MaskedImages(files, paths, protocol, model.origin.interpolation)
     results.announce(model, protocol)
     counts, num_unreadable = _count(model, devices, images, values)
     scores, errors = _reduce(model, devices, counts, bool(values.background))
@@ -197,18 +199,6 @@ def count_image(
 
 def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else tuple(values)
-
-
-def _pair_up(
-    model: FrozenModel,
-    files: ImageFiles,
-    masks: str,
-    values: LabelValues,
-    protocol: CropProtocol,
-) -> MaskedImages:
-    paths = find_masks(files, masks)
-    check_values(paths, values)
-    return MaskedImages(files, paths, protocol, model.origin.interpolation)
 
 
 def _count(

@@ -11,6 +11,7 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     Latent,
@@ -112,10 +113,9 @@ def run_reconstruction(
         RuntimeError: If too many images are unreadable.
     """
     _check_options(form, train, decoder, epochs)
-    name, files = find_images(data)
-    files = files.limited(results.limit)
+    name, files = find_images(data, limit=results.limit)
     _check_number(len(files), devices.world_size, force)
-    training_set = _training_set(results, train, files)
+    training_set = _training_set(train, files, results.limit)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
     given = {} if epochs is None else {"epochs": epochs}
@@ -128,17 +128,17 @@ def run_reconstruction(
         networks=networks.identity, target=_target_name(autoencoder)
     )
     protocol, provenance = _prepare(
-        model, devices, results, form, autoencoder, protocol, training_set, decoder
+        devices, results, form, autoencoder, protocol, training_set, decoder
     )
     scores, num_unreadable = score_images(
         devices, autoencoder, files, protocol, networks
     )
     _check_number(scores["num_images"], 1, force)
     provenance |= {"form": form, "num_unreadable": num_unreadable}
-    result = _result(model, results, autoencoder, protocol, scores, **provenance)
+    result = _result(results, autoencoder, protocol, scores, **provenance)
     folder = results.save(result)
     if devices.rank == 0:
-        save_pictures(model, devices, autoencoder, files, protocol, folder)
+        save_pictures(devices, autoencoder, files, protocol, folder)
     devices.fabric.barrier()
     return result
 
@@ -160,8 +160,7 @@ def _check_options(
         raise ValueError(
             "--decoder is trained already: leave --train and --epochs out."
         )
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    check_positive(epochs=epochs)
 
 
 def _check_number(num_images: int, world_size: int, force: bool) -> None:
@@ -178,13 +177,12 @@ def _check_number(num_images: int, world_size: int, force: bool) -> None:
 
 
 def _training_set(
-    results: Results, train: str | None, scored: ImageFiles
+    train: str | None, scored: ImageFiles, limit: int | None
 ) -> tuple[str, ImageFiles] | None:
     """Name and images of the training set, none of which is scored."""
     if train is None:
         return None
-    name, files = find_images(train, "train")
-    files = files.limited(results.limit)
+    name, files = find_images(train, "train", limit)
     shared = _paths(files) & _paths(scored)
     if shared:
         raise ValueError(
@@ -210,7 +208,6 @@ def _target_name(autoencoder: FrozenAutoencoder) -> str:
 
 
 def _prepare(
-    model: FrozenModel,
     devices: Devices,
     results: Results,
     form: Form,
@@ -229,7 +226,7 @@ def _prepare(
         "latent": autoencoder.latent,
         "target": autoencoder.target,
         "predicts": protocol.target,
-        "encoder": model.origin.sha256,
+        "encoder": autoencoder.model.origin.sha256,
         "crop": protocol.crop,
     }
     if decoder is not None:
@@ -239,7 +236,7 @@ def _prepare(
     elif training_set is not None:
         trained_on = f"{training_set[0]}, {len(training_set[1])} images"
         protocol = protocol.replace(split=f"decoder: {trained_on}; {protocol.split}")
-    results.announce(model, protocol)
+    results.announce(autoencoder.model, protocol)
     devices.say(NOT_COMPARABLE)
     _say_grids(devices, autoencoder, protocol)
     if decoder is not None:
@@ -247,9 +244,7 @@ def _prepare(
         return protocol, {"num_unreadable_train": stored["num_unreadable"]}
     if training_set is None or not isinstance(protocol, DecoderProtocol):
         return protocol, {}
-    folder = (
-        results.folder(_result(model, results, autoencoder, protocol, {})) / "decoder"
-    )
+    folder = results.folder(_result(results, autoencoder, protocol, {})) / "decoder"
     identity["training"] = {name: getattr(protocol, name) for name in TRAINING_FIELDS}
     num_unreadable = train_decoder(
         devices, autoencoder, training_set[1], protocol, folder, identity
@@ -273,7 +268,6 @@ def _say_grids(
 
 
 def _result(
-    model: FrozenModel,
     results: Results,
     autoencoder: FrozenAutoencoder,
     protocol: ReconstructionProtocol,
@@ -281,6 +275,7 @@ def _result(
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
+    model = autoencoder.model
     result = results.result(
         model,
         "reconstruction",

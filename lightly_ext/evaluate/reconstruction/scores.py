@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
@@ -86,7 +85,6 @@ def _decode(
 
 
 def save_pictures(
-    model: FrozenModel,
     devices: Devices,
     autoencoder: FrozenAutoencoder,
     files: ImageFiles,
@@ -96,8 +94,6 @@ def save_pictures(
     """Shows the first images: input, decoded, the tokenizer's, strongest token.
 
     Args:
-        model:
-            What is evaluated.
         devices:
             Where it runs.
         autoencoder:
@@ -117,7 +113,7 @@ def save_pictures(
         return
     result, decoded = _decode(devices, autoencoder, inputs)
     rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
-    if model.num_queries:
+    if autoencoder.model.num_queries:
         tokens = strongest_token(result.localization)
         rows.append(overlay_localization(rows[0], tokens, result.grid_size))
     path = folder / "reconstruction.png"
