@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,12 +21,7 @@ from lightly_ext.loss import (
 from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.pretrain.knn import OnlineKNN
-from lightly_ext.pretrain.optimization import (
-    LRScaling,
-    parameter_groups,
-    scaled_lr,
-    warmup_cosine,
-)
+from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
 from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar
@@ -248,8 +244,11 @@ class StellarPretraining(LightningModule):
         if self.teacher is not None:
             # A hook of the optimiser: mixed precision that skips a step skips it too.
             optimizer.register_step_post_hook(self._update_teacher)
-        scheduler = warmup_cosine(
-            optimizer, lr, hparams["min_lr"], hparams["warmup_fraction"], total_steps
+        scheduler = CosineWarmupScheduler(
+            optimizer,
+            warmup_epochs=int(hparams["warmup_fraction"] * total_steps),
+            max_epochs=total_steps,
+            end_value=hparams["min_lr"] / lr,
         )
         return {
             "optimizer": optimizer,

@@ -1,13 +1,11 @@
-"""How STELLAR is optimised: learning rate, weight decay and schedule."""
+"""What weight decay spares, and the learning rate of a batch size."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from lightly.utils.scheduler import CosineWarmupScheduler
 from timm.optim import param_groups_weight_decay
 from torch import nn
-from torch.optim import Optimizer
 
 # Learning rates are given for this global batch size (section 10 of the method).
 REFERENCE_BATCH_SIZE = 2048
@@ -39,28 +37,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         module, weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
     )
     return groups
-
-
-def warmup_cosine(
-    optimizer: Optimizer, lr: float, min_lr: float, warmup: float, total_steps: int
-) -> CosineWarmupScheduler:
-    """Linear warm-up and a cosine to `min_lr`, to be stepped every batch.
-
-    Args:
-        optimizer:
-            Its learning rate is `lr`.
-        lr:
-            Learning rate behind the warm-up.
-        min_lr:
-            Learning rate at the end.
-        warmup:
-            Share of the steps that warm up.
-        total_steps:
-            Number of optimiser steps.
-    """
-    return CosineWarmupScheduler(
-        optimizer,
-        warmup_epochs=int(warmup * total_steps),
-        max_epochs=total_steps,
-        end_value=min_lr / lr,
-    )
