@@ -14,7 +14,7 @@ from benchmarks.gpu.measure import extra_gib, median_ms, random_tokens
 from benchmarks.gpu.results import Cell, Report
 from benchmarks.gpu.sizes import base
 from benchmarks.step import BareBlocks, Sizes
-from lightly_ext.evaluate.frozen_model import load_frozen_model
+from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.metrics.knn import Voters
 from stellar_plugin import Stellar
 

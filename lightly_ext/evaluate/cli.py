@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import load_frozen_model
+from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
 

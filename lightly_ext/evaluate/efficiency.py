@@ -12,14 +12,14 @@ from torch.utils.benchmark import Timer
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
-from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.loading import TIMM, load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
 
-TIMM = "timm:"
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,

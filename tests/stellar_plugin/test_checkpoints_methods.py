@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from lightly_ext.evaluate.frozen_model import load_frozen_model
+from lightly_ext.evaluate.loading import load_frozen_model
 from stellar_plugin import StellarEncoder
 from stellar_plugin.checkpoints import (
     create_encoder,

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel, load_stellar
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
 from lightly_ext.evaluate.results import Results

@@ -17,7 +17,8 @@ from lightly_ext.evaluate.datasets import (
     find_images,
 )
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel, load_like
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.loading import load_like
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
 from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks

@@ -16,8 +16,9 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel, load_like
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
+from lightly_ext.evaluate.loading import load_like
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.reduction import (
     ImageMeans,

@@ -9,12 +9,9 @@ from torch.nn import functional as F
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
-from lightly_ext.evaluate.frozen_model import (
-    NOT_A_VIT,
-    FrozenModel,
-    select_tokens,
-)
+from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.loading import NOT_A_VIT
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CropProtocol
 

@@ -14,7 +14,8 @@ from PIL import Image
 import stellar_plugin
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
-from lightly_ext.evaluate.frozen_model import FrozenModel, load_frozen_model
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
 
 IMAGE_SIZE = 32

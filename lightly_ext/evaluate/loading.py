@@ -1,0 +1,246 @@
+"""Loads any encoder: a checkpoint, a timm model, raw patches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    load_encoder_weights,
+    methods,
+    model_config,
+    read_checkpoint,
+    untrained_encoder,
+)
+from stellar_plugin.checkpoints.files import read_tensors
+from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
+from stellar_plugin.checkpoints.recognise import unwrap
+from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.hashes import file_sha256, weights_sha256
+
+TIMM = "timm:"
+NOT_A_VIT = "pooled by the network"
+PATCHES = "patches"
+RAW_PATCHES = "raw patches"
+
+
+def load_frozen_model(
+    model: str,
+    weights: str | None = None,
+    untrained: bool = False,
+    name: str | None = None,
+    seed: int = 0,
+) -> FrozenModel:
+    """Loads any encoder.
+
+    Args:
+        model:
+            What to evaluate: file, folder, "stellar-b16", hub repository or "timm:NAME"
+            (ViT or not), of any layout that is read; "patches" is no model at all.
+        weights:
+            Weight file of a timm model, instead of timm's own weights.
+        untrained:
+            Evaluate the same architecture with random weights, drawn by the seed.
+        name:
+            Name of the model in tables. None makes one of `model`.
+        seed:
+            Decides on random weights.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        ValueError: If weights and model do not fit, or timm has no such model.
+    """
+    timm_name = model.removeprefix(TIMM) if model.startswith(TIMM) else None
+    if weights is not None and (timm_name is None or untrained):
+        raise ValueError(
+            f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
+            f"model is '{model}'; name the file as the model itself."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if model.partition(":")[0] == PATCHES and not Path(model).exists():
+            loaded = _of_patches(model)
+        elif timm_name is None:
+            loaded = _of_checkpoint(model, untrained)
+        elif isinstance(_on_meta(timm_name), VisionTransformer):
+            loaded = _of_timm_vit(timm_name, weights, untrained)
+        else:
+            loaded = _of_timm(timm_name, weights, untrained)
+    name = name or short_name(weights or model)
+    if untrained:
+        name = f"{name} (untrained)"
+        if loaded.origin.method != RAW_PATCHES:
+            digest = f"random weights of seed {seed}"
+            loaded.origin = replace(loaded.origin, sha256=digest, seed=seed)
+    loaded.origin = replace(loaded.origin, name=name)
+    return loaded
+
+
+def load_like(model: FrozenModel, source: str) -> FrozenModel:
+    """Loads another encoder beside one: on its device, random if that one is.
+
+    Args:
+        model:
+            The one.
+        source:
+            As `model` of `load_frozen_model`.
+    """
+    untrained, seed = model.origin.untrained, model.origin.seed or 0
+    other = load_frozen_model(source, untrained=untrained, seed=seed)
+    return other.to(model.mean.device)
+
+
+def load_stellar(model: FrozenModel) -> Stellar:
+    """The whole STELLAR model with decoder, on the device, without gradients.
+
+    Args:
+        model:
+            Its encoder, whose weights it has.
+
+    Raises:
+        ValueError: If the model is not STELLAR.
+    """
+    origin = model.origin
+    if origin.method != "STELLAR":
+        raise ValueError(
+            f"This needs a STELLAR model with its decoder, '{origin.source}' is "
+            f"{origin.method}."
+        )
+    if origin.seed is None:
+        stellar = Stellar.from_pretrained(origin.source)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(origin.seed)  # as in load_frozen_model
+            config = model_config(read_checkpoint(origin.source))
+            stellar = Stellar(**config).eval()
+    return stellar.requires_grad_(False).to(model.mean.device)
+
+
+def _of_patches(source: str) -> FrozenModel:
+    size = source.partition(":")[2] or "16"
+    if not size.isdecimal() or int(size) < 1:
+        raise ValueError(f"'{source}' must be '{PATCHES}' or '{PATCHES}:SIZE' in px.")
+    origin = Origin(source, RAW_PATCHES, "no weights", feature="cls")
+    return FrozenModel(RawPatches(int(size)), origin)
+
+
+def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
+    checkpoint = read_checkpoint(source)
+    encoder = untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
+    digest = _sha256(checkpoint.path, encoder)
+    method = checkpoint.method
+    origin = Origin(
+        source,
+        method.name if method else checkpoint.layout,
+        digest,
+        mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
+        feature=method.feature if method else None,
+    )
+    return FrozenModel(encoder, origin, checkpoint.has_decoder)
+
+
+def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
+    method, layout = methods.of_timm(name), TIMM_LAYOUT
+    source = f"{TIMM}{name}"
+    if weights is not None:
+        checkpoint = read_checkpoint(weights)
+        # As the file says, and as timm does it where the file does not say.
+        antialias = checkpoint.config.get("pos_antialias", True)
+        encoder = StellarEncoder(name, num_queries=0, pos_antialias=antialias)
+        load_encoder_weights(encoder, checkpoint)
+        if checkpoint.method or checkpoint.layout != TIMM_LAYOUT:
+            method, layout = checkpoint.method, checkpoint.layout
+        digest = _sha256(checkpoint.path, encoder)
+    else:
+        encoder = (
+            StellarEncoder(name, num_queries=0, pos_antialias=True)
+            if untrained
+            else create_encoder(source)
+        )
+        digest = _sha256(Path(name), encoder)
+    feature = method.feature if method else None
+    name = method.name if method else layout
+    return FrozenModel(encoder, _timm_origin(source, name, feature, digest))
+
+
+def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
+    try:
+        model = timm.create_model(
+            name, pretrained=weights is None and not untrained, num_classes=0
+        )
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"timm gives no weights for '{name}': {error} Download them yourself and "
+            "give their path as weights."
+        ) from error
+    path = Path(weights or name)
+    if weights is not None:
+        _load_strictly(model, path)
+    digest = _sha256(path, model)
+    origin = _timm_origin(f"{TIMM}{name}", NOT_A_VIT, "cls", digest)
+    return FrozenModel(TimmBackbone(model), origin)
+
+
+def _load_strictly(model: nn.Module, path: Path) -> None:
+    """Loads the tensors of a file that the model needs, whatever stands before them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weight file '{path}'.")
+    tensors, _, _ = unwrap(read_tensors(path)[0])
+    wanted = model.state_dict()
+    first = next(iter(wanted))
+    ends = [n.removesuffix(first) for n in tensors if n.endswith(first)]
+    for prefix in sorted(ends):
+        state = {k: tensors[prefix + k] for k in wanted if prefix + k in tensors}
+        if all(k in state and state[k].shape == v.shape for k, v in wanted.items()):
+            model.load_state_dict(state)
+            return
+    raise ValueError(
+        f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix"
+        f" are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
+    )
+
+
+def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> Origin:
+    data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM)))
+    return Origin(
+        source,
+        method,
+        digest,
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+        feature=feature,
+    )
+
+
+def _on_meta(name: str) -> nn.Module:
+    if not timm.is_model(name):
+        raise ValueError(f"timm knows no model '{name}'; timm.list_models() has all.")
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def short_name(source: str) -> str:
+    """Short: "my_run" of "runs/my_run/model", "mae" of "x/mae.pth"."""
+    path = Path(source)
+    parts = [p for p in path.parts if p not in ("model", "checkpoint", "checkpoints")]
+    name = parts[-1] if parts else source
+    if path.suffix in (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin"):
+        name = name.removesuffix(path.suffix)
+    return name
+
+
+def _sha256(path: Path, model: nn.Module) -> str:
+    return file_sha256(path) if path.is_file() else f"weights {weights_sha256(model)}"

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from lightly_ext.evaluate.loading import (
+    load_frozen_model,
+    load_like,
+    load_stellar,
+    short_name,
+)
+from stellar_plugin import Stellar
+from tests.checkpoint_files import (
+    prefixed,
+    save,
+)
+from tests.lightly_ext.evaluate.small import write_model
+
+SWIN = "swin_tiny_patch4_window7_224"
+WIDTH = 192  # of which the number of heads is known: 3
+
+
+class TestUntrained:
+    @pytest.mark.parametrize("kind", ["stellar", "vit", "resnet"])
+    def test_decided_by_the_seed(self, tmp_path: Path, kind: str) -> None:
+        source = {
+            "stellar": lambda: write_model(tmp_path / "model"),
+            "vit": lambda: "timm:test_vit",
+            "resnet": lambda: "timm:test_resnet",
+        }[kind]()
+        state = torch.random.get_rng_state()
+        first, same, other = (
+            load_frozen_model(source, untrained=True, seed=seed) for seed in (0, 0, 1)
+        )
+        # The random numbers of the run go on as if nothing had been drawn.
+        assert torch.random.get_rng_state().equal(state)
+        a, b, c = (dict(m.state_dict()) for m in (first, same, other))
+        assert all(a[name].equal(b[name]) for name in a)
+        assert any(not a[name].equal(c[name]) for name in a)
+        assert first.origin == same.origin != other.origin
+        assert first.origin.sha256 == "random weights of seed 0"
+        assert first.origin.source == source and first.origin.seed == 0
+        assert first.origin.label == f"{source} (untrained)"
+
+    def test_same_architecture_other_weights(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        trained = load_frozen_model(source)
+        untrained = load_frozen_model(source, untrained=True, seed=5)
+        a, b = trained.state_dict(), untrained.state_dict()
+        assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+        query = "backbone.vit.reg_token"
+        assert not a[query].equal(b[query])
+        assert untrained.resolve_feature("auto") == "sparse"
+
+
+class TestWeightsFile:
+    @pytest.mark.parametrize("prefix", ["", "module.encoder_q.", "backbone."])
+    def test_resnet_under_a_prefix(self, tmp_path: Path, prefix: str) -> None:
+        torch.manual_seed(1)
+        model = timm.create_model("test_resnet", num_classes=7)
+        state = prefixed(model.state_dict(), prefix)
+        # MoCo has a second encoder and a queue beside it.
+        state |= {f"other.{k}": torch.zeros_like(v) for k, v in state.items()}
+        state["module.queue"] = torch.zeros(2, 2)
+        path = save({"state_dict": state, "arch": "resnet"}, tmp_path / "moco.pth")
+        frozen = load_frozen_model("timm:test_resnet", weights=str(path))
+        loaded, expected = frozen.backbone.model.state_dict(), model.state_dict()  # type: ignore[union-attr]
+        assert all(loaded[name].equal(expected[name]) for name in loaded)
+        assert len(frozen.origin.sha256) == 64
+
+    def test_vit__method_of_the_file(self, tmp_path: Path) -> None:
+        state = timm.create_model("test_vit", num_classes=0).state_dict()
+        path = save({"model": state}, tmp_path / "mae.pth")
+        frozen = load_frozen_model("timm:test_vit", weights=str(path))
+        assert frozen.origin.method == "MAE"
+        assert frozen.origin.mean == (0.5, 0.5, 0.5)
+
+    def test_wrong_file(self, tmp_path: Path) -> None:
+        other = timm.create_model("test_convnext").state_dict()
+        path = save(other, tmp_path / "a.pth")
+        pattern = (
+            r"a.pth' does not hold the weights of ResNet: .* all of its \d+ tensors"
+        )
+        with pytest.raises(ValueError, match=pattern):
+            load_frozen_model("timm:test_resnet", weights=str(path))
+
+    def test_other_shapes(self, tmp_path: Path) -> None:
+        state = timm.create_model("test_resnet").state_dict()
+        state["conv1.0.weight"] = state["conv1.0.weight"][:, :1]
+        path = save(state, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="in their shapes"):
+            load_frozen_model("timm:test_resnet", weights=str(path))
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no weight file '.*gone\.pth'"):
+            load_frozen_model("timm:test_resnet", weights=str(tmp_path / "gone.pth"))
+
+    def test_of_no_timm_model(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        with pytest.raises(ValueError, match="weights belong to a timm model"):
+            load_frozen_model(source, weights="a.pth")
+        with pytest.raises(ValueError, match="that is not untrained"):
+            load_frozen_model("timm:test_resnet", weights="a.pth", untrained=True)
+
+
+class TestErrors:
+    def test_unknown_timm_name(self) -> None:
+        with pytest.raises(ValueError, match="timm knows no model 'no_such_net'"):
+            load_frozen_model("timm:no_such_net", untrained=True)
+
+    def test_timm_has_no_weights(self) -> None:
+        name = "resnetv2_50d"  # without pretrained weights in timm
+        assert not timm.get_pretrained_cfg(name).has_weights  # type: ignore[union-attr]
+        with pytest.raises(FileNotFoundError, match="Download them yourself"):
+            load_frozen_model(f"timm:{name}")
+
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+            load_frozen_model(str(tmp_path / "gone"))
+
+    def test_sha256__of_file_or_of_tensors(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        digest = load_frozen_model(source).origin.sha256
+        assert len(digest) == 64 and load_frozen_model(source).origin.sha256 == digest
+        write_model(tmp_path / "model", num_queries=3)
+        assert load_frozen_model(source).origin.sha256 != digest
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("source", "name"),
+        [
+            ("runs/mine/model", "mine"),
+            ("runs/mine/checkpoints/last.ckpt", "last"),
+            ("x/mae_pretrain.pth", "mae_pretrain"),
+            ("stellar-b16", "stellar-b16"),
+            ("microsoft/STELLAR", "STELLAR"),
+            ("timm:resnet50", "timm:resnet50"),
+            ("moco/v2.pth.tar", "v2.pth"),
+        ],
+    )
+    def test_short_name(self, source: str, name: str) -> None:
+        assert short_name(source) == name
+
+    def test_load__of_the_model_or_as_given(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "mine" / "model")
+        assert load_frozen_model(source).origin.name == "mine"
+        given = load_frozen_model(source, untrained=True, name="ours")
+        assert given.origin.name == "ours (untrained)"
+        model = timm.create_model("test_resnet", num_classes=0)
+        path = save(model.state_dict(), tmp_path / "v2.safetensors")
+        loaded = load_frozen_model("timm:test_resnet", weights=str(path))
+        assert loaded.origin.name == "v2"
+
+
+class TestLoadLike:
+    @pytest.mark.parametrize("seed", [None, 4])
+    def test_trained_or_random_as_the_first(
+        self, tmp_path: Path, seed: int | None
+    ) -> None:
+        first = load_frozen_model(
+            write_model(tmp_path / "mine"), untrained=seed is not None, seed=seed or 0
+        )
+        source = write_model(tmp_path / "six", num_queries=6)
+        other = load_like(first, source)
+        assert (other.num_queries, other.origin.seed) == (6, seed)
+        same = load_frozen_model(source, untrained=seed is not None, seed=seed or 0)
+        assert other.origin == same.origin
+        expected = same.state_dict()
+        assert all(v.equal(expected[k]) for k, v in other.state_dict().items())
+
+
+class TestLoadStellar:
+    def test_trained(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        stellar = load_stellar(load_frozen_model(source))
+        expected = Stellar.from_pretrained(source).state_dict()
+        assert all(v.equal(expected[k]) for k, v in stellar.state_dict().items())
+        assert not any(p.requires_grad for p in stellar.parameters())
+
+    def test_untrained__with_the_encoder_of_the_run(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model")
+        frozen = load_frozen_model(source, untrained=True, seed=4)
+        encoder = frozen.backbone.state_dict()
+        ours = load_stellar(frozen).encoder.state_dict()
+        assert all(v.equal(ours[k]) for k, v in encoder.items())
+
+    def test_only_of_stellar(self) -> None:
+        frozen = load_frozen_model("timm:test_resnet", untrained=True)
+        with pytest.raises(ValueError, match=r"needs a STELLAR model .* is pooled by"):
+            load_stellar(frozen)
