@@ -137,7 +137,10 @@ def _of_patches(source: str) -> FrozenModel:
 
 def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
     checkpoint = read_checkpoint(source)
-    encoder = untrained_encoder(checkpoint) if untrained else create_encoder(checkpoint)
+    # Fresh projections, as for a file of timm's layout, would localize nothing.
+    fresh = {} if checkpoint.has_localization else {"localization": False}
+    create = untrained_encoder if untrained else create_encoder
+    encoder = create(checkpoint, **fresh)
     digest = _sha256(checkpoint.path, encoder)
     method = checkpoint.method
     origin = Origin(

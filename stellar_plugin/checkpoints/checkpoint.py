@@ -57,6 +57,11 @@ class Checkpoint:
         return any(name.startswith("decoder.") for name in self.state)
 
     @property
+    def has_localization(self) -> bool:
+        """Whether there are the projections that localization is made of."""
+        return any(name.startswith("encoder.dense_proj.") for name in self.state)
+
+    @property
     def read_as(self) -> str:
         """What the file was recognised as, in words."""
         layout = f"layout '{self.layout}'"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightly_ext.evaluate.frozen_model import pool, select_tokens
@@ -13,6 +14,7 @@ from lightly_ext.evaluate.loading import (
     load_frozen_model,
 )
 from stellar_plugin import Stellar
+from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.encoder import Factorization
 from tests.checkpoint_files import (
     FILES,
@@ -165,6 +167,38 @@ class TestForward:
         assert not any(p.requires_grad for p in frozen.parameters())
         assert before is not None and not before.requires_grad
         assert frozen(images).cls.equal(before)
+
+
+class TestHas:
+    """What a model has is what its checkpoint has."""
+
+    @pytest.mark.parametrize("untrained", [False, True])
+    @pytest.mark.parametrize("target", ["pixels", None])
+    def test_model_of_this_package(
+        self, tmp_path: Path, target: str | None, untrained: bool
+    ) -> None:
+        source = write_model(tmp_path / "model", target=target)
+        frozen = load_frozen_model(source, untrained=untrained)
+        assert frozen.has_decoder == frozen.has_localization == (target == "pixels")
+
+    def test_encoder_in_timms_layout(self, tmp_path: Path) -> None:
+        encoder = Stellar.from_pretrained(write_model(tmp_path / "model")).encoder
+        state, metadata = to_timm(encoder)
+        save_file(state, tmp_path / "timm.safetensors", metadata=metadata)
+        frozen = load_frozen_model(str(tmp_path / "timm.safetensors"))
+        assert frozen.num_queries == NUM_QUERIES
+        assert not frozen.has_decoder and not frozen.has_localization
+        images = bytes_of(1, 3, 32, 32)
+        result = frozen(images)
+        whole = load_frozen_model(str(tmp_path / "model"))
+        assert result.sparse.equal(whole(images).sparse)
+        with pytest.raises(ValueError, match="has no localization"):
+            _ = result.localization
+
+    def test_other_models(self, tmp_path: Path) -> None:
+        for source in (write_vit(tmp_path, "MAE"), "patches"):
+            frozen = load_frozen_model(source)
+            assert not frozen.has_decoder and not frozen.has_localization
 
 
 class TestNormalize:
