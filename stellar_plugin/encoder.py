@@ -147,7 +147,7 @@ class StellarEncoder(nn.Module):
                 width are multiples of the patch size.
             keep:
                 Indices of the patches to encode, int64 with shape (batch_size, k),
-                row-major over the grid. No block computes the others. None encodes all.
+                row-major over the grid. Hidden patches cost nothing. None encodes all.
 
         Returns:
             The factorization.
@@ -259,18 +259,39 @@ class StellarEncoder(nn.Module):
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Prefix tokens and patches with positions -> (B, prefix + n or k, d)."""
         grid_size = self._image_grid(images)
-        x = self.vit.patch_embed(images).flatten(1, 2)  # (B, h, w, d) -> (B, n, d)
         position = self.vit.pos_embed
         if position is not None:
-            x = x + resample_position(
+            position = resample_position(
                 position, self.grid_size, grid_size, self.pos_antialias
             )
-        if keep is not None:
-            x = x.gather(1, keep[:, :, None].expand(-1, -1, self.embed_dim))
+        if keep is None:
+            x = self.vit.patch_embed(images).flatten(1, 2)  # (B, h, w, d) -> (B, n, d)
+        else:
+            x = self._embed_kept(images, keep, grid_size)
+            position = None if position is None else position[0][keep]  # (B, k, d)
+        if position is not None:
+            x = x + position
         prefix = [t for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
         size = x.shape[0]  # not len(x), which a traced export would take for a constant
         x = torch.cat([t.expand(size, -1, -1).to(x.dtype) for t in prefix] + [x], 1)
         return self.vit.norm_pre(self.vit.pos_drop(x))
+
+    def _embed_kept(
+        self, images: Tensor, keep: Tensor, grid_size: tuple[int, int]
+    ) -> Tensor:
+        """Embeds the patches that are kept, and only those -> (B, k, d).
+
+        On a GPU the convolution over all patches takes several times as long, see
+        benchmarks/patches.py.
+        """
+        p, (height, width) = self.patch_size, grid_size
+        grid = images.unflatten(3, (width, p)).unflatten(2, (height, p))
+        grid = grid.permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p), a view
+        batch = torch.arange(len(images), device=images.device)[:, None]
+        patches = grid[batch, keep // width, keep % width].flatten(2)  # (B, k, 3 p p)
+        proj = self.vit.patch_embed.proj
+        x = F.linear(patches, proj.weight.flatten(1), proj.bias)
+        return self.vit.patch_embed.norm(x)
 
     def _image_grid(self, images: Tensor) -> tuple[int, int]:
         p = self.patch_size

@@ -35,7 +35,7 @@ PARTS = {
     "b": Part("step", "training step", 150),
     "a": Part("tests", "tests that need a GPU", 60),
     "c": Part("prototypes", "prototype losses", 40),
-    "d": Part("colours", "colours on the device", 25),
+    "d": Part("colours", "colours on the device", 50),
     "e": Part("matching", "clustering and matching", 25),
     "f": Part("large", "ViT-L with checkpointing", 75),
     "g": Part("inference", "features and kNN", 50),

@@ -8,8 +8,6 @@ method asks for, over what the chip could do in that time.
   gradient.
 - What is computed twice to save memory (checkpointed blocks, logits in the backward
   pass, scores of attention) is counted once.
-- Hidden patches of the masked views do not count, although the encoder embeds them
-  before it drops them (0.5 % of a step of STELLAR-B).
 - The prototype loss counts as in its plain form, `-sum(q log_softmax(W x / t))`; the
   contraction of targets that our form adds (`W^T q`, below 0.1 % of a step) does not.
 """

@@ -195,12 +195,26 @@ class TestSTELLARColorAugment:
         with pytest.raises(ValueError, match="divide uint8 images by 255"):
             STELLARColorAugment().normalize(_views())
 
+    def test_compile__any_number_and_size_of_images(self) -> None:
+        plain, compiled = STELLARColorAugment(), STELLARColorAugment()
+        compiled.compile(backend="aot_eager")
+        for seed, (count, size) in enumerate([(1, 8), (3, 16), (4, 12)]):
+            views, local_views = _views()[:, :count], _views(size=size)
+            expected = plain(views, local_views, _generator(seed))
+            actual = compiled(views, local_views, _generator(seed))
+            for ours, theirs in zip(actual, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-    def test_forward__cuda_equals_cpu_without_sync(self) -> None:
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_forward__cuda_equals_cpu_without_sync(self, compiled: bool) -> None:
         augment, views, local_views = STELLARColorAugment(), _views(), _views(size=8)
         expected = augment(views, local_views, generator=_generator())
         augment, views, local_views = augment.cuda(), views.cuda(), local_views.cuda()
+        if compiled:
+            augment.compile()
+            augment(views, local_views, generator=_generator())  # compiles
         torch.cuda.set_sync_debug_mode("error")
         try:
             actual = augment(views, local_views, generator=_generator())
