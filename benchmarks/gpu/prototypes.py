@@ -26,7 +26,7 @@ from lightly_ext.loss.prototype_cross_entropy import (
 TEMPERATURE = 0.12
 # The package's name of the function hides the module.
 MODULE = importlib.import_module("lightly_ext.loss.prototype_cross_entropy")
-BLOCKS = (2**22, 2**24, 2**26, 2**28)
+BLOCKS = (2**22, 2**24, 2**25, 2**26, 2**28)
 Loss = Callable[[], Tensor]
 
 

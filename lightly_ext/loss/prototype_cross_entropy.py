@@ -113,36 +113,36 @@ def prototype_cross_entropy(
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         x, weight = _widen(embeddings, prototypes)
-        lse: Tensor = _LogSumExp.apply(x.flatten(0, -2), weight, temperature)
-        inner = (x * target.embedding).sum(dim=-1) / temperature
+        x = x / temperature
+        lse: Tensor = _LogSumExp.apply(x.flatten(0, -2), weight)
+        inner = (x * target.embedding).sum(dim=-1)
         return target.mass * lse.view(x.shape[:-1]) - inner
 
 
 class _LogSumExp(torch.autograd.Function):
-    """`logsumexp(W x / t)` over prototypes, (N, D) and (K, D) -> (N,)."""
+    """`logsumexp(W x)` over prototypes, (N, D) and (K, D) -> (N,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         blocks = x.split(_rows_per_block(weight))
-        lse = torch.cat([(b @ weight.mT / temperature).logsumexp(1) for b in blocks])
+        lse = torch.cat([(block @ weight.mT).logsumexp(1) for block in blocks])
         ctx.save_for_backward(x, weight, lse)
-        ctx.temperature = temperature
         return lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, lse = ctx.saved_tensors
         rows = _rows_per_block(weight)
-        grad = (grad / ctx.temperature)[:, None]
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        # The small matrices take the incoming gradient: every pass over p counts.
+        scaled = x * grad[:, None]
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), rows):
                 block = slice(start, start + rows)
-                p = x[block] @ weight.mT
-                p.div_(ctx.temperature).sub_(lse[block, None]).exp_().mul_(grad[block])
+                p = (x[block] @ weight.mT).sub_(lse[block, None]).exp_()
                 torch.mm(p, weight, out=grad_x[block])
-                grad_weight.addmm_(p.mT, x[block])
-        return grad_x, grad_weight, None
+                grad_weight.addmm_(p.mT, scaled[block])
+        return grad_x.mul_(grad[:, None]), grad_weight
 
 
 def _rows_per_block(weight: Tensor) -> int:
