@@ -49,7 +49,7 @@ class Files:
         marks: Patterns (as in `fnmatch`) of names of tensors.
         wrappers: Dictionaries or prefixes around the weights, the preferred one first.
         needs: Patterns of names that must all be there too.
-        renamed: Parts of names -> parts of timm's names.
+        renamed: Parts of names -> parts of the names of the layout.
         ignored: Beginnings of names that features do not depend on.
         norm_eps: Epsilon of every LayerNorm.
         pos_antialias: Whether positions are resampled with antialiasing.
@@ -180,7 +180,12 @@ METHODS = (
         "dense",
         (
             Files(marks=("decoder_*",), wrappers=("model",), ignored=_OF_MAE),
-            Files(TRANSFORMERS, marks=("decoder.*",), norm_eps=STELLAR_NORM_EPS),
+            Files(
+                TRANSFORMERS,
+                marks=("decoder.*",),
+                ignored=("decoder.",),
+                norm_eps=STELLAR_NORM_EPS,
+            ),
         ),
         (
             Paper(

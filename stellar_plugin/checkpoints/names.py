@@ -91,12 +91,18 @@ class Names:
         self.state[new] = tensor
 
 
-def from_transformers(state: State, ignored: tuple[str, ...] = ()) -> Names:
+def from_transformers(
+    state: State,
+    renamed: Mapping[str, str] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> Names:
     """Renames a ViT of transformers 4.x or 5.x, query, key and value fused.
 
     Args:
         state:
-            Tensors by the names of transformers' ViTModel.
+            Tensors by names close to those of transformers' ViTModel.
+        renamed:
+            Parts of names of this method -> parts of transformers'.
         ignored:
             Beginnings of names that are not used.
 
@@ -105,24 +111,25 @@ def from_transformers(state: State, ignored: tuple[str, ...] = ()) -> Names:
     """
     names = Names()
     qkv: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for name, tensor in state.items():
+    for old, tensor in state.items():
+        name = _replaced(old, renamed or {})
         layer = _LAYER.fullmatch(name)
-        if name.startswith(ignored):
-            names.ignored.append(name)
+        if old.startswith(ignored):
+            names.ignored.append(old)
         elif name in _TOP:
-            names.add(name, _TOP[name], tensor)
+            names.add(old, _TOP[name], tensor)
         elif layer and layer[2] in _QKV:
             fused = qkv[f"blocks.{layer[1]}.attn.qkv.{layer[3]}"]
             if _QKV[layer[2]] in fused:
-                raise ValueError(f"'{name}' is there under two names")
+                raise ValueError(f"'{old}' is there under two names")
             fused[_QKV[layer[2]]] = tensor
         elif layer and layer[2] in _LAYER_PARTS:
             new = f"blocks.{layer[1]}.{_LAYER_PARTS[layer[2]]}.{layer[3]}"
-            names.add(name, new, tensor)
+            names.add(old, new, tensor)
         elif name.startswith(_BACKBONE):
-            names.add(name, name, tensor)  # refused where the encoder is loaded
+            names.add(old, name, tensor)  # refused where the encoder is loaded
         else:
-            names.unexpected.append(name)
+            names.unexpected.append(old)
     partial = [name for name, parts in qkv.items() if len(parts) < 3]
     if partial:
         raise ValueError(f"query, key or value is missing for {', '.join(partial)}")
@@ -187,8 +194,7 @@ def from_timm_like(
     names = Names()
     for name, tensor in _with_fused_bias(state).items():
         new = _CHUNK.sub(r"blocks.\1.", name)
-        for old_part, new_part in {**_TIMM_RENAMED, **(renamed or {})}.items():
-            new = new.replace(old_part, new_part)
+        new = _replaced(new, {**_TIMM_RENAMED, **(renamed or {})})
         if name.startswith((*_CLASSIFIERS, *ignored)):
             names.ignored.append(name)
         elif new.split(".")[0] in _TIMM_BACKBONE:
@@ -196,6 +202,12 @@ def from_timm_like(
         else:
             names.unexpected.append(name)
     return names
+
+
+def _replaced(name: str, parts: Mapping[str, str]) -> str:
+    for old, new in parts.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _with_fused_bias(state: State) -> State:

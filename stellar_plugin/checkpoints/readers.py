@@ -52,6 +52,7 @@ TRANSFORMERS_CONFIG = {
     "hidden_act": "activation",
 }
 OFFICIAL_CONFIG = {**TRANSFORMERS_CONFIG, "decoder_num_heads": "decoder_num_heads"}
+TRANSFORMERS_UNUSED = ("embeddings.mask_token", "pooler.", "classifier.")
 OFFICIAL_UNUSED = ("embeddings.mask_token", "pooler.")
 OFFICIAL_UNUSED_DECODER = ("embeddings.", "pooler.")
 HEADS = ("sparse_head", "cls_head")
@@ -87,8 +88,10 @@ def read_own(
 
 def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads the official layout."""
-    encoder = from_transformers(part(state, "encoder."), OFFICIAL_UNUSED)
-    decoder = from_transformers(part(state, "decoder."), OFFICIAL_UNUSED_DECODER)
+    encoder = from_transformers(part(state, "encoder."), ignored=OFFICIAL_UNUSED)
+    decoder = from_transformers(
+        part(state, "decoder."), ignored=OFFICIAL_UNUSED_DECODER
+    )
     result: State = {f"encoder.vit.{k}": v for k, v in _folded(encoder.state).items()}
     result |= {f"decoder.{name}": v for name, v in decoder.state.items()}
     heads: dict[str, State] = {}
@@ -132,12 +135,12 @@ def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Chec
 def read_transformers(
     raw: RawCheckpoint, state: State, files: Files | None
 ) -> Checkpoint:
-    """Reads a ViT or ViT-MAE of transformers."""
-    unused = ("embeddings.mask_token", "pooler.", "classifier.", "decoder.")
-    names = from_transformers(state, unused)
+    """Reads a ViT of transformers, or of a method whose names are close to its."""
     # transformers gives its ViTs the same epsilon as the released STELLAR models.
-    config = {"norm_eps": STELLAR_NORM_EPS, "pos_antialias": False}
-    config |= files.numerics() if files else {}
+    files = files or Files(TRANSFORMERS, norm_eps=STELLAR_NORM_EPS)
+    unused = (*TRANSFORMERS_UNUSED, *files.ignored)
+    names = from_transformers(state, files.renamed, unused)
+    config = files.numerics()
     config |= _transformers_config(raw.config, TRANSFORMERS_CONFIG)
     return _plain(raw, TRANSFORMERS, names, config)
 

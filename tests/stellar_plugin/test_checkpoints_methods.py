@@ -16,7 +16,9 @@ from stellar_plugin.checkpoints import (
     numerics,
     read_checkpoint,
 )
+from stellar_plugin.checkpoints.layouts import TRANSFORMERS
 from stellar_plugin.checkpoints.methods import METHODS, Files, Method, Paper
+from stellar_plugin.checkpoints.names import to_transformers
 from stellar_plugin.protocols import FEATURES
 from tests.checkpoint_files import assert_same_tokens, prefixed, save, timm_vit
 
@@ -34,6 +36,13 @@ MADE_UP = Method(
             pos_antialias=True,
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
+        ),
+        Files(
+            TRANSFORMERS,
+            wrappers=("slow_network",),
+            renamed={"norm_before.": "layernorm_before."},
+            ignored=("guess.",),
+            norm_eps=1e-5,
         ),
     ),
     (Paper("Made-up", "https://arxiv.org/abs/0000.00000"),),
@@ -72,6 +81,19 @@ class TestARowMakesABaseline:
         vit = timm_vit(embed_dim=192, norm_layer=torch.nn.LayerNorm)
         assert_same_tokens(create_encoder(path), vit)
 
+    def test_its_file_by_transformers_names_loads(self, tmp_path: Path) -> None:
+        vit = timm_vit(embed_dim=192, norm_layer=torch.nn.LayerNorm)
+        state = to_transformers(vit.state_dict())
+        state = {k.replace("layernorm_b", "norm_b"): v for k, v in state.items()}
+        state["guess.weight"] = torch.zeros(2)
+        checkpoint = read_checkpoint(
+            save({"slow_network": state}, tmp_path / "made_up.pth")
+        )
+        assert checkpoint.method is MADE_UP
+        assert checkpoint.ignored == ("guess.weight",)
+        assert checkpoint.unexpected == ()
+        assert_same_tokens(create_encoder(checkpoint), vit)
+
     def test_its_features_are_probed(self, tmp_path: Path) -> None:
         frozen = load_frozen_model(str(write_made_up(tmp_path)))
         assert frozen.origin.method == "Made-up"
@@ -90,7 +112,8 @@ class TestARowMakesABaseline:
     def test_table_and_messages_name_it(self, tmp_path: Path) -> None:
         assert methods.table().splitlines()[-1] == (
             "| [Made-up](https://arxiv.org/abs/0000.00000) | timm: wrapper "
-            "`slow_network` | `cls+dense` | `*.made_up` |"
+            "`slow_network`; transformers ViT: wrapper `slow_network` | `cls+dense` | "
+            "`*.made_up` |"
         )
         path = save({"conv.weight": torch.ones(1)}, tmp_path / "a.pth")
         with pytest.raises(ValueError, match=r"Known layouts: .*DINOv2, Made-up"):
