@@ -13,6 +13,9 @@ path=$PWD
 if [ -n "${WHEELS:-}" ]; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
+    # The version of the checkout, which is not installed but on the path.
+    "$python" -c "from setuptools import build_meta as build
+build.prepare_metadata_for_build_wheel('$site')" > /dev/null
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
         --target "$site" "$WHEELS"/*.whl
     path=$path:$site

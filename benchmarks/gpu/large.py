@@ -7,7 +7,7 @@ import argparse
 from benchmarks.gpu.flops import total_flops
 from benchmarks.gpu.results import Report, shown
 from benchmarks.gpu.sizes import large
-from benchmarks.gpu.step import compile_blocks, fitting_step, measure_step
+from benchmarks.gpu.step import compiled, fitting_step, measure_step
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     )
     measure_step(step, report, "plain", rounds)
     with report.section("compiled"):
-        report.values(**compile_blocks(step.module, step, step.device))
+        report.values(**compiled(step.module, step, step.device))
         measure_step(step, report, "compiled", rounds)
     known = report.known()
     report.headline(

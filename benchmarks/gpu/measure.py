@@ -110,9 +110,15 @@ def _count_sync(found: Counter[str], message: object, *_: Any) -> None:
 
 
 class _WouldWait(TorchDispatchMode):
-    """Counts operations whose result the host has to wait for."""
+    """Counts operations whose result the host has to wait for.
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+    A tensor made of Python numbers is copied to the device, for which the host waits.
+    """
+
+    NAMES = (
+        *("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"),
+        "lift_fresh",
+    )
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -27,6 +26,7 @@ from benchmarks.gpu.results import Report
 from benchmarks.gpu.sizes import base
 from benchmarks.step import BareBlocks, Sizes, Step
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain.compilation import compile_blocks
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     del step
     with report.section("bare compiled"):
         bare = BareBlocks(sizes, device, True)
-        compile_blocks(bare, lambda: bare.step(batch_size), device)
+        compiled(bare, lambda: bare.step(batch_size), device)
         measure_bare(bare, batch_size, report, "compiled", rounds)
     with report.section("teacher"):
         _report_teacher(sizes, device, report, rounds)
@@ -93,23 +93,14 @@ def fitting_step(
     raise RuntimeError(f"None of the batch sizes {batch_sizes} fits.")
 
 
-def compile_blocks(
+def compiled(
     module: nn.Module, function: Callable[[], object], device: str
 ) -> dict[str, float]:
-    """Compiles every transformer block, and says what the first call took.
-
-    Blocks of the same sizes share their code: there is one graph for each number of
-    images and tokens, not for each block.
-    """
+    """Compiles the transformer blocks, and says what the first call took."""
     torch.compiler.reset()
     counters.clear()
-    # Three encoder passes and the decoder, and the same without gradient.
-    torch._dynamo.config.recompile_limit = 16
     # A CPU tries out the graphs alone: its C++ compiler takes minutes.
-    backend = "inductor" if device == "cuda" else "aot_eager"
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.compile(dynamic=False, backend=backend)
+    compile_blocks(module, "inductor" if device == "cuda" else "aot_eager")
     start = time.perf_counter()
     function()
     synchronize(device)
@@ -149,8 +140,8 @@ def measure_bare(
 
 def _measure_compiled(step: Step, report: Report, rounds: int) -> None:
     expected = _loss(step)
-    compiled = compile_blocks(step.module, lambda: step.loss().backward(), step.device)
-    report.values(**compiled)
+    first = compiled(step.module, lambda: step.loss().backward(), step.device)
+    report.values(**first)
     report.values(compiled_loss_difference=abs(_loss(step) - expected) / expected)
     measure_step(step, report, "compiled", rounds)
     _report_parts(step, report, "compiled", rounds)

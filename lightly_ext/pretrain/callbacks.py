@@ -7,13 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
 
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import HEADS, save_heads
 
 
+class StellarProgressBar(RichProgressBar):
+    """Lightning's progress bar with loss and throughput of the last logged step.
+
+    Lightning reads what is logged with `prog_bar` in every step, for which the host has
+    to wait for the device: these are read in steps that are logged.
+    """
+
+    NAMES = ("loss", "images_per_s")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: Any, pl_module: LightningModule) -> dict[str, Any]:
+        """Reads the numbers if the step is logged, and at the end of an epoch."""
+        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if logged or trainer.is_last_batch:
+            metrics = trainer.callback_metrics
+            self._shown = {k: metrics[k].item() for k in self.NAMES if k in metrics}
+        return {**super().get_metrics(trainer, pl_module), **self._shown}
+
+
 class ImagesPerSecond(Callback):
-    """Shows the throughput of all processes in the progress bar and the logs.
+    """Logs the throughput of all processes.
 
     Averaged over the steps since it was last logged; the first step, which warms up,
     is left out.
@@ -43,10 +66,12 @@ class ImagesPerSecond(Callback):
             self._start, self._steps = now, 0
             return
         self._steps += 1
+        # Lightning copies the number to the device, for which the host waits.
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
         images = len(batch[0]) * trainer.world_size * self._steps
-        pl_module.log("images_per_s", images / (now - self._start), prog_bar=True)
-        if self._steps == trainer.log_every_n_steps:
-            self._start, self._steps = now, 0
+        pl_module.log("images_per_s", images / (now - self._start))
+        self._start, self._steps = now, 0
 
 
 class ExportModel(Callback):

@@ -13,7 +13,11 @@ import torch
 from jsonargparse import get_loader
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from pytorch_lightning.cli import (
     LightningArgumentParser,
     LightningCLI,
@@ -26,6 +30,7 @@ from lightly_ext.pretrain.callbacks import (
     ExportModel,
     ImagesPerSecond,
     ReportUnreadable,
+    StellarProgressBar,
 )
 from lightly_ext.pretrain.module import StellarPretraining
 
@@ -63,14 +68,18 @@ class PretrainCLI(LightningCLI):
             ]
         if not self.datamodule.knn_paths:
             kwargs["limit_val_batches"] = 0
+        callbacks = trainer_config["callbacks"] or []
         kwargs["callbacks"] = [
-            *(trainer_config["callbacks"] or []),
+            *callbacks,
             ModelCheckpoint(output / "checkpoints", save_last="link"),
             LearningRateMonitor(logging_interval="step"),
             ImagesPerSecond(),
             ExportModel(output / "model"),
             ReportUnreadable(),
         ]
+        shown = trainer_config["enable_progress_bar"] is not False
+        if shown and not any(isinstance(c, ProgressBar) for c in callbacks):
+            kwargs["callbacks"].append(StellarProgressBar())
         trainer = super().instantiate_trainer(**kwargs)
         workers = self.datamodule.num_workers
         if isinstance(trainer.accelerator, CPUAccelerator) and workers is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -20,6 +21,7 @@ from lightly_ext.loss import (
 )
 from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
+from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
 from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
 from lightly_ext.pretrain.teacher import MomentumTeacher
@@ -92,6 +94,10 @@ class StellarPretraining(LightningModule):
             Weight decay, of matrices other than queries and position table.
         betas:
             Coefficients of AdamW.
+        compile:
+            Whether torch compiles the transformer blocks for training: the first step
+            takes longer, the others less time. "auto" compiles them on a CUDA device,
+            if there is a compiler.
 
     Raises:
         FileNotFoundError: If a file to start from, or the tokenizer's, does not exist.
@@ -118,6 +124,7 @@ class StellarPretraining(LightningModule):
         warmup_fraction: float = 0.1,
         weight_decay: float = 0.04,
         betas: tuple[float, float] = (0.9, 0.999),
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if head_warmup_steps < 0:
@@ -162,6 +169,24 @@ class StellarPretraining(LightningModule):
     def forward(self, images: Tensor) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
         return self.model(images)
+
+    def on_fit_start(self) -> None:
+        """Compiles the transformer blocks, those of a teacher too, and says so."""
+        choice = self.hparams["compile"]
+        if not choice or (choice == "auto" and self.device.type != "cuda"):
+            return
+        error = compiler_error(self.device)
+        if error is None:
+            compile_blocks(self)
+            self.print("Transformer blocks are compiled: the first step takes longer.")
+        elif choice == "auto":
+            self.print(f"Transformer blocks are not compiled. {error}")
+        else:
+            raise RuntimeError(
+                f"Transformer blocks cannot be compiled on {self.device.type}, which "
+                "needs Triton on a GPU, and a C++ compiler. Install them, or set "
+                f"--model.compile=false. {error}"
+            )
 
     def on_train_start(self) -> None:
         """Makes processes, and the parts of a resumed run, draw different numbers."""
@@ -234,13 +259,35 @@ class StellarPretraining(LightningModule):
             for parameter in self.model.encoder.parameters():
                 parameter.grad = None
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, whose mixed precision refuses fused optimisers.
+
+        They must not clip what a scaler scales; ours is not fused where there is one.
+        """
+        plugin, algorithm = self.trainer.precision_plugin, gradient_clip_algorithm
+        if not isinstance(plugin, MixedPrecision):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, algorithm)
+        elif gradient_clip_val and algorithm == "value":
+            plugin.clip_grad_by_value(optimizer, gradient_clip_val)
+        elif gradient_clip_val:
+            plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
         hparams = self.hparams
         total_steps = int(self.trainer.estimated_stepping_batches)
         lr = self._scaled_lr()
         groups = parameter_groups(self, hparams["weight_decay"])
-        optimizer = AdamW(groups, lr=lr, betas=tuple(hparams["betas"]))
+        # The scaler of fp16 leaves unscaling to a fused optimiser, too late to clip.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        fused = self.device.type == "cuda" and scaler is None
+        betas = tuple(hparams["betas"])
+        optimizer = AdamW(groups, lr=lr, betas=betas, fused=fused or None)
         if self.teacher is not None:
             # A hook of the optimiser: mixed precision that skips a step skips it too.
             optimizer.register_step_post_hook(self._update_teacher)
@@ -261,7 +308,9 @@ class StellarPretraining(LightningModule):
         """Returns pooled sparse tokens of plain uint8 views, and their labels."""
         images, labels = batch
         images = self.augment.normalize(images.float() / 255)
-        features = self.model(images).sparse.mean(dim=1).float()
+        # Each size of these batches would be compiled for itself.
+        with torch.compiler.set_stance("force_eager"):
+            features = self.model(images).sparse.mean(dim=1).float()
         return {"features": features, "labels": labels}
 
     def configure_callbacks(self) -> list[Callback]:
@@ -355,7 +404,7 @@ class StellarPretraining(LightningModule):
         )
 
     def _log_training(self, terms: STELLARLossTerms, sparse: SparseViews) -> None:
-        self.log("loss", terms.total, prog_bar=True)
+        self.log("loss", terms.total)
         parts = {k: v.detach() for k, v in terms._asdict().items() if v is not None}
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         # The steps that Lightning logs.

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback
 from torchvision.io import write_png
 
+from benchmarks.gpu.training import StepWatch
 from lightly_ext.pretrain import cli as pretrain_cli
+from lightly_ext.pretrain.callbacks import StellarProgressBar
 from stellar_plugin import Stellar
 
 SMALL = [
@@ -124,6 +129,62 @@ class TestPretrain:
         )
         assert result.returncode != 0
         assert "Nothing to resume" in result.stderr
+
+
+class NoSyncs(Callback):
+    """Makes it an error in steps 5 and 6 that the host waits for the device."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 5:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 7:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class TestHostSyncs:
+    # Steps 3 and 7 are logged, and the epoch goes on.
+    STEPS = ("--trainer.log_every_n_steps=4", "--trainer.max_steps=8")
+    DATA = ("--data.batch_size=1", "--data.num_workers=1")
+    BAR = ("--trainer.enable_progress_bar=true",)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("start, stop, waits", [(4, 7, False), (7, 8, True)])
+    def test_main__between_logged_steps(
+        self, start: int, stop: int, waits: bool, images: Path, tmp_path: Path
+    ) -> None:
+        watch = {
+            "class_path": "benchmarks.gpu.training.StepWatch",
+            "init_args": {"device": "cpu", "counted": [start, stop]},
+        }
+        trainer = run(
+            *(f"--data.path={images}", f"--output={tmp_path}"),
+            *(*self.STEPS, *self.DATA, *self.BAR),
+            f"--trainer.callbacks={json.dumps([watch])}",
+        )
+        assert trainer.global_step == 8
+        assert any(isinstance(c, StellarProgressBar) for c in trainer.callbacks)
+        (found,) = (c for c in trainer.callbacks if isinstance(c, StepWatch))
+        assert bool(found.syncs) == waits, found.syncs
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_main__between_logged_steps_on_a_gpu(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        try:
+            trainer = run(
+                *(f"--data.path={images}", f"--output={tmp_path}"),
+                *(*self.STEPS, *self.DATA, *self.BAR),
+                *("--trainer.accelerator=cuda", "--trainer.precision=bf16-mixed"),
+                *("--trainer.gradient_clip_val=3.0", "--model.compile=false"),
+                f"--trainer.callbacks=[{{class_path: {__name__}.NoSyncs}}]",
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert trainer.global_step == 8
+        assert trainer.optimizers[0].defaults["fused"]
 
 
 class TestRecipes:

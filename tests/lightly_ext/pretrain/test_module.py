@@ -8,25 +8,25 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
+from torch.optim import AdamW
 
 from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import module as pretrain_module
 from tests import reference
 from tests.pretraining import (
+    STILL,
     TINY,
+    StopAfterTwoEpochs,
+    assert_same_training,
     loader,
     reference_module,
     reference_step,
     tiny,
     trainer,
 )
-
-
-class StopAfterTwoEpochs(Callback):
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.should_stop = trainer.current_epoch == 1
 
 
 class TestStellarPretrainingReference:
@@ -203,6 +203,36 @@ class TestStellarPretraining:
         assert all(a >= b for a, b in pairwise(rates[1:]))
         assert f"lr_scaling: {scaling}" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("scaler", [None, "of fp16"])
+    def test_configure_optimizers__fused_on_a_gpu(
+        self, scaler: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, optimizer = tiny(), Mock(side_effect=AdamW)
+        module.trainer = Mock(estimated_stepping_batches=10)
+        module.trainer.precision_plugin.scaler = scaler
+        monkeypatch.setattr(pretrain_module, "AdamW", optimizer)
+        monkeypatch.setattr(StellarPretraining, "device", torch.device("cuda"))
+        monkeypatch.setattr(module, "_scaled_lr", lambda: 0.1)
+        module.configure_optimizers()
+        assert optimizer.call_args.kwargs["fused"] is (None if scaler else True)
+
+    @pytest.mark.parametrize("algorithm", ["norm", "value"])
+    def test_fit__clips_with_a_fused_optimizer(
+        self, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fused(*args: Any, **kwargs: Any) -> AdamW:
+            return AdamW(*args, **{**kwargs, "fused": True})
+
+        monkeypatch.setattr(pretrain_module, "AdamW", fused)
+        module = tiny()
+        clipping = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
+        fit = trainer(tmp_path, max_steps=1, precision="bf16-mixed", **clipping)
+        fit.fit(module, loader())
+        gradients = [p.grad.flatten() for p in module.parameters() if p.requires_grad]
+        order = 2 if algorithm == "norm" else torch.inf
+        norm = torch.cat(gradients).norm(order).item()
+        assert norm == pytest.approx(0.01, rel=1e-4)
+
     def test_fit__says_when_prototypes_outnumber_tokens(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -289,13 +319,7 @@ class TestStellarPretraining:
         assert steps == [0, 1, 2]
 
     def test_fit__resumed_run_ends_like_an_unbroken_one(self, tmp_path: Path) -> None:
-        # Masks and colours are drawn anew, so both are switched off.
-        still = {
-            "mask_ratio": 0.0,
-            "augment": {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0},
-            "teacher_momentum": 0.9,
-        }
-        whole, first, second = tiny(**still), tiny(**still), tiny(**still)
+        whole, first, second = (tiny(**STILL, teacher_momentum=0.9) for _ in range(3))
         trainer(tmp_path, max_epochs=4).fit(whole, loader())
         fit = trainer(tmp_path, max_epochs=4, callbacks=[StopAfterTwoEpochs()])
         fit.fit(first, loader())
@@ -304,12 +328,7 @@ class TestStellarPretraining:
         trainer(tmp_path, max_epochs=4).fit(
             second, loader(), ckpt_path=tmp_path / "half.ckpt"
         )
-        for name, value in whole.state_dict().items():
-            if name.endswith("qkv.bias"):
-                continue  # Adam makes steps of the rounding noise in key gradients.
-            torch.testing.assert_close(
-                second.state_dict()[name], value, rtol=0, atol=1e-5, msg=name
-            )
+        assert_same_training(second, whole)
 
     def test_load_from_checkpoint__without_the_priors_file(
         self, tmp_path: Path
