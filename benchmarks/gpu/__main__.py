@@ -33,7 +33,7 @@ class Part(NamedTuple):
 # In the order of their worth.
 PARTS = {
     "b": Part("step", "training step", 150),
-    "a": Part("tests", "tests that need a GPU", 60),
+    "a": Part("tests", "tests that need a GPU", 90),
     "c": Part("prototypes", "prototype losses", 40),
     "d": Part("colours", "colours on the device", 50),
     "e": Part("matching", "clustering and matching", 25),

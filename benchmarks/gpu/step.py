@@ -96,11 +96,14 @@ def fitting_step(
 def compiled(
     module: nn.Module, function: Callable[[], object], device: str
 ) -> dict[str, float]:
-    """Compiles the transformer blocks, and says what the first call took."""
+    """Compiles blocks and colours as training does, and says what that took."""
     torch.compiler.reset()
     counters.clear()
     # A CPU tries out the graphs alone: its C++ compiler takes minutes.
-    compile_blocks(module, "inductor" if device == "cuda" else "aot_eager")
+    backend = "inductor" if device == "cuda" else "aot_eager"
+    compile_blocks(module, backend)
+    if isinstance(module, StellarPretraining):
+        module.augment.compile(backend=backend)
     start = time.perf_counter()
     function()
     synchronize(device)

@@ -178,6 +178,8 @@ class StellarPretraining(LightningModule):
         error = compiler_error(self.device)
         if error is None:
             compile_blocks(self)
+            if self.device.type == "cuda":  # a CPU is bound by the blocks alone
+                self.augment.compile()
             self.print("Transformer blocks are compiled: the first step takes longer.")
         elif choice == "auto":
             self.print(f"Transformer blocks are not compiled. {error}")

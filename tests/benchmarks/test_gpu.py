@@ -135,7 +135,9 @@ class TestMain:
         assert step["host_syncs"] == 0
         assert step["graph_breaks"] == 0
         # The three passes of the encoder and the decoder.
-        assert step["graphs"] == 4
+        # Three passes of the encoder and the decoder; six operations of the colours, of
+        # which some or all images are chosen.
+        assert 4 + 6 <= step["graphs"] <= 4 + 2 * 6
         assert step["compiled_loss_difference"] < 1e-2
         for name in ("plain", "compiled"):
             ms = step[f"{name}_ms"]
