@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -47,15 +48,17 @@ class TestMain:
         assert "usage: stellar" in said and "Traceback" not in said
 
     def test_main__help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit) as ended:
             cli.main(["--help"])
+        assert ended.value.code == 0
         said = capsys.readouterr().out
         for name, (_, _, purpose) in cli.COMMANDS.items():
             assert f"{name:20}{purpose}" in said
 
     def test_main__mistyped_command(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit, match="2"):
+        with pytest.raises(SystemExit) as ended:
             cli.main(["pretrian", "--help"])
+        assert ended.value.code == 2
         assert "invalid choice: 'pretrian'" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -63,20 +66,20 @@ class TestMain:
         [
             ([], 2, ""),
             (["knnn"], 2, "stellar evaluate: there is no task 'knnn'\n"),
-            (["--help"], 0, ""),
-            (["-h"], 0, ""),
+            (["--help"], None, ""),
+            (["-h"], None, ""),
         ],
     )
     def test_main__tasks_of_evaluate(
         self,
         argv: list[str],
-        code: int,
+        code: int | None,
         error: str,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         with pytest.raises(SystemExit) as ended:
             cli.main(["evaluate", *argv])
-        assert (ended.value.code or 0) == code
+        assert ended.value.code == code
         said = capsys.readouterr()
         assert said.out.startswith("usage: stellar evaluate TASK --model SOURCE ...")
         assert "knn             k nearest neighbours of frozen features" in said.out
@@ -85,27 +88,28 @@ class TestMain:
         assert said.err == error
 
     @pytest.mark.parametrize(
-        "arguments, passed_on",
+        "arguments, module, passed_on",
         [
-            (["pretrain", "--config", "a"], ["--config", "a"]),
-            (["evaluate", "knn", "--model", "a"], ["knn", "--model", "a"]),
-            (["report", "runs"], ["report", "runs"]),
+            (["pretrain", "--config", "a"], "pretrain", ["--config", "a"]),
+            (["evaluate", "knn", "--model", "a"], "evaluate", ["knn", "--model", "a"]),
+            (["report", "runs"], "evaluate", ["report", "runs"]),
         ],
     )
     def test_main__passes_arguments_on(
         self,
         arguments: list[str],
+        module: str,
         passed_on: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        given: list[list[str]] = []
+        given: list[tuple[str, list[str]]] = []
 
-        class Command:
-            main = staticmethod(given.append)
+        def imported(name: str) -> Mock:
+            return Mock(main=lambda arguments: given.append((name, arguments)))
 
-        monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
+        monkeypatch.setattr(cli.importlib, "import_module", imported)
         cli.main(arguments)
-        assert given == [passed_on]
+        assert given == [(f"lightly_ext.{module}.cli", passed_on)]
 
     @pytest.mark.parametrize(
         "command, extra", [("pretrain", "pretrain"), ("report", "eval")]

@@ -173,6 +173,6 @@ class TestLoadEncoderWeights:
         rewrite(tmp_path, dense_proj__bias=None)
         encoder = build()
         before = {k: v.clone() for k, v in encoder.state_dict().items()}
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="dense_proj.bias"):
             load_encoder_weights(encoder, tmp_path)
         assert all(v.equal(before[k]) for k, v in encoder.state_dict().items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stellar_plugin import PixelDecoder, TokenDecoder
-from stellar_plugin.decoder import FourierPositionEncoding
+from stellar_plugin.decoder import FourierPositionEncoding, LatentDecoder
 from tests import reference
 
 
@@ -84,7 +84,16 @@ class TestTokenDecoder:
         assert logits.shape == (len(data["image"]), 16, 20)
 
     def test_init__small_logits(self) -> None:
+        torch.manual_seed(0)
         decoder = TokenDecoder(8, decoder_dim=64, depth=0, num_heads=2)
         logits = decoder(torch.randn(1, 4, 8), (2, 2))
         assert logits.shape == (1, 4, 1024)
-        assert 0.1 < logits.std() < 0.25  # 0.02 * sqrt(64)
+        assert logits.std().item() == pytest.approx(0.02 * 64**0.5, rel=0.1)
+
+    @pytest.mark.parametrize("decoder", [TokenDecoder(64), PixelDecoder(64, 4)])
+    def test_init__linear_layers(self, decoder: LatentDecoder) -> None:
+        linear = [m for m in decoder.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(linear) == 1 + 6 * 4 + isinstance(decoder, TokenDecoder)
+        for module in linear:
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.02)
+            assert not module.bias.any()

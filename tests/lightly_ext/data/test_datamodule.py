@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -128,6 +129,21 @@ class TestStellarDataModule:
         assert loader.num_workers == 6
         assert loader.drop_last
         assert loader.persistent_workers
+
+    @pytest.mark.parametrize(
+        ("processes", "workers"), [(1, 6), (2, 3), (4, 1), (8, 1)]
+    )
+    def test_train_dataloader__processes_share_the_cores(
+        self,
+        tmp_path: Path,
+        processes: int,
+        workers: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.data.datamodule.num_cpus", lambda: 6)
+        data = StellarDataModule(str(write_folder(tmp_path)))
+        data.trainer = Mock(num_devices=processes, world_size=2 * processes)
+        assert data.train_dataloader().num_workers == workers
 
     def test_setup__fewer_images_than_a_batch(self, tmp_path: Path) -> None:
         data = StellarDataModule(str(write_folder(tmp_path)), batch_size=9)

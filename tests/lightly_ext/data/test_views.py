@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.data import (
     EpochSampler,
@@ -64,6 +65,15 @@ class TestSingleViewTransform:
         view = SingleViewTransform(30)(image)
         assert view.shape == (3, 30, 30)
         assert sorted(set(view.flatten().tolist())) == list(range(30, 60))
+
+    @pytest.mark.parametrize("height", [20, 75])
+    def test_call__bicubic_with_antialiasing(self, height: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randint(256, (3, height, height), generator=generator).byte()
+        view = SingleViewTransform(30)(image)
+        # Pillow always antialiases.
+        expected = F.pil_to_tensor(F.to_pil_image(image).resize((30, 30), 3))
+        assert (view.int() - expected.int()).abs().max() <= 1
 
 
 class Draws(Dataset):

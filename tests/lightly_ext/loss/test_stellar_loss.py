@@ -127,6 +127,24 @@ class TestSTELLARLoss:
         terms = identity.terms(**{**data, "sparse": permuted})
         assert terms.non_identity_matches == 0 and terms.matching_entropy == 0
 
+    def test_terms__teacher_by_number(self) -> None:
+        # With its own tokens and prototypes, matched by number, a teacher says what
+        # the target view says without one, however far the student's tokens are.
+        data = inputs()
+        sparse, cls = data["sparse"], data["cls"]
+        teacher = TeacherTargets(
+            torch.randn(B, R, WIDTH),
+            sparse.embeddings,
+            sparse.prototypes,
+            cls.embeddings,
+            cls.prototypes,
+        )
+        criterion = STELLARLoss(matching="identity")
+        alone = criterion.terms(**data)
+        taught = criterion.terms(**{**data, "teacher": teacher})
+        torch.testing.assert_close(taught.total, alone.total)
+        torch.testing.assert_close(taught.clustering, alone.clustering)
+
     @pytest.mark.parametrize(
         "off, missing",
         [

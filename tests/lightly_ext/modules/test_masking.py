@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightly_ext.modules import focal_bump, random_focal_mask
+from lightly_ext.modules import focal_bump, masking, random_focal_mask
 from tests import reference
 
 
@@ -55,6 +55,40 @@ class TestRandomFocalMask:
         # 5 standard deviations of a share of 1/4
         assert (share - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / 20000)
 
+    def test_random_focal_mask__keeps_what_is_nearest_to_the_focus(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[torch.Tensor] = []
+
+        def towering(
+            grid_size: tuple[int, int], centre: torch.Tensor, sigma: torch.Tensor
+        ) -> torch.Tensor:
+            # No noise gets over the distance, only over the order of equal distances.
+            drawn.extend([centre, sigma])
+            y, x = torch.arange(6)[:, None], torch.arange(9)
+            away = (y - centre[:, :1, None]) ** 2 + (x - centre[:, 1:, None]) ** 2
+            return -2 * away.flatten(1)
+
+        monkeypatch.setattr(masking, "focal_bump", towering)
+        generator = torch.Generator().manual_seed(0)
+        keep = random_focal_mask(8000, (6, 9), 0.8, 0.3, generator=generator)
+        centre, sigma = drawn
+        away = -towering((6, 9), centre, sigma) / 2
+        farthest = away.gather(1, keep).amax(dim=1)
+        nearest_hidden = away.scatter(1, keep, math.inf).amin(dim=1)
+        focal = (farthest <= nearest_hidden).float().mean().item()
+        # Within 4 standard errors, as all shares below.
+        assert focal == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 8000))
+        for places, side in zip(centre.long().T, (6, 9), strict=True):
+            share = torch.bincount(places, minlength=side) / 8000
+            assert len(share) == side
+            error = math.sqrt((1 - 1 / side) / side / 8000)
+            assert (share - 1 / side).abs().max() < 4 * error
+        assert torch.equal(centre, centre.round())
+        assert sigma.min().item() == pytest.approx(0.1, abs=1e-3)
+        assert sigma.max().item() == pytest.approx(0.5, abs=1e-3)
+        assert sigma.mean().item() == pytest.approx(0.3, abs=4 * 0.4 / (12 * 8000) ** 0.5)
+
     def test_random_focal_mask__focus_gathers(self) -> None:
         generator = torch.Generator().manual_seed(0)
 
@@ -66,6 +100,9 @@ class TestRandomFocalMask:
             return places.std(dim=2).mean().item()
 
         assert spread(1.0) < 0.85 * spread(0.0)
+
+    def test_random_focal_mask__on_the_device(self) -> None:
+        assert random_focal_mask(2, (4, 4), device="meta").device.type == "meta"
 
     def test_random_focal_mask__generator_decides(self) -> None:
         masks = [

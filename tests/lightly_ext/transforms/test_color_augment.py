@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.transforms import STELLARColorAugment
 from lightly_ext.transforms import color_augment as color_augment_module
+from lightly_ext.transforms.color_draws import ColorDraws
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -81,6 +82,22 @@ class TestSTELLARColorAugment:
         actual = augment(views, generator=_generator()).global_views.flatten(0, 1)
         torch.testing.assert_close(actual, torch.stack(expected), atol=3e-5, rtol=0)
 
+    def test_forward__so_many_images_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(color_augment_module, "_CPU_PIXELS", 3 * 16 * 16 + 1)
+        augment, counts = STELLARColorAugment(), []
+        colorize = augment.colorize
+
+        def counted(images: Tensor, draws: ColorDraws) -> Tensor:
+            counts.append(len(images))
+            return colorize(images, draws)
+
+        monkeypatch.setattr(augment, "colorize", counted)
+        augment(_views(batch=2, views=4), _views(batch=2, views=1, size=32))
+        # Of larger images there is always one.
+        assert counts == [3, 3, 2, 1, 1]
+
     def test_forward__always_gray(self) -> None:
         result = _plain(random_gray_scale=1.0)(_views())
         raw = result.global_views * STD + MEAN
@@ -154,6 +171,10 @@ class TestSTELLARColorAugment:
 
     def test_state_dict__empty(self) -> None:
         assert STELLARColorAugment().state_dict() == {}
+
+    def test_init__limits_are_allowed(self) -> None:
+        augment = STELLARColorAugment(cj_hue=0.5, kernel_size=1, sigmas=(1.0, 1.0))
+        assert augment.jitter_ranges[3] == (-0.5, 0.5)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

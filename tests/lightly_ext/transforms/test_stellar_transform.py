@@ -90,6 +90,7 @@ class TestSTELLARTransform:
         image = _coordinates()
         areas: list[list[float]] = [[], []]
         flipped = 0
+        torch.manual_seed(0)
         for _ in range(300):
             for kind, view in enumerate(transform(image)):
                 values = view.float()
@@ -103,7 +104,7 @@ class TestSTELLARTransform:
             assert min(values_) > low - 0.03
             assert max(values_) < high + 0.03
             assert max(values_) - min(values_) > 0.8 * (high - low)
-        assert flipped == pytest.approx(300, abs=45)  # of 600, three standard errors
+        assert flipped == pytest.approx(300, abs=37)  # of 600, three standard errors
 
     def test_call__views_differ(self) -> None:
         views = STELLARTransform(6, 6, **SMALL)(_image())

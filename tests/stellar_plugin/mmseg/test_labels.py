@@ -61,6 +61,19 @@ class TestCheckDataset:
         with pytest.raises(ValueError, match=r"bad/labels/000\.png' of .* values 4 "):
             check_dataset(ConcatDataset([good, bad]), 4)
 
+    def test_many_files__evenly_spread_ones_are_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stellar_plugin.mmseg.labels.NUM_READ", 3)
+        write(tmp_path, [np.zeros((2, 2))] * 9)
+        for unread in (1, 2, 3, 5, 6, 7):
+            (tmp_path / f"labels/{unread:03d}.png").unlink()
+        check_dataset(dataset(tmp_path, 4), 4)
+        for read in (0, 4, 8):
+            write(tmp_path, [np.full((2, 2), 4 if i == read else 0) for i in range(9)])
+            with pytest.raises(ValueError, match=rf"00{read}\.png' of .* values 4 "):
+                check_dataset(dataset(tmp_path, 4), 4)
+
     def test_other_number_of_classes(self, tmp_path: Path) -> None:
         write(tmp_path, [np.zeros((2, 2))])
         with pytest.raises(ValueError, match=r"has 4 classes, .*num_classes is 5"):

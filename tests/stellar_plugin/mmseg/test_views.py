@@ -66,8 +66,10 @@ class TestTorchvisionTransform:
         assert 0.9 < areas.max() <= 1.0
 
     def test_without_labels(self) -> None:
-        cut = build("CenterCrop", size=4)({"img": np.zeros((8, 9, 3), np.uint8)})
-        assert cut["img"].shape == (4, 4, 3)
+        image = results(8, 10)["img"]
+        cut = build("CenterCrop", size=4)({"img": image})
+        np.testing.assert_array_equal(cut["img"], image[2:6, 3:7])
+        assert cut.keys() == {"img", "img_shape"}
 
     def test_unknown_name(self) -> None:
         with pytest.raises(ValueError, match=r"v2 has no 'CentreCrop'"):
