@@ -169,10 +169,18 @@ class TestLoadEncoderWeights:
             encoder(images).dense, model.eval().encoder(images).dense
         )
 
+    def test_encoder_without_localization(self, model: Stellar, tmp_path: Path) -> None:
+        encoder = build(localization=False).eval()
+        load_encoder_weights(encoder, tmp_path)
+        images = torch.rand(1, 3, 64, 64)
+        expected = model.eval().encoder(images)
+        assert torch.equal(encoder(images).sparse, expected.sparse)
+        assert torch.equal(encoder(images).dense, expected.dense)
+
     def test_unchanged_after_an_error(self, model: Stellar, tmp_path: Path) -> None:
         rewrite(tmp_path, dense_proj__bias=None)
         encoder = build()
         before = {k: v.clone() for k, v in encoder.state_dict().items()}
-        with pytest.raises(ValueError, match="dense_proj.bias"):
+        with pytest.raises(ValueError, match=r"dense_proj\.bias"):
             load_encoder_weights(encoder, tmp_path)
         assert all(v.equal(before[k]) for k, v in encoder.state_dict().items())

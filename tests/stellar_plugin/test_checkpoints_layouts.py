@@ -177,6 +177,8 @@ class TestSameTokensAsTimm:
         assert encoder.vit.norm.eps == 1e-12
         assert_same_tokens(encoder, vit)
         assert set(read_checkpoint(path).ignored) == set(extra)
+        # transformers resamples positions without antialiasing.
+        assert not encoder.pos_antialias
 
 
 class TestTimmByName:
@@ -303,12 +305,12 @@ class TestFaultyFiles:
     def test_truncated(self, tmp_path: Path, suffix: str, keep: int) -> None:
         path = save(timm_vit().state_dict(), tmp_path / f"a{suffix}")
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ValueError, match=r"cannot be read|is damaged"):
+        with pytest.raises(ValueError, match="cannot be read"):
             read_checkpoint(path)
 
     def test_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.pth").write_text("<html>404</html>")
-        with pytest.raises(ValueError, match=r"damaged|cannot be read"):
+        with pytest.raises(ValueError, match="is damaged"):
             read_checkpoint(tmp_path / "a.pth")
 
     def test_foreign_objects(self, tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ class TestFaultyFiles:
         state = dict(timm_vit().state_dict())
         state = transformers_names(state, 4) | state
         path = save({k: v.clone() for k, v in state.items()}, tmp_path / "a.pth")
-        with pytest.raises(ValueError, match="mix"):
+        with pytest.raises(ValueError, match="mixes layouts"):
             read_checkpoint(path)
 
     def test_fine_tuned_without_last_norm(self, tmp_path: Path) -> None:

@@ -9,8 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stellar_cli.__main__ import main
-from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import create_encoder, read_checkpoint, save_heads
+from stellar_plugin import Stellar, StellarEncoder
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    load_encoder_weights,
+    read_checkpoint,
+    save_heads,
+)
 from stellar_plugin.checkpoints.export import timm_call, to_timm
 from tests import reference
 
@@ -72,6 +77,21 @@ class TestConvert:
         assert (encoder.num_queries, encoder.vit.num_reg_tokens) == (4, 4)
         assert encoder.vit.norm.eps == 1e-12
         assert encoder.vit.blocks[0].attn.num_heads == 3
+
+    def test_timm__registers_are_no_queries(self, tmp_path: Path) -> None:
+        # Two registers and two queries fit where four queries are, but mean another.
+        sizes = {"img_size": 64, "embed_dim": 48, "depth": 1, "num_heads": 3}
+        name = "vit_tiny_patch16_224"
+        encoder = StellarEncoder(name, num_queries=2, reg_tokens=2, **sizes)
+        state, metadata = to_timm(encoder)
+        path = tmp_path / "timm.safetensors"
+        save_file(state, path, metadata)
+        other = StellarEncoder(name, num_queries=4, **sizes)
+        with pytest.raises(ValueError, match=r"num_queries=4 \(checkpoint: 2\)"):
+            load_encoder_weights(other, path)
+        again = StellarEncoder(name, num_queries=2, reg_tokens=2, **sizes)
+        load_encoder_weights(again, path)
+        assert again.vit.reg_token.equal(encoder.vit.reg_token)
 
     def test_prior_to_timm(self, tmp_path: Path) -> None:
         vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)

@@ -130,9 +130,7 @@ class TestStellarDataModule:
         assert loader.drop_last
         assert loader.persistent_workers
 
-    @pytest.mark.parametrize(
-        ("processes", "workers"), [(1, 6), (2, 3), (4, 1), (8, 1)]
-    )
+    @pytest.mark.parametrize(("processes", "workers"), [(1, 6), (2, 3), (4, 1), (8, 1)])
     def test_train_dataloader__processes_share_the_cores(
         self,
         tmp_path: Path,

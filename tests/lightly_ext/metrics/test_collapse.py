@@ -68,6 +68,13 @@ class TestMeanTokenCosine:
 
 
 class TestSignsOfCollapse:
+    def test_signs_of_collapse__half_precision_is_only_read(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        half = torch.randn(4, 7, 64, generator=generator).bfloat16()
+        prototypes = torch.randn(99, 64, generator=generator)
+        wide = signs_of_collapse(half.float(), half.float(), prototypes)
+        assert signs_of_collapse(half, half, prototypes) == wide
+
     def test_signs_of_collapse__of_what_there_is(self) -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randn(4, 3, 6, generator=generator)

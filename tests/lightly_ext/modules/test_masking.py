@@ -87,7 +87,9 @@ class TestRandomFocalMask:
         assert torch.equal(centre, centre.round())
         assert sigma.min().item() == pytest.approx(0.1, abs=1e-3)
         assert sigma.max().item() == pytest.approx(0.5, abs=1e-3)
-        assert sigma.mean().item() == pytest.approx(0.3, abs=4 * 0.4 / (12 * 8000) ** 0.5)
+        assert sigma.mean().item() == pytest.approx(
+            0.3, abs=4 * 0.4 / (12 * 8000) ** 0.5
+        )
 
     def test_random_focal_mask__focus_gathers(self) -> None:
         generator = torch.Generator().manual_seed(0)

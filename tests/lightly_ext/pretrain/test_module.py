@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.optim import AdamW
 
+from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import module as pretrain_module
 from tests import reference
@@ -147,6 +148,42 @@ class TestStellarPretraining:
         batch = next(iter(loader()))
         module.training_step(batch, 0)
         assert torch.equal(given["images"], batch[0][:, 0].float() / 255)
+
+    def test_training_step__masks_as_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = []
+
+        def recorded(*args: Any, **kwargs: Any) -> Tensor:
+            given.append(args)
+            return random_focal_mask(*args, **kwargs)
+
+        monkeypatch.setattr(pretrain_module, "random_focal_mask", recorded)
+        module = tiny(mask_ratio=0.7, focal_prob=0.3)
+        monkeypatch.setattr(module, "_log_training", Mock())
+        module.training_step(next(iter(loader())), 0)
+        # Four images with two views of 4 x 4 patches.
+        assert given == [(8, (4, 4), 0.7, 0.3)]
+
+    def test_configure_optimizers__global_batch(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        module = tiny(lr=1.0, lr_scaling="linear", betas=(0.8, 0.95))
+        fit = trainer(tmp_path, accumulate_grad_batches=2)
+        fit.fit(module, loader())
+        assert "Global batch 8, learning rate 0.00391" in capsys.readouterr().out
+        assert fit.optimizers[0].defaults["betas"] == (0.8, 0.95)
+
+    def test_validation_step__pooled_tokens_of_normalised_images(self) -> None:
+        module = tiny().eval()
+        images = torch.randint(256, (3, 3, 32, 32)).to(torch.uint8)
+        labels = torch.arange(3)
+        found = module.validation_step((images, labels), 0)
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        expected = module.model((images / 255 - mean) / std).sparse.mean(dim=1)
+        torch.testing.assert_close(found["features"], expected)
+        assert torch.equal(found["labels"], labels)
 
     def test_init__switched_off_terms_build_no_modules(self) -> None:
         module = tiny(loss={"reconstruction_weight": 0.0})
