@@ -96,10 +96,12 @@ class SaveRecipe(SaveConfigCallback):
     def save_config(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
-        """Writes config.yaml."""
+        """Writes config.yaml, which starts another run where this one was resumed."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", overwrite=True)
+        config = self.config.clone()
+        config["resume"] = False
+        self.parser.save(config, folder / "config.yaml", overwrite=True)
 
 
 def main(argv: Sequence[str]) -> Trainer:

@@ -82,6 +82,8 @@ class TestPretrain:
             run(*paths, "--trainer.max_epochs=2")
         trainer = run(*paths, "--trainer.max_epochs=2", "--resume")
         assert trainer.global_step == 6
+        # A recipe that resumes would be of no use to another run.
+        assert not yaml.safe_load((tmp_path / "config.yaml").read_text())["resume"]
         # Steps of the second epoch only, in a log of their own.
         assert logged(tmp_path, 1, "step")[0] == 3
         config = yaml.safe_load((tmp_path / "config.yaml").read_text())
