@@ -76,8 +76,8 @@ def cached_rows(
 ) -> FeatureRows:
     """Features of centre crops, of the readable ones of some images.
 
-    Only what is used at a time is read into
-    memory, so that many processes share the pages of one file.
+    Only what is used at a time is read into memory, so that many processes share the
+    pages of one file.
 
     Args:
         cache:

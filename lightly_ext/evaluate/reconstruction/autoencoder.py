@@ -181,7 +181,6 @@ def _new_decoder(
     tokenizer: str | None,
     crop: int,
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
-    model = model
     if latent == "lowrank" and not model.num_queries:
         raise ValueError(
             f"'{model.origin.source}' has no latent queries, so no low-rank latent: "
