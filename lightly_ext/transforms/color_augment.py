@@ -285,11 +285,14 @@ class STELLARColorAugment(nn.Module):
             Tensor with shape (N, 3, H, W), values in [0, 1].
 
         """
-        *jitter, to_gray, blur = self._operations
-        for step in draws.order:
-            images = apply_to_chosen(
-                images, draws.jitter, jitter[step], draws.strengths[step]
-            )
+        *adjustments, to_gray, blur = self._operations
+
+        def jitter(images: Tensor, *strengths: Tensor) -> Tensor:
+            for step in draws.order:
+                images = adjustments[step](images, strengths[step])
+            return images
+
+        images = apply_to_chosen(images, draws.jitter, jitter, *draws.strengths)
         images = apply_to_chosen(images, draws.gray, to_gray)
         blur = partial(blur, kernel_size=self.kernel_size)
         return apply_to_chosen(images, draws.blur, blur, draws.sigmas)
@@ -303,7 +306,7 @@ class STELLARColorAugment(nn.Module):
         size = max(1, pixels // (height * width))
         for start in range(0, num_images, size):
             part = slice(start, start + size)
-            chunk = images[part].float().div_(255.0)
+            chunk = images[part] / 255.0
             chunk = self.colorize(chunk, draws.chunk(part))
             torch.sub(chunk, self.mean, out=result[part]).div_(self.std)
         return result.view(views.shape)
