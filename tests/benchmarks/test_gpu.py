@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.__main__ import PARTS, Part
+from benchmarks.gpu.__main__ import PARTS, Part, _run_apart
 from benchmarks.gpu.flops import (
     PEAK_BF16,
     block_flops_of_step,
@@ -96,6 +100,33 @@ def test_run__of_every_part(part: Part) -> None:
     assert callable(importlib.import_module(f"benchmarks.gpu.{part.module}").run)
 
 
+class TestRunApart:
+    @pytest.mark.parametrize(
+        ("waits", "status"),
+        [
+            ([0, 0], "done"),
+            ([3, 3], "ended with code 3"),
+            ([subprocess.TimeoutExpired("", 1), -9], "out of time"),
+        ],
+    )
+    def test_run_apart__how_it_ended(
+        self,
+        waits: list[Any],
+        status: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        process, killed = Mock(pid=17, wait=Mock(side_effect=waits)), []
+        monkeypatch.setattr(subprocess, "Popen", Mock(return_value=process))
+        monkeypatch.setattr(os, "killpg", lambda *args: killed.append(args))
+        results = Results(tmp_path)
+        _run_apart("c", "cuda", results, time.monotonic() + 1000)
+        part = results.read()["parts"]["c"]
+        assert (part["status"], part["limit"]) == (status, PARTS["c"].limit)
+        assert process.wait.call_args_list == [call(PARTS["c"].limit), call()]
+        assert killed == [(17, signal.SIGKILL)]
+
+
 def run_benchmark(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [ROOT / "benchmarks" / "gpu.sh", f"--output={output}", *arguments],
@@ -177,9 +208,8 @@ class TestMain:
         assert training["images_per_s"] == pytest.approx(4000 / training["step_ms"])
 
     def test_main__time_runs_out(self, tmp_path: Path) -> None:
-        arguments = ("--tiny", "--device=cpu", "--parts=c,d", "--limit=6")
+        arguments = ("--tiny", "--device=cpu", "--parts=c,d", "--limit=4")
         process = run_benchmark(tmp_path, *arguments)
         assert process.returncode == 1
         parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-        assert parts["c"]["status"] in ("out of time", "done")
-        assert parts["d"]["status"] in ("out of time", "no time left")
+        assert [parts[x]["status"] for x in "cd"] == ["no time left"] * 2

@@ -174,6 +174,20 @@ class TestStellarPretraining:
         assert "Global batch 8, learning rate 0.00391" in capsys.readouterr().out
         assert fit.optimizers[0].defaults["betas"] == (0.8, 0.95)
 
+    def test_configure_optimizers__global_batch_of_all_processes(self) -> None:
+        module = tiny(lr=1.0, lr_scaling="linear")
+        module.trainer = Mock(world_size=3, accumulate_grad_batches=2)
+        module.trainer.train_dataloader.batch_size = 4
+        assert module._scaled_lr() == 24 / 2048
+
+    def test_init__views_are_normalised_as_the_model_says(self) -> None:
+        numbers = {"mean": [0.0, 0.5, 1.0], "std": [1.0, 0.25, 0.5]}
+        module = tiny(model={**TINY["model"], **numbers})
+        white = torch.full((1, 1, 3, 32, 32), 255, dtype=torch.uint8)
+        target = module.augment(white).target
+        expected = torch.tensor([1.0, 2.0, 0.0]).view(1, 3, 1, 1).expand_as(target)
+        torch.testing.assert_close(target, expected)
+
     def test_validation_step__pooled_tokens_of_normalised_images(self) -> None:
         module = tiny().eval()
         images = torch.randint(256, (3, 3, 32, 32)).to(torch.uint8)
@@ -362,6 +376,8 @@ class TestStellarPretraining:
         fit.fit(first, loader())
         assert fit.global_step == 4
         fit.save_checkpoint(tmp_path / "half.ckpt")
+        for parameter in second.parameters():
+            parameter.data += 0.5  # a run from the start would end elsewhere
         trainer(tmp_path, max_epochs=4).fit(
             second, loader(), ckpt_path=tmp_path / "half.ckpt"
         )
@@ -371,6 +387,8 @@ class TestStellarPretraining:
         self, tmp_path: Path
     ) -> None:
         prior = tiny().model
+        # Without this the same seed would make the same weights.
+        torch.nn.init.normal_(prior.encoder.vit.pos_embed)
         prior.save_pretrained(tmp_path / "prior")
         module = tiny(prior=str(tmp_path / "prior"))
         torch.testing.assert_close(
