@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,14 @@ class TestStellarPretraining:
         module.trainer = Mock(world_size=3, accumulate_grad_batches=2)
         module.trainer.train_dataloader.batch_size = 4
         assert module._scaled_lr() == 24 / 2048
+
+    def test_init__defaults_of_the_method(self) -> None:
+        parameters = inspect.signature(StellarPretraining).parameters
+        expected = {"mask_ratio": 0.8, "focal_prob": 0.5, "teacher_momentum": None}
+        expected |= {"lr": 1.5e-4, "lr_scaling": "none", "min_lr": 1e-6}
+        expected |= {"warmup_fraction": 0.1, "weight_decay": 0.04}
+        expected |= {"betas": (0.9, 0.999), "head_warmup_steps": 0}
+        assert {name: parameters[name].default for name in expected} == expected
 
     def test_init__views_are_normalised_as_the_model_says(self) -> None:
         numbers = {"mean": [0.0, 0.5, 1.0], "std": [1.0, 0.25, 0.5]}
