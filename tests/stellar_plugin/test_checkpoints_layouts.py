@@ -20,6 +20,7 @@ from stellar_plugin.checkpoints import (
     numerics,
     read_checkpoint,
 )
+from stellar_plugin.checkpoints.recognise import unwrap
 from tests.checkpoint_files import (
     FILES,
     NAME,
@@ -292,6 +293,16 @@ class TestPriorOfStellar:
         encoder = encoder_for(timm_vit(), depth=3)
         with pytest.raises(ValueError, match=r"missing: vit\.blocks\.2.*depth=2.*MAE"):
             load_encoder_weights(encoder, file)
+
+
+def test_unwrap__what_is_left_of_every_level() -> None:
+    weight = torch.ones(1)
+    inner = {"norm.weight": weight, "step": 3}
+    content = {"epoch": 1, "state_dict": {"model": inner, "args": None}}
+    tensors, wrappers, left = unwrap(content)
+    assert tensors == {"norm.weight": weight}
+    assert wrappers == ["state_dict", "model"]
+    assert left == ["epoch", "args", "step"]
 
 
 class TestFaultyFiles:

@@ -180,6 +180,13 @@ class TestRunRank:
             run_rank(*_given(tmp_path, first), str(tmp_path), [other])
         assert not fakes.calls
 
+    def test_test_images__of_a_known_set_and_of_a_folder(self, tmp_path: Path) -> None:
+        folders = [tmp_path / name for name in ("train", "val")]
+        parts = [ImageFiles(folder, ["a.png"], [0], ["a"]) for folder in folders]
+        found = ClassificationSet("pets", *parts, (0.5, 1.0))
+        assert rank._test_images(f"pets:{tmp_path}", found) == f"pets:{tmp_path}"
+        assert rank._test_images(str(tmp_path), found) == str(tmp_path / "val")
+
     def test_run_rank__command(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models import alexnet
 
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 
 
@@ -57,6 +58,9 @@ class TinyDistance(nn.Module):
         return (first - second).abs().flatten(1).mean(dim=1)
 
 
-def tiny_networks(*args: Any) -> MetricNetworks:
+def tiny_networks(
+    devices: Devices, inception: str | None = None, lpips_net: str | None = None
+) -> MetricNetworks:
     """Stands for `load_networks`."""
+    assert isinstance(devices, Devices)
     return MetricNetworks(TinyInception(), TinyDistance(), ("tiny",))
