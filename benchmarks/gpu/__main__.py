@@ -33,9 +33,9 @@ class Part(NamedTuple):
 # In the order of their worth.
 PARTS = {
     "b": Part("step", "training step", 150),
-    "a": Part("tests", "tests that need a GPU", 90),
+    "a": Part("tests", "tests that need a GPU", 150),
     "c": Part("prototypes", "prototype losses", 40),
-    "d": Part("colours", "colours on the device", 50),
+    "d": Part("colours", "colours on the device", 90),
     "e": Part("matching", "clustering and matching", 25),
     "f": Part("large", "ViT-L with checkpointing", 75),
     "g": Part("inference", "features and kNN", 50),
@@ -74,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS), help="letters, b,h")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can do")
-    parser.add_argument("--limit", type=float, default=400, help="seconds for all")
+    parser.add_argument("--limit", type=float, default=420, help="seconds for all")
     parser.add_argument(
         "--photos", type=Path, help="folder to train on, instead of made-up photos"
     )

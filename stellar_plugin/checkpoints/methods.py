@@ -28,7 +28,7 @@ class Paper:
     Attributes:
         name: Its name there.
         url: Address of the paper.
-        vit_b: Published file of its ViT-B, or name of the model, that mm_configs read.
+        vit_b: Published file of its ViT-B, or name of the model; mm_configs name it.
     """
 
     name: str
@@ -258,6 +258,12 @@ def of_timm(name: str) -> Method | None:
 def wrappers() -> tuple[str, ...]:
     """All that methods wrap their weights in, the preferred ones first."""
     return tuple(w for m in METHODS for files in m.files for w in files.wrappers)
+
+
+def ignored(layout: str) -> tuple[str, ...]:
+    """What a method ignores in files of a layout, for files of unknown methods."""
+    files = [f for m in METHODS for f in m.files if f.layout == layout]
+    return tuple(name for f in files for name in f.ignored)
 
 
 def known_layouts() -> str:

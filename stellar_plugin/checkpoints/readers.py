@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
     HEADS_NAME,
@@ -148,7 +149,7 @@ def read_transformers(
 def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads a ViT of timm or of one of the methods whose names are close to timm's."""
     if files is None:
-        names = from_timm_like(state)
+        names = from_timm_like(state, ignored=methods.ignored(TIMM))
         config: dict[str, Any] = {"norm_eps": 1e-6}
     else:
         names = from_timm_like(state, files.renamed, files.ignored)

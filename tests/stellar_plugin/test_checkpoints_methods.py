@@ -173,3 +173,12 @@ class TestOfTimm:
     )
     def test_others(self, name: str) -> None:
         assert methods.of_timm(name) is None
+
+
+def test_ignored__file_of_an_unknown_method(tmp_path: Path) -> None:
+    # iBOT's without its wrapper: nothing says who trained it, yet nothing is odd.
+    state = timm_vit().state_dict() | {"masked_embed": torch.zeros(1, 48)}
+    checkpoint = read_checkpoint(save(state, tmp_path / "bare.pth"))
+    assert checkpoint.method is None
+    assert checkpoint.ignored == ("masked_embed",)
+    assert checkpoint.unexpected == ()
