@@ -237,9 +237,9 @@ def _paint(
     grey = rng.uniform(0.02, 0.16, size=(len(filled), 1))
     background = (grey + rng.uniform(-0.02, 0.02, size=(len(filled), 3))).clip(0, 1)
     background = background.astype(np.float32)
-    colours = _draw_bright_colours(rng, len(ink))
+    bright = rng.uniform(0.6, 1.0, size=(len(ink), 3)).astype(np.float32)
     behind = background[filled.nonzero()[0]]
-    tiles = behind[:, None, None] + ink[..., None] * (colours - behind)[:, None, None]
+    tiles = behind[:, None, None] + ink[..., None] * (bright - behind)[:, None, None]
     shape = (*filled.shape, CELL_SIZE, CELL_SIZE, 3)
     cells = np.broadcast_to(_to_uint8(background)[:, None, None, None], shape).copy()
     cells[filled] = _to_uint8(tiles)
@@ -248,10 +248,6 @@ def _paint(
 
 def _to_uint8(values: FloatArray) -> Uint8Array:
     return (255 * values).round().astype(np.uint8)
-
-
-def _draw_bright_colours(rng: np.random.Generator, num_colours: int) -> FloatArray:
-    return rng.uniform(0.6, 1.0, size=(num_colours, 3)).astype(np.float32)
 
 
 def _join_cells(cells: NDArray) -> NDArray:

@@ -79,6 +79,11 @@ def to_unit_range(images: Uint8Array) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
+def normalized(model: Stellar, images: Uint8Array) -> Tensor:
+    """Boards as a model takes them, (num_boards, 3, height, width)."""
+    return normalize(to_unit_range(images), list(model.mean), list(model.std))
+
+
 def raw_patches(images: Uint8Array) -> FloatArray:
     """Cuts boards into the cells of their grid.
 
@@ -101,7 +106,5 @@ def pooled_patches(images: Uint8Array) -> FloatArray:
 
 
 def _batches(model: Stellar, images: Uint8Array) -> list[Tensor]:
-    return [
-        normalize(to_unit_range(batch), list(model.mean), list(model.std))
-        for batch in np.array_split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
-    ]
+    parts = np.array_split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
+    return [normalized(model, part) for part in parts]

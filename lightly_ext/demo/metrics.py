@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from lightly_ext.demo.boards import Boards, BoardSets, FloatArray
 from lightly_ext.demo.features import (
-    BoardFeatures,
     model_features,
     pooled_patches,
     raw_patches,
@@ -35,16 +34,6 @@ NUM_PATCH_PROBE_BOARDS = 1000
 Scores = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One feature per board, (num_boards, dim), for each of the four sets."""
-
-    train: FloatArray
-    test: FloatArray
-    train_single: FloatArray
-    test_single: FloatArray
-
-
 def model_scores(
     model: Stellar, head: STELLARProjectionHead, sets: BoardSets
 ) -> Scores:
@@ -62,13 +51,18 @@ def model_scores(
         Values by the keys of `table.METRICS`: accuracies, average precision and
         intersection over union in 0 to 1, PSNR in dB.
     """
-    features = {name: _features(model, sets, name) for name in vars(sets)}
+    features = {
+        name: model_features(model, boards.images)
+        for name, boards in vars(sets).items()
+    }
     train, test = features["train"], features["test"]
     scores: Scores = {}
     for kind in ("sparse", "dense"):
-        pooled = {name: getattr(f, kind).mean(dim=1) for name, f in features.items()}
-        pooled_arrays = Pooled(**{name: p.numpy() for name, p in pooled.items()})
-        recognition = recognition_scores(pooled_arrays, sets)
+        pooled = {
+            name: getattr(of_set, kind).mean(dim=1).numpy()
+            for name, of_set in features.items()
+        }
+        recognition = recognition_scores(pooled, sets)
         scores |= {f"{name}_{kind}": value for name, value in recognition.items()}
     for kind in ("lowrank", "dense"):
         patches = getattr(train, kind).numpy(), getattr(test, kind).numpy()
@@ -92,13 +86,11 @@ def model_free_scores(sets: BoardSets) -> Scores:
     the pixels of each patch, PSNR the mean of the training boards, foreground IoU the
     answer "digit" everywhere.
     """
-    pooled = Pooled(
-        **{name: pooled_patches(boards.images) for name, boards in vars(sets).items()}
-    )
-    scores = {
-        f"{name}_sparse": value
-        for name, value in recognition_scores(pooled, sets).items()
+    pooled = {
+        name: pooled_patches(boards.images) for name, boards in vars(sets).items()
     }
+    recognition = recognition_scores(pooled, sets)
+    scores = {f"{name}_sparse": value for name, value in recognition.items()}
     patches = raw_patches(sets.train.images), raw_patches(sets.test.images)
     scores["patch_miou_lowrank"] = patch_miou(*patches, sets)
     scores["foreground_iou"] = float(_is_digit(sets.test).float().mean())
@@ -108,22 +100,28 @@ def model_free_scores(sets: BoardSets) -> Scores:
     return scores
 
 
-def recognition_scores(pooled: Pooled, sets: BoardSets) -> Scores:
-    """Accuracy of kNN and probe on boards with one class, mAP on all."""
+def recognition_scores(pooled: Mapping[str, FloatArray], sets: BoardSets) -> Scores:
+    """Accuracy of kNN and probe on boards with one class, mAP on all.
+
+    Args:
+        pooled:
+            One feature per board, (num_boards, dim), by the names of the four sets.
+        sets:
+            The boards.
+    """
+    train, test = pooled["train_single"], pooled["test_single"]
     train_digits = sets.train_single.classes.argmax(axis=1)
     test_digits = sets.test_single.classes.argmax(axis=1)
     return {
         "knn": knn_accuracy(
-            torch.from_numpy(pooled.train_single),
+            torch.from_numpy(train),
             torch.from_numpy(train_digits),
-            torch.from_numpy(pooled.test_single),
+            torch.from_numpy(test),
             torch.from_numpy(test_digits),
         ),
-        "linear": linear_accuracy(
-            pooled.train_single, train_digits, pooled.test_single, test_digits
-        ),
+        "linear": linear_accuracy(train, train_digits, test, test_digits),
         "map": multilabel_map(
-            pooled.train, sets.train.classes, pooled.test, sets.test.classes
+            pooled["train"], sets.train.classes, pooled["test"], sets.test.classes
         ),
     }
 
@@ -188,11 +186,6 @@ def mean_psnr(images: Tensor, targets: Tensor) -> float:
         images, targets, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
     )
     return float(ratio)
-
-
-def _features(model: Stellar, sets: BoardSets, name: str) -> BoardFeatures:
-    boards: Boards = getattr(sets, name)
-    return model_features(model, boards.images)
 
 
 def _is_digit(boards: Boards) -> Tensor:

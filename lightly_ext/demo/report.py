@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,17 +14,16 @@ from string import Template
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import normalize
 
 from lightly_ext.demo.boards import Boards, Uint8Array
-from lightly_ext.demo.features import to_unit_range
+from lightly_ext.demo.features import normalized
 from lightly_ext.demo.metrics import Scores
 from lightly_ext.demo.table import (
+    HEADER,
     METRICS,
     RANDOM,
     TRAINED,
     gain,
-    header,
     table_rows,
 )
 from stellar_plugin import visualize
@@ -41,18 +40,15 @@ class Gallery:
     """Rows of small pictures with titles.
 
     Attributes:
-        titles:
-            One title per row.
         rows:
-            One array with shape (num_columns, height, width, 3) per title.
+            An array with shape (num_columns, height, width, 3) by its title.
     """
 
-    titles: list[str]
-    rows: list[Uint8Array]
+    rows: Mapping[str, Uint8Array]
 
     def save(self, path: Path) -> None:
         """Writes all pictures as one, enlarged."""
-        picture = visualize.tile_pictures(self.rows)
+        picture = visualize.tile_pictures(list(self.rows.values()))
         enlarged = picture.repeat(PICTURE_SCALE, 0).repeat(PICTURE_SCALE, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(enlarged).save(path)
@@ -60,31 +56,29 @@ class Gallery:
 
 def before_after_gallery(random: Stellar, trained: Stellar, boards: Boards) -> Gallery:
     """Input, reconstruction and tokens of some boards, before and after training."""
-    before = visualize.reconstruction_rows(random, _inputs(random, boards))
-    after = visualize.reconstruction_rows(trained, _inputs(trained, boards))
+    before = visualize.reconstruction_rows(random, normalized(random, boards.images))
+    after = visualize.reconstruction_rows(trained, normalized(trained, boards.images))
     return Gallery(
-        titles=[
-            "input",
-            "reconstruction, random weights",
-            "reconstruction, trained",
-            "strongest token per patch, random weights",
-            "strongest token per patch, trained",
-        ],
-        rows=[before[0], before[1], after[1], before[2], after[2]],
+        {
+            "input": before[0],
+            "reconstruction, random weights": before[1],
+            "reconstruction, trained": after[1],
+            "strongest token per patch, random weights": before[2],
+            "strongest token per patch, trained": after[2],
+        }
     )
 
 
 @torch.no_grad()
 def token_gallery(model: Stellar, boards: Boards) -> Gallery:
     """Where each token of some boards is: one board per row, one token per column."""
-    result = model(_inputs(model, boards))
-    num_tokens = result.sparse.shape[1]
+    result = model(normalized(model, boards.images))
     tokens = [
         visualize.overlay_token(boards.images, result, token)
-        for token in range(num_tokens)
+        for token in range(result.sparse.shape[1])
     ]
     rows = np.stack([boards.images, *tokens], axis=1)  # (boards, 1 + tokens, 60, 60, 3)
-    return Gallery([f"board {i}" for i in range(len(rows))], list(rows))
+    return Gallery({f"board {i}": row for i, row in enumerate(rows)})
 
 
 def render_page(
@@ -109,7 +103,7 @@ def render_page(
         HTML with all pictures embedded.
     """
     template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
-    num_tokens = len(tokens.rows[0]) - 1
+    num_tokens = len(next(iter(tokens.rows.values()))) - 1
     return template.substitute(
         cards=_cards(scores),
         table=_table(scores),
@@ -124,7 +118,7 @@ def render_page(
             f"<span>{title}</span>"
             for title in ("input", *(f"token {i + 1}" for i in range(num_tokens)))
         ),
-        tokens="".join(_figures(row, title) for title, row in _titled(tokens)),
+        tokens="".join(_figures(row, title) for title, row in tokens.rows.items()),
         facts="".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in facts.items()
@@ -132,18 +126,10 @@ def render_page(
     )
 
 
-def _inputs(model: Stellar, boards: Boards) -> torch.Tensor:
-    return normalize(to_unit_range(boards.images), list(model.mean), list(model.std))
-
-
-def _titled(gallery: Gallery) -> Sequence[tuple[str, Uint8Array]]:
-    return list(zip(gallery.titles, gallery.rows, strict=True))
-
-
 def _gallery_rows(gallery: Gallery) -> str:
     return "".join(
         f'<h3>{html.escape(title)}</h3><div class="strip">{_figures(row, title)}</div>'
-        for title, row in _titled(gallery)
+        for title, row in gallery.rows.items()
     )
 
 
@@ -176,7 +162,7 @@ def _cards(scores: Mapping[str, Scores]) -> str:
 
 
 def _table(scores: Mapping[str, Scores]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header())
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEADER)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in table_rows(scores)

@@ -28,10 +28,10 @@ from lightly_ext.demo.report import (
     token_gallery,
 )
 from lightly_ext.demo.table import (
+    HEADER,
     NO_MODEL,
     RANDOM,
     TRAINED,
-    header,
     table_rows,
     to_json,
     to_markdown,
@@ -106,9 +106,10 @@ def run_demo(
     with stages("pretraining, without labels"):
         trained = _pretrain(output, seed, pretrain_options)
         untrained = _fresh(trained, seed)
-        checkpoints = _save(output, {TRAINED: trained, RANDOM: untrained})
+        modules = {TRAINED: trained, RANDOM: untrained}
+        checkpoints = _save(output, modules)
     with stages("scores"):
-        scores = _score(sets, {TRAINED: trained, RANDOM: untrained})
+        scores = _score(sets, modules)
     with stages("linear probes of mmsegmentation"):
         miou = run_mmseg_probes(
             checkpoints, output / "ade20k", output / "mmseg", mmseg_options
@@ -209,7 +210,7 @@ def _facts(sets: BoardSets, trained: StellarPretraining, seed: int) -> dict[str,
 
 
 def _print_table(console: Console, scores: Mapping[str, Scores]) -> None:
-    table = Table(*header(), title="STELLAR on digit boards: a toy, not a benchmark")
+    table = Table(*HEADER, title="STELLAR on digit boards: a toy, not a benchmark")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in table_rows(scores):

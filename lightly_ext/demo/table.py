@@ -11,6 +11,7 @@ from lightly_ext.demo.metrics import Scores
 
 NO_MODEL, RANDOM, TRAINED = "no model", "random weights", "trained"
 COLUMNS = (NO_MODEL, RANDOM, TRAINED)
+HEADER = ("metric", *COLUMNS, "gain")
 MISSING = "–"
 
 
@@ -157,14 +158,9 @@ def table_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
     ]
 
 
-def header() -> list[str]:
-    """Titles of the columns."""
-    return ["metric", *COLUMNS, "gain"]
-
-
 def to_markdown(scores: Mapping[str, Scores]) -> str:
     """The table with notes, in Markdown."""
-    lines = [header(), ["---", *["---:"] * (len(COLUMNS) + 1)], *table_rows(scores)]
+    lines = [HEADER, ["---", *["---:"] * (len(COLUMNS) + 1)], *table_rows(scores)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "\n".join(f"- **{m.title}:** {m.explanation}" for m in METRICS)
     return (

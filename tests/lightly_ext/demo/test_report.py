@@ -76,8 +76,8 @@ class TestRenderPage:
         tokens = rng.integers(256, size=(3, 4, 6, 6, 3), dtype=np.uint8)
         return render_page(
             SCORES,
-            Gallery(["input", "a < b"], [row, row[::-1]]),
-            Gallery(["0", "1", "2"], list(tokens)),
+            Gallery({"input": row, "a < b": row[::-1]}),
+            Gallery({str(i): row for i, row in enumerate(tokens)}),
             {"machine": "5 > 4 cores"},
         )
 
@@ -108,7 +108,7 @@ class TestRenderPage:
 class TestGallery:
     def test_save__enlarged(self, tmp_path: Path) -> None:
         row = np.full((2, 4, 5, 3), 9, dtype=np.uint8)
-        Gallery(["a"], [row]).save(tmp_path / "new" / "a.png")
+        Gallery({"a": row}).save(tmp_path / "new" / "a.png")
         with Image.open(tmp_path / "new" / "a.png") as image:
             # Two tiles of 5 px and three gaps of 2 px, three times as large.
             assert image.size == (3 * 16, 3 * 8)
