@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import PurePosixPath
-from string import Template
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lightly_ext.evaluate.page import render_page
 from lightly_ext.evaluate.result import shown_value
 from stellar_plugin.visualize import Uint8Array, highlight
 
@@ -77,7 +74,7 @@ class Row:
 
 
 def shown_name(name: str) -> str:
-    """A file name that can be written in UTF-8, whatever bytes it is made of."""
+    """Text that can be written in UTF-8, whatever bytes its file names are made of."""
     return name.encode("utf-8", errors="replace").decode()
 
 
@@ -150,39 +147,19 @@ def render_gallery(
     Returns:
         HTML with all pictures embedded: no script, nothing from elsewhere.
     """
-    template = Template(files(__package__).joinpath("gallery.html").read_text("utf-8"))
-    return template.substitute(
-        title=_text(title),
-        lead=_text(lead),
-        concepts="\n".join(_section(row) for row in rows),
-        facts="".join(
-            f"<tr><th>{_text(name)}</th><td>{_text(shown_value(value))}</td></tr>"
-            for name, value in facts.items()
-        ),
+    page = render_page(
+        "pictures/gallery.html",
+        title=title,
+        lead=lead,
+        rows=rows,
+        facts=facts,
+        photo=_photo,
+        layer=_layer,
+        shown_value=shown_value,
+        query_side=QUERY_SIDE,
+        thumbnail_side=THUMBNAIL_SIDE,
     )
-
-
-def _section(row: Row) -> str:
-    red, green, blue = row.colour.tolist()
-    tiles = [_figure(tile, row.colour, THUMBNAIL_SIDE) for tile in row.neighbours]
-    if row.query:
-        tiles.insert(0, _figure(row.query, row.colour, QUERY_SIDE, "query"))
-    return (
-        f'<section style="--token: rgb({red}, {green}, {blue})">'
-        f"<h2>{_text(row.title)} <small>{_text(row.note)}</small></h2>"
-        f'<div class="tiles">{"".join(tiles)}</div></section>'
-    )
-
-
-def _figure(tile: Tile, colour: Uint8Array, side: int, kind: str = "") -> str:
-    name = PurePosixPath(tile.name).name
-    return (
-        f'<figure class="{kind}" title="{_text(tile.name)}"><div>'
-        f'<img src="{_photo(tile.picture, side)}" alt="{_text(tile.alt)}">'
-        f'<img class="map" src="{_layer(tile.area, colour)}" alt=""></div>'
-        f"<figcaption><span>{_text(name)}</span><b>{_text(tile.note)}</b></figcaption>"
-        "</figure>"
-    )
+    return shown_name(page)
 
 
 def _photo(picture: Uint8Array, side: int) -> str:
@@ -210,10 +187,6 @@ def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
     image.save(buffer, format=kind, **options)
     text = base64.b64encode(buffer.getvalue()).decode()
     return f"data:image/{kind};base64,{text}"
-
-
-def _text(text: str) -> str:
-    return html.escape(shown_name(text))
 
 
 def _write(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-import jinja2
-
+from lightly_ext.evaluate.page import render_page
 from lightly_ext.evaluate.report.scores import score_title, shown_score
 from lightly_ext.evaluate.report.tables import (
     Column,
@@ -127,14 +126,9 @@ def to_html(report: Report) -> str:
         report:
             The report.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lightly_ext.evaluate.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report/report.html",
+        title="Evaluation report",
         grids=[to_grid(table) for table in report.tables],
         notes=report.notes,
         num_results=report.num_results,
