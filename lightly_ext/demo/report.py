@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import torch
@@ -26,6 +21,7 @@ from lightly_ext.demo.table import (
     gain,
     table_rows,
 )
+from lightly_ext.evaluate import page
 from stellar_plugin import visualize
 from stellar_plugin.model import Stellar
 
@@ -102,69 +98,34 @@ def render_page(
     Returns:
         HTML with all pictures embedded.
     """
-    template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
-    num_tokens = len(next(iter(tokens.rows.values()))) - 1
-    return template.substitute(
+    return page.render_page(
+        "demo/page.html",
+        title="STELLAR on digit boards",
         cards=_cards(scores),
-        table=_table(scores),
-        notes="".join(
-            f"<dt>{html.escape(m.title)}</dt><dd>{html.escape(m.explanation)}</dd>"
-            for m in METRICS
-        ),
-        before_after=_gallery_rows(before_after),
-        num_tokens=num_tokens,
-        token_columns=1 + num_tokens,
-        token_titles="".join(
-            f"<span>{title}</span>"
-            for title in ("input", *(f"token {i + 1}" for i in range(num_tokens)))
-        ),
-        tokens="".join(_figures(row, title) for title, row in tokens.rows.items()),
-        facts="".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in facts.items()
-        ),
+        header=HEADER,
+        table=table_rows(scores),
+        metrics=METRICS,
+        before_after=before_after.rows,
+        tokens=tokens.rows,
+        num_tokens=len(next(iter(tokens.rows.values()))) - 1,
+        facts=facts,
+        data_uri=_data_uri,
     )
 
 
-def _gallery_rows(gallery: Gallery) -> str:
-    return "".join(
-        f'<h3>{html.escape(title)}</h3><div class="strip">{_figures(row, title)}</div>'
-        for title, row in gallery.rows.items()
-    )
+def _data_uri(picture: Uint8Array) -> str:
+    return page.data_uri(Image.fromarray(picture), "png", optimize=True)
 
 
-def _figures(row: Uint8Array, title: str) -> str:
-    return "".join(
-        f'<img alt="{html.escape(title)}" src="{_data_uri(image)}">' for image in row
-    )
-
-
-def _data_uri(image: Uint8Array) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _cards(scores: Mapping[str, Scores]) -> str:
-    cards = []
-    for metric in METRICS:
-        if metric.key not in HIGHLIGHTS:
-            continue
-        trained = metric.show(scores[TRAINED].get(metric.key))
-        random = metric.show(scores[RANDOM].get(metric.key))
-        gained = metric.show(gain(metric, scores), sign="+")
-        cards.append(
-            f'<div class="card"><span>{html.escape(metric.title)}</span>'
-            f"<strong>{trained}</strong><small>random weights {random} · "
-            f"{gained} over the best untrained</small></div>"
+def _cards(scores: Mapping[str, Scores]) -> list[tuple[str, str, str, str]]:
+    """Title, value after and before training, and gain of what matters most."""
+    return [
+        (
+            metric.title,
+            metric.show(scores[TRAINED].get(metric.key)),
+            metric.show(scores[RANDOM].get(metric.key)),
+            metric.show(gain(metric, scores), sign="+"),
         )
-    return "".join(cards)
-
-
-def _table(scores: Mapping[str, Scores]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEADER)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table_rows(scores)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        for metric in METRICS
+        if metric.key in HIGHLIGHTS
+    ]

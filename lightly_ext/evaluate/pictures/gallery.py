@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lightly_ext.evaluate.page import render_page
+from lightly_ext.evaluate.page import data_uri, render_page
 from lightly_ext.evaluate.result import shown_value
 from stellar_plugin.visualize import Uint8Array, highlight
 
@@ -148,7 +146,7 @@ def render_gallery(
         HTML with all pictures embedded: no script, nothing from elsewhere.
     """
     page = render_page(
-        "pictures/gallery.html",
+        "evaluate/pictures/gallery.html",
         title=title,
         lead=lead,
         rows=rows,
@@ -165,14 +163,14 @@ def render_gallery(
 def _photo(picture: Uint8Array, side: int) -> str:
     image = Image.fromarray(enlarged(picture, side))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _data_uri(image, "jpeg", quality=82, optimize=True)
+    return data_uri(image, "jpeg", quality=82, optimize=True)
 
 
 def _layer(area: NDArray[np.bool_], colour: Uint8Array) -> str:
     """What `highlight` does, as a transparent picture with one pixel per patch."""
     pixels = np.full((*area.shape, 4), 128, dtype=np.uint8)
     pixels[..., :3] = area[..., None] * colour
-    return _data_uri(Image.fromarray(pixels), "png", optimize=True)
+    return data_uri(Image.fromarray(pixels), "png", optimize=True)
 
 
 def _highlighted(tile: Tile, colour: Uint8Array) -> Uint8Array:
@@ -180,13 +178,6 @@ def _highlighted(tile: Tile, colour: Uint8Array) -> Uint8Array:
     area = torch.from_numpy(tile.area).float()[None, None]
     weights = torch.nn.functional.interpolate(area, size=(height, width))
     return highlight(tile.picture[None], weights[0], colour)[0]
-
-
-def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{kind};base64,{text}"
 
 
 def _write(

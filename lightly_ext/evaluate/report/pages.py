@@ -127,7 +127,7 @@ def to_html(report: Report) -> str:
             The report.
     """
     return render_page(
-        "report/report.html",
+        "evaluate/report/report.html",
         title="Evaluation report",
         grids=[to_grid(table) for table in report.tables],
         notes=report.notes,
