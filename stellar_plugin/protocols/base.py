@@ -81,10 +81,10 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class CropProtocol(Protocol):
-    """Images are resized, and their centre is cut out."""
+    """Images are resized, and their centre is cut out: to these sizes, or a task says."""
 
-    resize: int
-    crop: int
+    resize: int = 256
+    crop: int = 224
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,14 +29,10 @@ VISUALIZE = VisualizeProtocol(
     name="visualize",
     source="STELLAR figure 1; sizes and scaling are our choice",
     split="images spread evenly over the sorted names",
-    resize=256,
-    crop=224,
     rule="PCA over the patches of all shown images, 1st to 99th percentile",
 )
 CONCEPTS = ConceptsProtocol(
     name="concepts",
     source="STELLAR figure 3; threshold and choice of tokens are our choice",
     features="sparse",
-    resize=256,
-    crop=224,
 )

@@ -51,8 +51,6 @@ EQUIVARIANCE = EquivarianceProtocol(
     name="equivariance",
     source="STELLAR section 5.1, experiment 1; the place of the crops, the references "
     "and the relative change are our choice",
-    resize=256,
-    crop=224,
     inference="window of crop + 30 px in the centre of the resized image; reference: "
     "its upper left corner; shifted crop: 0, 5, ..., 30 px further right or down",
     rule="tokens matched by optimal transport (eq. 8); ||S'[match] - S||_F / ||S||_F, "
@@ -66,8 +64,6 @@ STABILITY = StabilityProtocol(
     source="STELLAR section 5.1, experiment 2; scales and aspect ratios are our choice",
     features="auto",
     pooling="mean over tokens",
-    resize=256,
-    crop=224,
     inference="untransformed image: its centre square, crop / resize of the shorter "
     "side, resized to crop; transformed: one random crop of that square per scale, "
     "aspect ratio 3/4 to 4/3 as far as it fits, resized to crop",
@@ -82,8 +78,6 @@ WHERE = WhereProtocol(
     source="our choice",
     split="roles of tokens: decided on every other image, scored on the others, and "
     "the reverse",
-    resize=256,
-    crop=224,
     label_resolution="px of the crop; labels and the strongest token of each patch "
     "resized nearest",
     rule="foreground_iou: a token is foreground if most of the px it wins in the other "

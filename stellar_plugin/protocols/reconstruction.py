@@ -36,8 +36,6 @@ RECONSTRUCTION = ReconstructionProtocol(
     source="STELLAR tables 3 and 4; crops, metrics and rounding are our choice: the "
     "public code scores random crops and flips, so its numbers are no match",
     split="all images are scored",
-    resize=256,
-    crop=224,
     head="decoder as pretrained",
     inference="bicubic resize and centre crop in, decoded image of another size "
     "resized to the crop (bicubic, antialias), clamped to [0, 1], rounded to 8 bits",

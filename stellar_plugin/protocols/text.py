@@ -29,8 +29,6 @@ ALIGN_TEXT = AlignTextProtocol(
     "schedule are our choice",
     split="90 % train the probe, 10 % (5000 at most) are watched",
     features="auto",
-    resize=256,
-    crop=224,
     train_views="the same crops as at test time; one caption of an image per epoch",
     head="LayerNorm, attention pooling (1 learned query, MLP), linear to the texts",
     backbone="frozen",

@@ -13,10 +13,7 @@ from torch import Tensor
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.images import (
-    EvaluationImages,
-    centre_crop,
-)
+from lightly_ext.evaluate.images import EvaluationImages, centre_crop
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.probing.localization import require_localization
 from lightly_ext.evaluate.reduction import (

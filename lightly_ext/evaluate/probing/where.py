@@ -33,20 +33,11 @@ from lightly_ext.evaluate.probing.masks import (
     find_masks,
     listed_files,
 )
-from lightly_ext.evaluate.reduction import (
-    ImageMeans,
-    count_unreadable,
-    reduce_sum,
-)
+from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import WHERE
-from stellar_plugin.visualize import (
-    overlay,
-    tile_pictures,
-    to_pictures,
-    token_palette,
-)
+from stellar_plugin.visualize import overlay, tile_pictures, to_pictures, token_palette
 
 FOREGROUND = ("foreground_iou", "foreground_iou_oracle")
 OVERLAP = ("token_overlap", "token_overlap_one_to_one")

@@ -14,12 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.images import (
-    EvaluationImages,
-    ImageFiles,
-    Sample,
-    train_crop,
-)
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample, train_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.decoder_files import (
     check_same,
