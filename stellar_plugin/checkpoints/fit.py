@@ -12,7 +12,7 @@ from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
-from stellar_plugin.checkpoints.sizes import encoder_arguments, encoder_config
+from stellar_plugin.checkpoints.sizes import encoder_config
 from stellar_plugin.checkpoints.sizes import heads as heads_of
 from stellar_plugin.encoder import StellarEncoder, resample_position
 from stellar_plugin.state_dict import misfits
@@ -23,19 +23,38 @@ QUERY_KEY = "vit.reg_token"
 PROJECTIONS = ("dense_proj.", "sparse_proj.")
 
 
-def own_encoder(checkpoint: Checkpoint, **kwargs: Any) -> StellarEncoder:
-    """Encoder of a model of this package, with fresh weights."""
-    return StellarEncoder(**{**encoder_arguments(checkpoint.config), **kwargs})
-
-
-def check_settings(
+def fitted(
     encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
-) -> None:
-    """Compares what changes the features but no tensor's shape.
+) -> tuple[State, list[str], list[str]]:
+    """State for the encoder, what of it is fresh, and what was resampled.
 
     Raises:
-        ValueError: If the checkpoint was trained with other settings.
+        ValueError: If the checkpoint was trained with other settings, or a tensor is
+            missing, left over or of another shape.
     """
+    _check_settings(encoder, checkpoint, num_heads)
+    state = part(checkpoint.state, "encoder.")
+    fresh = encoder.state_dict()
+    missing = []
+    projections = [name for name in fresh if name.startswith(PROJECTIONS)]
+    if not any(name.startswith(PROJECTIONS) for name in state):
+        missing = projections
+        state |= {name: fresh[name] for name in missing}
+    elif not projections:  # an encoder without localization
+        state = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
+    if encoder.num_queries and checkpoint.num_queries == 0:
+        queries = fresh[QUERY_KEY][:, -encoder.num_queries :]
+        registers = [state[QUERY_KEY].to(queries)] if QUERY_KEY in state else []
+        state[QUERY_KEY] = torch.cat([*registers, queries], dim=1)
+        missing.append(QUERY_KEY)
+    resized = _resample_position(encoder, state, checkpoint)
+    check_tensors(encoder, state, checkpoint, "encoder")
+    return state, missing, resized
+
+
+def _check_settings(
+    encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
+) -> None:
     ours, theirs = _settings(encoder), _trained_settings(checkpoint, num_heads)
     wrong = [
         f"{name}={ours[name]} (checkpoint: {value})"
@@ -69,7 +88,7 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
         if not checkpoint.config:
             return {}
         with torch.device("meta"):
-            return _settings(own_encoder(checkpoint))
+            return _settings(StellarEncoder(**encoder_config(checkpoint)))
     names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:
@@ -78,28 +97,6 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
     if num_heads or (norm is not None and len(norm) in HEADS_OF_WIDTH):
         known["num_heads"] = heads_of(checkpoint, num_heads)
     return known
-
-
-def fitted(
-    encoder: StellarEncoder, checkpoint: Checkpoint
-) -> tuple[State, list[str], list[str]]:
-    """State for the encoder, what of it is fresh, and what was resampled."""
-    state = part(checkpoint.state, "encoder.")
-    fresh = encoder.state_dict()
-    missing = []
-    projections = [name for name in fresh if name.startswith(PROJECTIONS)]
-    if not any(name.startswith(PROJECTIONS) for name in state):
-        missing = projections
-        state |= {name: fresh[name] for name in missing}
-    elif not projections:  # an encoder without localization
-        state = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
-    if encoder.num_queries and checkpoint.num_queries == 0:
-        queries = fresh[QUERY_KEY][:, -encoder.num_queries :]
-        registers = [state[QUERY_KEY].to(queries)] if QUERY_KEY in state else []
-        state[QUERY_KEY] = torch.cat([*registers, queries], dim=1)
-        missing.append(QUERY_KEY)
-    resized = _resample_position(encoder, state, checkpoint)
-    return state, missing, resized
 
 
 def _resample_position(
@@ -124,7 +121,7 @@ def _resample_position(
 def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
     if checkpoint.layout == STELLAR and checkpoint.config:
         with torch.device("meta"):
-            return own_encoder(checkpoint).grid_size
+            return StellarEncoder(**encoder_config(checkpoint)).grid_size
     side = isqrt(table.shape[1])
     return side, side
 

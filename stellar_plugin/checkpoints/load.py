@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
-from stellar_plugin.checkpoints.fit import (
-    check_settings,
-    check_tensors,
-    fitted,
-    own_encoder,
-)
-from stellar_plugin.checkpoints.layouts import STELLAR
+from stellar_plugin.checkpoints.fit import check_tensors, fitted
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config
@@ -108,9 +102,7 @@ def load_encoder_weights(
             way of resampling positions, none of which a tensor shows.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    check_settings(encoder, checkpoint, num_heads)
-    state, missing, resized = fitted(encoder, checkpoint)
-    check_tensors(encoder, state, checkpoint, "encoder")
+    state, missing, resized = fitted(encoder, checkpoint, num_heads)
     encoder.load_state_dict(state, assign=_on_meta(encoder))
     return _reported(checkpoint, state, missing, resized, prefix="encoder.")
 
@@ -136,9 +128,7 @@ def load_model_weights(
         ValueError: If something does not fit, see `load_encoder_weights`.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    check_settings(model.encoder, checkpoint, num_heads)
-    encoder, missing, resized = fitted(model.encoder, checkpoint)
-    check_tensors(model.encoder, encoder, checkpoint, "encoder")
+    encoder, missing, resized = fitted(model.encoder, checkpoint, num_heads)
     state = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
     missing = [f"encoder.{name}" for name in missing]
     for name, module in model.named_children():
@@ -199,8 +189,6 @@ def untrained_encoder(
     Raises:
         ValueError: If the sizes are not known.
     """
-    if checkpoint.layout == STELLAR:
-        return own_encoder(checkpoint, **kwargs)
     return StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
 
 

@@ -79,7 +79,7 @@ def encoder_config(
 
     Args:
         checkpoint:
-            Of any layout but our own, whose config is complete.
+            Of any layout; the config of our own is complete.
         num_heads:
             Attention heads, where neither a config nor the width tells.
 
@@ -87,6 +87,8 @@ def encoder_config(
         ValueError: If the number of heads is not known, or the tensors are those of no
             plain ViT on square patches.
     """
+    if checkpoint.layout == STELLAR:
+        return encoder_arguments(checkpoint.config)
     vit = part(checkpoint.state, "encoder.vit.")
     width, patch_size = _patches(vit, checkpoint)
     registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0

@@ -81,7 +81,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class CropProtocol(Protocol):
-    """Images are resized, and their centre is cut out: to these sizes, or a task says."""
+    """Images are resized, and their centre is cut out, mostly to these sizes."""
 
     resize: int = 256
     crop: int = 224
