@@ -137,12 +137,8 @@ def centre_crop(protocol: CropProtocol, interpolation: str) -> v2.Transform:
             "bicubic" or "bilinear", of the model.
     """
     mode = InterpolationMode(interpolation)
-    return v2.Compose(
-        [
-            v2.Resize(protocol.resize, mode, antialias=True),
-            v2.CenterCrop(protocol.crop),
-        ]
-    )
+    resize = v2.Resize(protocol.resize, mode, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(protocol.crop)])
 
 
 def train_crop(protocol: RandomCropProtocol, interpolation: str) -> v2.Transform:
@@ -155,11 +151,7 @@ def train_crop(protocol: RandomCropProtocol, interpolation: str) -> v2.Transform
             "bicubic" or "bilinear", of the model.
     """
     mode = InterpolationMode(interpolation)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(
-                protocol.crop, protocol.train_scale, interpolation=mode, antialias=True
-            ),
-            v2.RandomHorizontalFlip(),
-        ]
+    crop = v2.RandomResizedCrop(
+        protocol.crop, protocol.train_scale, interpolation=mode, antialias=True
     )
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightly_ext.evaluate.devices import Devices
@@ -47,6 +50,29 @@ def make_trainer(
         "callbacks": [checkpoint],
     }
     return Trainer(**{**values, **options})
+
+
+def with_warmup_and_cosine(
+    trainer: Trainer, optimizer: Optimizer, warmup: float
+) -> OptimizerLRScheduler:
+    """An optimiser with a learning rate for each step: a warm-up, a cosine to 0.
+
+    Args:
+        trainer:
+            Knows the number of steps.
+        optimizer:
+            The optimiser.
+        warmup:
+            Fraction of the steps in which the rate grows.
+    """
+    steps = int(trainer.estimated_stepping_batches)
+    scheduler = CosineWarmupScheduler(
+        optimizer, round(warmup * steps), steps, end_value=0.0
+    )
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
 
 
 def fit(

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from lightly_ext.evaluate.images import (
     train_crop,
 )
 from lightly_ext.evaluate.reduction import reduce_sum
+from lightly_ext.evaluate.training import with_warmup_and_cosine
 from stellar_plugin.protocols import FINETUNE_WARMUP, AugmentedClassifierProtocol
 
 
@@ -197,14 +197,7 @@ class FineTuning(LightningModule):
         optimizer = AdamW(
             trained, lr=protocol.lrs[0], weight_decay=protocol.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = CosineWarmupScheduler(
-            optimizer, round(FINETUNE_WARMUP * steps), steps, end_value=0.0
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return with_warmup_and_cosine(self.trainer, optimizer, FINETUNE_WARMUP)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which images these weights have seen."""

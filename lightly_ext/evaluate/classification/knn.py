@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import POOLED, FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.metrics import Voters, check_knn_options
@@ -87,13 +86,13 @@ def run_knn(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for block in devices.progress(share, "neighbours", len(share)):
         correct += voters.num_correct(*block)
-    total: Any = devices.fabric.all_reduce(correct, reduce_op="sum")
+    accuracy = int(reduce_sum(devices, correct)) / len(labels)
     result = results.result(
         model,
         "knn",
         found.name,
         protocol,
-        {"accuracy": int(total) / len(labels), "num_test": len(labels)},
+        {"accuracy": accuracy, "num_test": len(labels)},
         feature=feature,
         num_train=len(bank),
         unreadable={"train": voting.num_unreadable, "test": asked.num_unreadable},

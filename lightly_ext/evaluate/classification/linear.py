@@ -25,6 +25,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import (
@@ -251,8 +252,7 @@ def _test(
     head = heads.module(best)
     with torch.no_grad():
         for parameter in head.parameters():
-            total: Any = devices.fabric.all_reduce(parameter.data, reduce_op="sum")
-            parameter.copy_(total)
+            parameter.copy_(reduce_sum(devices, parameter))
         metrics = accuracies(heads.num_classes).to(devices.device)
         share = torch.arange(devices.rank, len(test), devices.world_size)
         for features, labels in test.blocks(order=share):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightly_ext.evaluate.classification.probe_data import Block, FeatureRows
 from lightly_ext.evaluate.classification.probe_heads import ProbeHeads
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.reduction import reduce_sum
 
 LOG_NAME = "epochs.jsonl"
 
@@ -158,8 +159,7 @@ class ProbeTraining:
 def grid_accuracy(devices: Devices, heads: ProbeHeads, rows: FeatureRows) -> Tensor:
     """Accuracy of every head of all processes, float64 with shape (num_heads,)."""
     counts = torch.stack([heads.count_correct(*block) for block in rows.blocks()])
-    total: Any = devices.fabric.all_reduce(counts.sum(dim=0), reduce_op="sum")
-    return total.cpu().double() / len(rows)
+    return reduce_sum(devices, counts.sum(dim=0)).double() / len(rows)
 
 
 def _steps(

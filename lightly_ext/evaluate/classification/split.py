@@ -48,8 +48,6 @@ class Split:
 def split_set(devices: Devices, data: str, limit: int | None = None) -> Split:
     """Finds a set, holds out a tenth of its training images, and says what is what.
 
-    The tenth is drawn by a seed of its own, so it is the same in every run.
-
     Args:
         devices:
             Where it runs.
@@ -73,11 +71,7 @@ def split_set(devices: Devices, data: str, limit: int | None = None) -> Split:
             f"'{data}' has {num_images} training images for {num_classes} classes; use "
             "at least one per class (a larger --limit)."
         )
-    order = torch.randperm(
-        num_images, generator=torch.Generator().manual_seed(HELD_OUT_SEED)
-    )
-    num_held_out = max(1, round(HELD_OUT * num_images))
-    held_out, kept = order[:num_held_out].sort()[0], order[num_held_out:].sort()[0]
+    kept, held_out = hold_out(torch.arange(num_images))
     split = Split(found, kept, held_out)
     devices.say(
         f"{found.name}: {len(kept)} images to train on, {len(held_out)} held out, "
@@ -89,6 +83,24 @@ def split_set(devices: Devices, data: str, limit: int | None = None) -> Split:
             f"{', '.join(split.lost_classes[:5])}."
         )
     return split
+
+
+def hold_out(numbers: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Draws a tenth of some images by a seed of its own, the same in every run.
+
+    Args:
+        numbers:
+            Numbers of the images.
+        most:
+            The most that are drawn.
+
+    Returns:
+        Numbers of the images that train, and of those held out, both ascending.
+    """
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    order = numbers[torch.randperm(len(numbers), generator=generator)]
+    held_out = order[: max(1, round(HELD_OUT * len(order)))][:most]
+    return order[len(held_out) :].sort()[0], held_out.sort()[0]
 
 
 def accuracies(num_classes: int) -> MetricCollection:

@@ -46,15 +46,7 @@ def load_decoder(autoencoder: FrozenAutoencoder, folder: Path) -> None:
             f"The decoder in '{folder}' has sizes {found['decoder']}, needed are "
             f"{expected}."
         )
-    state = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    autoencoder.decoder.load_state_dict(state)
-
-
-def save_decoder(autoencoder: FrozenAutoencoder, folder: Path) -> None:
-    """Stores the weights of the decoder."""
-    state = autoencoder.decoder.state_dict()
-    state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(state, folder / WEIGHTS_NAME)
+    safetensors.torch.load_model(autoencoder.decoder, folder / WEIGHTS_NAME)
 
 
 def check_same(found: dict[str, Any], config: dict[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -20,7 +21,6 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
     check_same,
     load_decoder,
     read_config,
-    save_decoder,
     write_config,
 )
 from lightly_ext.evaluate.reduction import count_unreadable
@@ -147,7 +147,7 @@ def train_decoder(
     )
     if devices.rank == 0:
         write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
-        save_decoder(autoencoder, folder)
+        save_model(autoencoder.decoder, str(folder / WEIGHTS_NAME))
     devices.fabric.barrier()
     return num_unreadable
 

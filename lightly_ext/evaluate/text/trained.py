@@ -9,8 +9,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
+from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -19,10 +19,10 @@ from lightly_ext.evaluate.text.probe import TOKENS, AttentionProbe, cached_token
 from lightly_ext.evaluate.text.retrieval import recall_chance
 from lightly_ext.evaluate.text.tower import TextTower, embed_texts
 from lightly_ext.evaluate.text.training import (
+    MOST_HELD_OUT,
     Alignment,
     TrainingPairs,
     held_out_loader,
-    hold_out,
     training_loader,
 )
 from lightly_ext.evaluate.training import fit
@@ -136,7 +136,7 @@ def load_probe(model: FrozenModel, folder: Path, tower: TextTower) -> TrainedPro
     _check(config["model"], model.origin.sha256, folder, "encoder", "model")
     _check(config["text"], tower.sha256, folder, "text tower", "text_weights")
     module = AttentionProbe(**config["sizes"])
-    module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME))
+    safetensors.torch.load_model(module, folder / WEIGHTS_NAME)
     module.requires_grad_(False).eval().to(model.mean.device)
     protocol = AlignTextProtocol(**config["protocol"])
     return TrainedProbe(folder, module, protocol, config)
@@ -160,7 +160,7 @@ def _training_pairs(
     texts = embed_texts(cache.devices, cache.folder, tower, pairs.texts)
     cached = cached_tokens(cache, pairs.files, protocol, feature)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), pairs.counts.cumsum(0)])
-    train, held_out = hold_out(cached.readable)
+    train, held_out = hold_out(cached.readable, MOST_HELD_OUT)
     cache.devices.say(
         f"{pairs.name}: {len(train)} images to train on, {len(held_out)} held out, "
         f"{cached.num_unreadable} unreadable, {len(texts)} captions."
@@ -185,11 +185,7 @@ def _fit(
 
 def _store(folder: Path, probe: AttentionProbe, config: dict[str, Any]) -> None:
     """Writes the probe; the file that tells so comes last."""
-    state: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in probe.state_dict().items()
-    }
-    safetensors.torch.save_file(state, folder / WEIGHTS_NAME)
+    safetensors.torch.save_model(probe, str(folder / WEIGHTS_NAME))
     sizes = {"dim": probe.dim, "text_dim": probe.text_dim}
     text = json.dumps({**config, "sizes": sizes}, indent=2)
     (folder / CONFIG_NAME).write_text(f"{text}\n")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
 from numpy.typing import NDArray
 from open_clip import ClipLoss
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -22,11 +22,10 @@ from lightly_ext.data import epoch_order
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.retrieval import recalls
+from lightly_ext.evaluate.training import with_warmup_and_cosine
 from stellar_plugin.protocols import (
     ALIGN_TEXT_MOST_SCALE,
     ALIGN_TEXT_WARMUP,
-    HELD_OUT,
-    HELD_OUT_SEED,
     AlignTextProtocol,
 )
 
@@ -68,22 +67,6 @@ class TrainingPairs:
         order = torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]
         rows = self.starts[images][owners] + order
         return torch.from_numpy(self.texts[rows.numpy()]), owners
-
-
-def hold_out(readable: Tensor) -> Batch:
-    """Draws a tenth of the images, at most 5000, by a seed of its own.
-
-    Args:
-        readable:
-            Numbers of the readable images.
-
-    Returns:
-        Numbers of the images that train, and of those held out, both ascending.
-    """
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    order = readable[torch.randperm(len(readable), generator=generator)]
-    num = min(max(1, round(HELD_OUT * len(readable))), MOST_HELD_OUT)
-    return order[num:].sort()[0], order[:num].sort()[0]
 
 
 class PairBatches(Dataset[Batch]):
@@ -234,7 +217,7 @@ class Alignment(LightningModule):
         self.recalls = recalls(images, texts.to(self.device), owners.to(self.device))
         self.log_dict({f"held_out_{k}": v for k, v in self.recalls.items()})
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine; decay on matrices only."""
         groups = param_groups_weight_decay(
             self,
@@ -242,11 +225,7 @@ class Alignment(LightningModule):
             no_weight_decay_list=("probe.pool.latent",),
         )
         optimizer = AdamW(groups, lr=self.protocol.lrs[0])
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = CosineWarmupScheduler(
-            optimizer, round(ALIGN_TEXT_WARMUP * steps), steps, end_value=0.0
-        )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return with_warmup_and_cosine(self.trainer, optimizer, ALIGN_TEXT_WARMUP)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the recall of the held-out pairs."""

@@ -9,15 +9,16 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.training import (
+    MOST_HELD_OUT,
     Alignment,
     PairBatches,
     PairSampler,
     TrainingPairs,
     held_out_loader,
-    hold_out,
     training_loader,
 )
 from stellar_plugin.protocols import ALIGN_TEXT
@@ -59,7 +60,7 @@ class TestHoldOut:
         assert hold_out(readable)[1].equal(held_out)
 
     def test_hold_out__at_most_5000(self) -> None:
-        train, held_out = hold_out(torch.arange(70_000))
+        train, held_out = hold_out(torch.arange(70_000), MOST_HELD_OUT)
         assert (len(train), len(held_out)) == (65_000, 5_000)
 
 
