@@ -162,11 +162,24 @@ def say_unreadable(
     first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
     text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
     text += ", ...)" if len(unreadable) > 3 else ")"
-    if len(unreadable) > MOST_UNREADABLE * len(files):
-        raise RuntimeError(
-            f"{text}, too many for a score. Repair or remove them{remedy}."
-        )
+    check_unreadable(len(unreadable), files, text, remedy)
     devices.say(f"Skipped: {text}.")
+
+
+def check_unreadable(
+    num_unreadable: int, files: ImageFiles, text: str = "", remedy: str = ""
+) -> None:
+    """Stops when too many images cannot be read; see `say_unreadable`.
+
+    Raises:
+        RuntimeError: If these are more than 5 % of the images.
+    """
+    if num_unreadable > MOST_UNREADABLE * len(files):
+        count = f"{num_unreadable} of {len(files)} images in '{files.root}'"
+        raise RuntimeError(
+            f"{text or f'{count} are unreadable'}, too many for a score. Repair or "
+            f"remove them{remedy}."
+        )
 
 
 def _filled(

@@ -156,7 +156,7 @@ def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
 
 def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     method, layout = methods.of_timm(name), TIMM_LAYOUT
-    source = f"{TIMM}{name}"
+    source, path = f"{TIMM}{name}", Path(name)
     if weights is not None:
         checkpoint = read_checkpoint(weights)
         # As the file says, and as timm does it where the file does not say.
@@ -165,17 +165,15 @@ def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel
         load_encoder_weights(encoder, checkpoint)
         if checkpoint.method or checkpoint.layout != TIMM_LAYOUT:
             method, layout = checkpoint.method, checkpoint.layout
-        digest = _sha256(checkpoint.path, encoder)
+        path = checkpoint.path
+    elif untrained:
+        encoder = StellarEncoder(name, num_queries=0, pos_antialias=True)
     else:
-        encoder = (
-            StellarEncoder(name, num_queries=0, pos_antialias=True)
-            if untrained
-            else create_encoder(source)
-        )
-        digest = _sha256(Path(name), encoder)
+        encoder = create_encoder(source)
     feature = method.feature if method else None
-    name = method.name if method else layout
-    return FrozenModel(encoder, _timm_origin(source, name, feature, digest))
+    shown = method.name if method else layout
+    digest = _sha256(path, encoder)
+    return FrozenModel(encoder, _timm_origin(source, shown, feature, digest))
 
 
 def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:

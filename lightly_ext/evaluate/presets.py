@@ -244,18 +244,15 @@ def _columns(path: Path, num: int) -> Iterator[list[str]]:
 
 def _csv(path: Path, wanted: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a table, without the spaces around names and values."""
-    rows = list(csv.reader(_text(path).splitlines(), skipinitialspace=True))
-    header = [name.strip() for name in rows[0]] if rows else []
+    lines = csv.reader(_text(path).splitlines(), skipinitialspace=True)
+    rows = [[value.strip() for value in line] for line in lines if line]
+    header = rows[0] if rows else []
     if not set(wanted) <= set(header):
         raise ValueError(
             f"'{path}' should have the columns {', '.join(wanted)}; it has "
             f"{', '.join(header) or 'none'}."
         )
-    return [
-        dict(zip(header, (value.strip() for value in row), strict=False))
-        for row in rows[1:]
-        if row
-    ]
+    return [dict(zip(header, row, strict=False)) for row in rows[1:]]
 
 
 def _text(path: Path) -> str:

@@ -53,8 +53,7 @@ class Results:
         self.devices = devices
         self.output = Path(output)
         self.limit = limit
-        options = {"resize": resize, "crop": crop, "limit": limit}
-        self._options = {k: v for k, v in options.items() if v is not None}
+        self._options = {"resize": resize, "crop": crop, "limit": limit}
 
     @property
     def cache(self) -> Path:
@@ -62,9 +61,13 @@ class Results:
         return self.output / "cache"
 
     def protocol(self, protocol: P, **fields: Any) -> P:
-        """A protocol as the options of this run change it, those that it knows."""
+        """A protocol as the options of this run change it, those that it knows.
+
+        None, of an option or a field, leaves what the protocol says.
+        """
         options = {k: v for k, v in self._options.items() if hasattr(protocol, k)}
-        return protocol.replace(**{**options, **fields})
+        changes = {**options, **fields}
+        return protocol.replace(**{k: v for k, v in changes.items() if v is not None})
 
     def announce(self, model: FrozenModel, protocol: Protocol) -> None:
         """Prints the card of a protocol, before the work."""

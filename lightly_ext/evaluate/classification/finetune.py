@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -68,11 +67,12 @@ def run_finetune(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or the loss is not finite.
     """
-    given: dict[str, Any] = {"epochs": epochs}
-    given["lrs"] = None if lr is None else (lr,)
-    given["batch_sizes"] = None if train_batch_size is None else (train_batch_size,)
     protocol = results.protocol(
-        FINETUNE, features=features, **{k: v for k, v in given.items() if v is not None}
+        FINETUNE,
+        features=features,
+        epochs=epochs,
+        lrs=None if lr is None else (lr,),
+        batch_sizes=None if train_batch_size is None else (train_batch_size,),
     )
     _check_options(devices, protocol)
     split = split_set(devices, data, results.limit)

@@ -14,9 +14,9 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from lightly_ext.data import EpochSampler, SeededViews
-from lightly_ext.evaluate.classification.probe_data import check_unreadable
 from lightly_ext.evaluate.classification.split import Split, accuracies
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import check_unreadable
 from lightly_ext.evaluate.frozen_model import FrozenModel, pool
 from lightly_ext.evaluate.images import (
     EvaluationImages,

@@ -87,9 +87,13 @@ def run_linear(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    options = {"epochs": epochs, "lrs": lrs, "batch_sizes": batch_sizes}
-    given = {k: _sorted(v) for k, v in options.items() if v is not None}
-    protocol = results.protocol(protocol, features=features, **given)
+    protocol = results.protocol(
+        protocol,
+        features=features,
+        epochs=epochs,
+        lrs=None if lrs is None else tuple(sorted(set(lrs))),
+        batch_sizes=None if batch_sizes is None else tuple(sorted(set(batch_sizes))),
+    )
     _check_options(protocol)
     split = split_set(devices, data, results.limit)
     protocol = protocol.replace(data=split.data.name)
@@ -158,10 +162,6 @@ class _Run:
             feature=self.feature,
             **provenance,
         )
-
-
-def _sorted(value: Any) -> Any:
-    return value if isinstance(value, int) else tuple(sorted(set(value)))
 
 
 def _check_options(protocol: ClassifierProtocol) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.features import MOST_UNREADABLE, POOLED, FeatureCache
+from lightly_ext.evaluate.features import POOLED, FeatureCache, check_unreadable
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, train_crop
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
@@ -170,16 +170,3 @@ def in_turn(devices: Devices, values: Tensor) -> Tensor:
         return values
     gathered: Any = devices.fabric.all_gather(values)  # (processes, rows, ...)
     return gathered.transpose(0, 1).flatten(0, 1)
-
-
-def check_unreadable(num_unreadable: int, files: ImageFiles) -> None:
-    """Stops when too many images cannot be read.
-
-    Raises:
-        RuntimeError: If these are more than 5 % of the images.
-    """
-    if num_unreadable > MOST_UNREADABLE * len(files):
-        raise RuntimeError(
-            f"{num_unreadable} of {len(files)} images in '{files.root}' are unreadable,"
-            " too many for a score. Repair or remove them."
-        )

@@ -16,7 +16,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.text.mmvp import Mmvp
-from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
+from lightly_ext.evaluate.text.pairs import find_pairs
 from lightly_ext.evaluate.text.probe import (
     cached_tokens,
     embed_images,
@@ -136,10 +136,15 @@ def run_align_text(
         trained = _stored_probe(model, results, Path(str(probe)), tower)
         results.announce(model, trained.protocol)
     else:
-        options: dict[str, Any] = {"features": features, "epochs": epochs}
-        options["lrs"] = None if lr is None else (lr,)
-        options["batch_sizes"] = pairs_per_batch and (pairs_per_batch,)
-        protocol = _protocol(results, pairs, tower, options)
+        protocol = results.protocol(
+            ALIGN_TEXT,
+            split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",
+            networks=(f"text tower of {tower.name}, {tower.sha256[:16]}",),
+            features=features,
+            epochs=epochs,
+            lrs=None if lr is None else (lr,),
+            batch_sizes=None if pairs_per_batch is None else (pairs_per_batch,),
+        )
         feature = resolve_tokens(model, features)
         results.announce(model, protocol)
         trained = train_probe(cache, results.output, tower, pairs, protocol, feature)
@@ -162,17 +167,6 @@ def _check_training(
             raise ValueError(f"{name} must be positive, got {value}.")
 
 
-def _protocol(
-    results: Results, pairs: Pairs, tower: TextTower, options: dict[str, Any]
-) -> AlignTextProtocol:
-    return results.protocol(
-        ALIGN_TEXT,
-        split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",
-        networks=(f"text tower of {tower.name}, {tower.sha256[:16]}",),
-        **{name: value for name, value in options.items() if value is not None},
-    )
-
-
 def _stored_probe(
     model: FrozenModel, results: Results, folder: Path, tower: TextTower
 ) -> TrainedProbe:
@@ -191,20 +185,12 @@ def _stored_probe(
 def _held_out(model: FrozenModel, results: Results, trained: TrainedProbe) -> Result:
     """Recall of the held-out part of the training data, as it was measured there."""
     training = trained.config["training"]
-    name = f"{training['data']} (held out)"
     protocol = trained.protocol.replace(
-        data=name, rule="cosine similarity; all captions of an image"
+        data=f"{training['data']} (held out)",
+        rule="cosine similarity; all captions of an image",
     )
-    result = results.result(
-        model,
-        TASK,
-        name,
-        protocol,
-        {**training["held_out"], "num_images": training["num_held_out"]},
-        **_provenance(trained),
-    )
-    results.save(result)
-    return result
+    scores = {**training["held_out"], "num_images": training["num_held_out"]}
+    return _stored(model, results, trained, protocol, scores)
 
 
 def _score(
@@ -226,22 +212,32 @@ def _score(
     embeddings = embed_images(devices, trained.module, cached)
     scores = task.score(embeddings, cached.readable, embed)
     protocol = results.protocol(trained.protocol, data=task.name, rule=task.rule)
+    values = {**scores.values, "chance": scores.chance, "num_images": scores.num}
+    num_unreadable = cached.num_unreadable
+    return _stored(
+        cache.model, results, trained, protocol, values, num_unreadable=num_unreadable
+    )
+
+
+def _stored(
+    model: FrozenModel,
+    results: Results,
+    trained: TrainedProbe,
+    protocol: AlignTextProtocol,
+    scores: dict[str, Any],
+    **provenance: Any,
+) -> Result:
     result = results.result(
-        cache.model,
+        model,
         TASK,
-        task.name,
+        protocol.data,
         protocol,
-        {**scores.values, "chance": scores.chance, "num_images": scores.num},
-        **{**_provenance(trained), "num_unreadable": cached.num_unreadable},
+        scores,
+        feature=trained.config["feature"],
+        probe=str(trained.folder),
+        training=trained.config["training"],
+        text_sha256=trained.config["text"],
+        **provenance,
     )
     results.save(result)
     return result
-
-
-def _provenance(trained: TrainedProbe) -> dict[str, Any]:
-    return {
-        "feature": trained.config["feature"],
-        "probe": str(trained.folder),
-        "training": trained.config["training"],
-        "text_sha256": trained.config["text"],
-    }
