@@ -223,87 +223,82 @@ COMMUNITY = {
 def all_published() -> list[Published]:
     """Every published number, fractions where we have fractions."""
     return [
+        *_table_1(),
         *_table_2(),
-        *_classification(),
-        *_segmentation(),
-        *_reconstruction(),
-        *_text(),
+        *_tables_3_and_4(),
+        *_tables_5_8_and_7(),
+        *_table_9(),
+        *_table_11(),
+        *_community(),
     ]
 
 
 def _percent(
-    model: str, task: str, protocol: Protocol, score: str, value: float, source: str
+    number: int, model: str, task: str, protocol: Protocol, score: str, value: float
 ) -> Published:
+    source = f"STELLAR table {number}"
     return Published(model, task, protocol, {score: value / 100}, source)
+
+
+def _probe(number: int, model: str, protocol: Protocol, value: float) -> Published:
+    return _percent(number, model, "linear-paper", protocol, "accuracy", value)
+
+
+def _table_1() -> Iterator[Published]:
+    for model, (protocol, fid, lpips) in TABLE_1_RECONSTRUCTION.items():
+        scores = {"fid": fid, "lpips": lpips}
+        yield Published(model, "reconstruction", protocol, scores, "STELLAR table 1")
+    for model, knn_protocol, value in TABLE_1_KNN:
+        yield _percent(1, model, "knn", knn_protocol, "accuracy", value)
 
 
 def _table_2() -> Iterator[Published]:
     for model, values in TABLE_2.items():
         for (task, score, protocol), value in zip(TABLE_2_COLUMNS, values, strict=True):
-            yield _percent(model, task, protocol, score, value, "STELLAR table 2")
+            yield _percent(2, model, task, protocol, score, value)
 
 
-def _classification() -> Iterator[Published]:
-    for model, knn_protocol, value in TABLE_1_KNN:
-        yield _percent(model, "knn", knn_protocol, "accuracy", value, "STELLAR table 1")
+def _tables_3_and_4() -> Iterator[Published]:
+    fid_protocol, miou_protocol = PRETRAINED_PUBLISHED, SEGMENTATION_PAPER_ADE20K
     for number, table in ((3, TABLE_3), (4, TABLE_4)):
-        for model, (_, imagenet, _) in table.items():
+        source = f"STELLAR table {number}"
+        for model, (fid, imagenet, miou) in table.items():
+            if fid is not None:
+                scores = {"fid": fid}
+                yield Published(model, "reconstruction", fid_protocol, scores, source)
             if imagenet is not None:
-                yield _probe(model, _linear(IMAGENET), imagenet, number)
-    for number, features_table in ((5, TABLE_5), (8, TABLE_8)):
-        for model, features, value in features_table:
-            yield _probe(model, _linear(IMAGENET, features), value, number)
-    for model, data, value in TABLE_7:
-        yield _probe(model, _linear(data), value, 7)
-    imagenet_finetune = FINETUNE.replace(
-        data=IMAGENET, train_scale=IMAGENET_TRAIN_SCALE
-    )
-    for model, (value, _) in TABLE_11.items():
-        yield _percent(
-            model, "finetune", imagenet_finetune, "accuracy", value, "STELLAR table 11"
-        )
-
-
-def _probe(model: str, protocol: Protocol, value: float, number: int) -> Published:
-    source = f"STELLAR table {number}"
-    return _percent(model, "linear-paper", protocol, "accuracy", value, source)
-
-
-def _segmentation() -> Iterator[Published]:
-    ade20k = (
-        *((m, SEGMENTATION_PAPER_ADE20K, v[2], 3) for m, v in TABLE_3.items()),
-        *((m, SEGMENTATION_PAPER_ADE20K, v[2], 4) for m, v in TABLE_4.items()),
-        *((m, SEGMENTATION_FINETUNE_ADE20K, v[1], 11) for m, v in TABLE_11.items()),
-    )
-    for model, protocol, miou, number in ade20k:
-        if miou is not None:
-            source = f"STELLAR table {number}"
-            yield _percent(model, "segmentation", protocol, "mIoU", miou, source)
-    for model, community in COMMUNITY.items():
-        for protocol, miou in zip(COMMUNITY_COLUMNS, community, strict=True):
-            yield _percent(model, "segmentation", protocol, "mIoU", miou, DINOV2)
-
-
-def _reconstruction() -> Iterator[Published]:
-    for model, (protocol, fid, lpips) in TABLE_1_RECONSTRUCTION.items():
-        scores = {"fid": fid, "lpips": lpips}
-        yield Published(model, "reconstruction", protocol, scores, "STELLAR table 1")
-    for number, table in ((3, TABLE_3), (4, TABLE_4)):
-        for model, (value, _, _) in table.items():
-            if value is not None:
-                yield Published(
-                    model,
-                    "reconstruction",
-                    PRETRAINED_PUBLISHED,
-                    {"fid": value},
-                    f"STELLAR table {number}",
+                yield _probe(number, model, _linear(IMAGENET), imagenet)
+            if miou is not None:
+                yield _percent(
+                    number, model, "segmentation", miou_protocol, "mIoU", miou
                 )
 
 
-def _text() -> Iterator[Published]:
+def _tables_5_8_and_7() -> Iterator[Published]:
+    for number, table in ((5, TABLE_5), (8, TABLE_8)):
+        for model, features, value in table:
+            yield _probe(number, model, _linear(IMAGENET, features), value)
+    for model, data, value in TABLE_7:
+        yield _probe(7, model, _linear(data), value)
+
+
+def _table_9() -> Iterator[Published]:
     for model, values in TABLE_9.items():
         for (data, score), value in zip(TABLE_9_COLUMNS, values, strict=True):
             protocol = ALIGN_TEXT_PUBLISHED.replace(data=data)
-            yield _percent(
-                model, "align-text", protocol, score, value, "STELLAR table 9"
-            )
+            yield _percent(9, model, "align-text", protocol, score, value)
+
+
+def _table_11() -> Iterator[Published]:
+    imagenet = FINETUNE.replace(data=IMAGENET, train_scale=IMAGENET_TRAIN_SCALE)
+    ade20k = SEGMENTATION_FINETUNE_ADE20K
+    for model, (accuracy, miou) in TABLE_11.items():
+        yield _percent(11, model, "finetune", imagenet, "accuracy", accuracy)
+        yield _percent(11, model, "segmentation", ade20k, "mIoU", miou)
+
+
+def _community() -> Iterator[Published]:
+    for model, values in COMMUNITY.items():
+        for protocol, value in zip(COMMUNITY_COLUMNS, values, strict=True):
+            scores = {"mIoU": value / 100}
+            yield Published(model, "segmentation", protocol, scores, DINOV2)
