@@ -197,8 +197,7 @@ class Found:
         """A picture with the area of a token."""
         token_map = self.index.token_map(image, token)
         area = threshold_maps(token_map, self.threshold).numpy() > 0
-        name = self.files.names[image]
-        return Tile(picture, area, name, note, f"{name}, {note}")
+        return Tile(picture, area, self.files.names[image], note)
 
     def rows(self, pictures: Mapping[int, Uint8Array]) -> list[Row]:
         """The gallery: a row per query.

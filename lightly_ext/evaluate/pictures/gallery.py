@@ -36,15 +36,12 @@ class Tile:
             Name of the image file.
         note:
             What else to say below the picture.
-        alt:
-            The picture in words.
     """
 
     picture: Uint8Array
     area: NDArray[np.bool_]
     name: str
     note: str
-    alt: str
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,7 @@ def run_rank(
     points = []
     for num_tokens, of_rank in models.items():
         # Its checks are the stricter ones, and it takes less time.
-        decoded = stored_result(
-            of_rank, devices, results, decoding
-        ) or run_reconstruction(
+        decoded = stored_result(of_rank, results, decoding) or run_reconstruction(
             of_rank,
             devices,
             results,
@@ -112,12 +110,12 @@ def run_rank(
             lpips_net=lpips_net,
             force=force,
         )
-        linear = stored_result(of_rank, devices, results, probe) or run_linear(
+        linear = stored_result(of_rank, results, probe) or run_linear(
             of_rank, devices, results, data
         )
         points.append(RankPoint(num_tokens, linear, decoded))
     _check_cards(points)
-    return _save(model, devices, results, points)
+    return _save(model, results, points)
 
 
 def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, FrozenModel]:
@@ -150,20 +148,19 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
 
 
 def stored_result(
-    model: FrozenModel, devices: Devices, results: Results, protocol: Protocol
+    model: FrozenModel, results: Results, protocol: Protocol
 ) -> Result | None:
     """A result of an earlier run that the same run would only repeat.
 
     Args:
         model:
             What is evaluated.
-        devices:
-            Where it runs.
         results:
             Where results are kept.
         protocol:
             The protocol, without what only the weights decide on.
     """
+    devices = results.devices
     wanted = {
         "sha256": model.origin.sha256,
         "seed": devices.seed,
@@ -209,9 +206,7 @@ def _check_cards(points: Sequence[RankPoint]) -> None:
             )
 
 
-def _save(
-    model: FrozenModel, devices: Devices, results: Results, points: Sequence[RankPoint]
-) -> Result:
+def _save(model: FrozenModel, results: Results, points: Sequence[RankPoint]) -> Result:
     """Stores scores by number of tokens, with table and figure."""
     linear, reconstruction = points[0].linear, points[0].reconstruction
     digests = [card_digest(dict(r.protocol)) for r in (linear, reconstruction)]
@@ -242,7 +237,7 @@ def _save(
     names = ", ".join(p.linear.model for p in points)
     result = replace(result, model=names, provenance=provenance)
     folder = results.save(result)
-    if devices.rank == 0:
+    if results.devices.rank == 0:
         (folder / "rank.md").write_text(_markdown(points))
         _plot(scores, folder / "rank.png")
     return result

@@ -94,9 +94,7 @@ def run_stability(
     found, curves = [], {}
     for label, (run, asked) in runs.items():
         asked_protocol = protocol.replace(features=asked)
-        result, curves[label] = _run_model(
-            run, devices, results, name, files, asked_protocol
-        )
+        result, curves[label] = _run_model(run, results, name, files, asked_protocol)
         found.append(result)
     if devices.rank == 0:
         _plot(results.folder(found[0]) / "stability.png", curves, name)
@@ -194,13 +192,12 @@ def _label(model: FrozenModel, features: str) -> str:
 
 def _run_model(
     model: FrozenModel,
-    devices: Devices,
     results: Results,
     data: str,
     files: ImageFiles,
     protocol: StabilityProtocol,
 ) -> tuple[Result, Means]:
-    feature = _feature(model, protocol.features)
+    devices, feature = results.devices, _feature(model, protocol.features)
     interpolation = model.origin.interpolation
     images = ScaledCrops(files, protocol, STABILITY_SCALES, interpolation, devices.seed)
 

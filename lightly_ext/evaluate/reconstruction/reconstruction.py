@@ -127,7 +127,7 @@ def run_reconstruction(
         networks=networks.identity, target=_target_name(autoencoder)
     )
     protocol, provenance = _prepare(
-        devices, results, form, autoencoder, protocol, training_set, decoder
+        results, form, autoencoder, protocol, training_set, decoder
     )
     scores, num_unreadable = score_images(
         devices, autoencoder, files, protocol, networks
@@ -207,7 +207,6 @@ def _target_name(autoencoder: FrozenAutoencoder) -> str:
 
 
 def _prepare(
-    devices: Devices,
     results: Results,
     form: Form,
     autoencoder: FrozenAutoencoder,
@@ -220,6 +219,7 @@ def _prepare(
     Returns:
         The protocol with all that decides on the decoder, and its provenance.
     """
+    devices = results.devices
     identity: dict[str, Any] = {
         "form": form,
         "latent": autoencoder.latent,

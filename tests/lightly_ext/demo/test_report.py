@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from lightly_ext.demo.report import Gallery, render_page
 from lightly_ext.demo.table import METRICS, gain, table_rows, to_json, to_markdown
+from tests.page import Page
 
 SCORES = {
     "no model": {"knn_sparse": 0.8, "psnr": 16.0},
@@ -51,23 +51,6 @@ class TestTable:
         assert data["metrics"]["mmseg_miou"]["trained"] is None
 
 
-class _Checker(HTMLParser):
-    VOID = {"meta", "img", "br", "link"}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "srcset")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 class TestRenderPage:
     @pytest.fixture()
     def page(self) -> str:
@@ -82,11 +65,9 @@ class TestRenderPage:
         )
 
     def test_render_page__is_self_contained(self, page: str) -> None:
-        checker = _Checker()
-        checker.feed(page)
-        assert checker.open == []
-        assert len(checker.sources) == 2 * 8 + 3 * 4
-        assert all(s.startswith("data:image/png;base64,") for s in checker.sources)
+        addresses = Page(page).addresses
+        assert len(addresses) == 2 * 8 + 3 * 4
+        assert all(a.startswith("data:image/png;base64,") for a in addresses)
         assert not re.search(r"https?://|<script|<link|url\(|@import", page)
 
     def test_render_page__pictures_are_whole(self, page: str) -> None:

@@ -25,7 +25,6 @@ from lightly_ext.evaluate.pictures.token_index import (
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import read_checkpoint, save_heads
 from stellar_plugin.protocols import CONCEPTS
-from tests.lightly_ext.evaluate.pictures.page import Page
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     NUM_QUERIES,
@@ -36,6 +35,7 @@ from tests.lightly_ext.evaluate.small import (
     write_images,
     write_model,
 )
+from tests.page import Page
 
 NUM_PROTOTYPES = 6
 
@@ -165,7 +165,7 @@ class TestTokens:
         assert first.area.tolist() == [[True, True], [False, False]]
         second = found.tile(picture, 1, 0, "token 0")
         assert second.area.tolist() == [[True, False], [True, False]]
-        assert second.alt == "y.png, token 0"
+        assert (second.name, second.note) == ("y.png", "token 0")
 
 
 class TestPrototypes:

@@ -14,7 +14,7 @@ from lightly_ext.evaluate.pictures.gallery import (
     shown_name,
 )
 from stellar_plugin.visualize import Uint8Array
-from tests.lightly_ext.evaluate.pictures.page import Page
+from tests.page import Page
 
 COLOUR = np.array([200, 100, 0], dtype=np.uint8)
 
@@ -23,7 +23,7 @@ def _tile(name: str, side: int = 48) -> Tile:
     picture = np.zeros((side, side, 3), dtype=np.uint8)
     picture[:, : side // 2] = 200
     area = np.array([[True, False], [False, False]])
-    return Tile(picture, area, name, "token 3, 0.912", f"{name} in words")
+    return Tile(picture, area, name, "token 3, 0.912")
 
 
 def _rows(name: str = "cats/1.png") -> list[Row]:
@@ -44,7 +44,8 @@ class TestRenderGallery:
         assert not page.tags & {"script", "link", "iframe"}
         assert page.captions[0].split() == ["1.png", "token", "3,", "0.912"]
         alts = [values["alt"] for values in page.images]
-        assert alts[:4] == ["cats/1.png in words", "", "0.png in words", ""]
+        words = [f"{name}, token 3, 0.912" for name in ("cats/1.png", "0.png")]
+        assert alts[:4] == [words[0], "", words[1], ""]
         assert "<td>0.5</td>" in text
 
     def test_render_gallery__pictures(self) -> None:
@@ -70,7 +71,7 @@ class TestRenderGallery:
         name = '<img src=x onerror="alert(1)">&$title\udcff.png'
         page = Page(render_gallery(name, name, _rows(name), {name: name}))
         assert len(page.images) == 12
-        assert page.images[0]["alt"] == f"{shown_name(name)} in words"
+        assert page.images[0]["alt"] == f"{shown_name(name)}, token 3, 0.912"
         assert shown_name(name).endswith("$title?.png")
 
 

@@ -219,4 +219,4 @@ def test_stored_result__broken_files_are_passed_over(tmp_path: Path) -> None:
     given = _given(tmp_path, write_model(tmp_path / "a"))
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "result.json").write_text("{")
-    assert stored_result(given.model, given.devices, given.results, LINEAR) is None
+    assert stored_result(given.model, given.results, LINEAR) is None

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from stellar_plugin.protocols import (
     card_digest,
 )
 from tests.lightly_ext.evaluate.small import run_options, write_classes, write_model
+from tests.page import Page
 
 BOARDS = KNN.replace(data="boards")
 
@@ -399,21 +399,6 @@ class TestCollectResults:
             collect_results([tmp_path / "nowhere"])
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str | None] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 class TestPages:
     def _report(self, model: str = "a") -> Report:
         results = [
@@ -425,16 +410,14 @@ class TestPages:
         return Report(build_tables(results), ["Skipped '<x>': broken."], len(results))
 
     def test_to_html__escapes_everything(self) -> None:
-        page = _Tags()
-        page.feed(to_html(self._report("<script>alert(1)</script>")))
+        page = Page(to_html(self._report("<script>alert(1)</script>")))
         assert "script" not in page.tags
         assert page.addresses == []  # self-contained
         assert "<script>alert(1)</script>" in page.text
         assert "Skipped '<x>': broken." in page.text
 
     def test_to_html__says_what_the_table_says(self) -> None:
-        page = _Tags()
-        page.feed(to_html(self._report()))
+        page = Page(to_html(self._report()))
         for text in (
             "62.50 [50.00, 75.00], n 2",
             "A. boards: accuracy, %",

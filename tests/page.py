@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-VOID = {"meta", "img", "br", "input"}
+VOID = {"meta", "link", "img", "br", "input"}
+ADDRESSES = ("src", "href", "srcset")
 
 
 class Page(HTMLParser):
@@ -19,6 +20,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.images: list[dict[str, str]] = []
         self.captions: list[str] = []
+        self.text = ""
         self.tags: set[str] = set()
         self.addresses: list[str] = []
         self.feed(text)
@@ -27,7 +29,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         values = {name: value or "" for name, value in attrs}
-        self.addresses += [values[k] for k in ("src", "href") if k in values]
+        self.addresses += [values[k] for k in ADDRESSES if k in values]
         if tag not in VOID:
             self.open.append(tag)
         if tag == "img":
@@ -39,6 +41,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if "figcaption" in self.open:
             self.captions[-1] += f"{data} "
 
