@@ -19,6 +19,7 @@ from lightly_ext.evaluate.presets import (
 
 SETS_FOLDER = Path("data")
 IMAGENET = PRESETS["imagenet"]
+WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _check_classes(where: str, train: Sequence[str], test: Sequence[str]) -> Non
 
 def _is_imagenet(classes: Sequence[str]) -> bool:
     return len(classes) == IMAGENET.num_classes and all(
-        re.fullmatch(r"n\d{8}", name) for name in classes
+        map(WORDNET_ID.fullmatch, classes)
     )
 
 

@@ -13,11 +13,12 @@ from torch.utils.benchmark import Timer
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.loading import TIMM, load_stellar
+from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
+from stellar_plugin.checkpoints.files import TIMM_PREFIX
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
 
 MEMORY_FORMATS = {
@@ -147,8 +148,8 @@ def _check(devices: Devices, batch_sizes: Sequence[int], max_seconds: float) -> 
 def _stellar(model: FrozenModel) -> Stellar:
     """The whole model; times need no weights, so a timm name will do."""
     source = model.origin.source
-    if model.origin.untrained and source.startswith(TIMM):
-        stellar = Stellar(source.removeprefix(TIMM)).requires_grad_(False)
+    if model.origin.untrained and source.startswith(TIMM_PREFIX):
+        stellar = Stellar(source.removeprefix(TIMM_PREFIX)).requires_grad_(False)
         return stellar.eval().to(model.mean.device)
     stellar = load_stellar(model)
     if stellar.decoder is None:

@@ -108,21 +108,6 @@ class FrozenModel(nn.Module):
         """
         return pool(self(images), feature)
 
-    @property
-    def own_feature(self) -> str:
-        """The feature that "auto" stands for.
-
-        Raises:
-            ValueError: If the weights do not tell which method they come from.
-        """
-        if self.origin.feature is None:
-            raise ValueError(
-                f"'{self.origin.label}' does not tell which method trained it (read "
-                f"as {self.origin.method}), so features 'auto' are not known: name one "
-                f"of {', '.join(FEATURES)}."
-            )
-        return self.origin.feature
-
     def resolve_feature(self, feature: str) -> str:
         """Checks the name of a feature, and says what "auto" is.
 
@@ -131,10 +116,17 @@ class FrozenModel(nn.Module):
                 "auto" or one of `FEATURES`.
 
         Raises:
-            ValueError: If there is no such feature, or the model does not have it.
+            ValueError: If there is no such feature, the model does not have it, or
+                the weights do not tell which method they come from.
         """
         if feature == "auto":
-            return self.own_feature
+            if self.origin.feature is None:
+                raise ValueError(
+                    f"'{self.origin.label}' does not tell which method trained it "
+                    f"(read as {self.origin.method}), so features 'auto' are not "
+                    f"known: name one of {', '.join(FEATURES)}."
+                )
+            return self.origin.feature
         if feature not in FEATURES:
             raise ValueError(
                 f"features must be 'auto' or one of {', '.join(FEATURES)}, got "

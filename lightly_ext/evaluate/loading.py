@@ -23,13 +23,12 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
     untrained_encoder,
 )
-from stellar_plugin.checkpoints.files import read_tensors
+from stellar_plugin.checkpoints.files import TIMM_PREFIX, read_tensors
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.hashes import file_sha256, weights_sha256
 
-TIMM = "timm:"
 NOT_A_VIT = "pooled by the network"
 PATCHES = "patches"
 RAW_PATCHES = "raw patches"
@@ -61,7 +60,9 @@ def load_frozen_model(
         FileNotFoundError: If there are no weights.
         ValueError: If weights and model do not fit, or timm has no such model.
     """
-    timm_name = model.removeprefix(TIMM) if model.startswith(TIMM) else None
+    timm_name = (
+        model.removeprefix(TIMM_PREFIX) if model.startswith(TIMM_PREFIX) else None
+    )
     if weights is not None and (timm_name is None or untrained):
         raise ValueError(
             f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
@@ -156,7 +157,7 @@ def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
 
 def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     method, layout = methods.of_timm(name), TIMM_LAYOUT
-    source, path = f"{TIMM}{name}", Path(name)
+    source, path = f"{TIMM_PREFIX}{name}", Path(name)
     if weights is not None:
         checkpoint = read_checkpoint(weights)
         # As the file says, and as timm does it where the file does not say.
@@ -190,7 +191,7 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     if weights is not None:
         _load_strictly(model, path)
     digest = _sha256(path, model)
-    origin = _timm_origin(f"{TIMM}{name}", NOT_A_VIT, "cls", digest)
+    origin = _timm_origin(f"{TIMM_PREFIX}{name}", NOT_A_VIT, "cls", digest)
     return FrozenModel(TimmBackbone(model), origin)
 
 
@@ -214,7 +215,7 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
 
 
 def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> Origin:
-    data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM)))
+    data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM_PREFIX)))
     return Origin(
         source,
         method,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.text.tasks import EmbedTexts, Scores, TextTask
-from lightly_ext.evaluate.text.winoground import whole_pairs
+from lightly_ext.evaluate.text.winoground import pair_similarities
 
 QUESTIONS, IMAGES = "Questions.csv", "MLLM_VLM Images"
 PROMPT = "a photo of {}"
@@ -68,11 +68,10 @@ class Mmvp(TextTask):
     ) -> Scores:
         """Scores the pairs of which both images are readable."""
         texts = embed_texts([PROMPT.format(text) for text in self.statements])
-        whole, pairs = whole_pairs(images, readable, len(self.patterns))
-        similarities = texts.unflatten(0, (-1, 2))[whole] @ pairs.transpose(1, 2)
+        whole, similarities = pair_similarities(images, readable, texts)
         patterns = [self.patterns[i] for i in whole.tolist()]
         score = mmvp_score(similarities, patterns)
-        return Scores({"mmvp": score}, {"mmvp": 1 / 4}, len(pairs))
+        return Scores({"mmvp": score}, {"mmvp": 1 / 4}, len(whole))
 
 
 def mmvp_score(similarities: Tensor, patterns: Sequence[str]) -> float:

@@ -73,35 +73,35 @@ class Winoground(TextTask):
     ) -> Scores:
         """Scores the examples of which both images are readable."""
         texts = embed_texts(list(chain.from_iterable(self.captions)))
-        whole, pairs = whole_pairs(images, readable, len(self.captions))
-        similarities = texts.unflatten(0, (-1, 2))[whole] @ pairs.transpose(1, 2)
+        _, similarities = pair_similarities(images, readable, texts)
         return Scores(winoground_scores(similarities), CHANCE, len(similarities))
 
 
-def whole_pairs(
-    images: Tensor, readable: Tensor, num_pairs: int
+def pair_similarities(
+    images: Tensor, readable: Tensor, texts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Pairs of which both images are readable.
+    """Similarities inside of the pairs of which both images are readable.
 
     Args:
         images:
             Embeddings of the readable images, (num_readable, dim).
         readable:
             Their numbers; 2 i and 2 i + 1 are pair i.
-        num_pairs:
-            Number of pairs.
+        texts:
+            Embeddings of the texts, (2 * num_pairs, dim), likewise.
 
     Returns:
-        Numbers of the pairs, int64 (num_whole,), on the device of `images`, and their
-        images, (num_whole, 2, dim).
+        Numbers of the pairs, int64 (num_whole,), on the device of `images`, and the
+        similarity of text t and image i, (num_whole, 2, 2) in this order.
     """
     numbers = readable.to(images.device)
-    rows = images.new_zeros(2 * num_pairs, images.shape[1])
+    rows = torch.zeros_like(texts)
     rows[numbers] = images
-    known = torch.zeros(2 * num_pairs, dtype=torch.bool, device=images.device)
+    known = torch.zeros(len(texts), dtype=torch.bool, device=images.device)
     known[numbers] = True
     whole = known.unflatten(0, (-1, 2)).all(dim=1).nonzero().flatten()
-    return whole, rows.unflatten(0, (-1, 2))[whole]
+    of_texts, of_images = (x.unflatten(0, (-1, 2))[whole] for x in (texts, rows))
+    return whole, of_texts @ of_images.mT
 
 
 def winoground_scores(similarities: Tensor) -> dict[str, float]:

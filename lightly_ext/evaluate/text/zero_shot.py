@@ -11,10 +11,9 @@ from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.datasets import find_classification_set
+from lightly_ext.evaluate.datasets import WORDNET_ID, find_classification_set
 from lightly_ext.evaluate.text.tasks import EmbedTexts, Scores, TextTask
 
-WORDNET_ID = re.compile(r"n\d{8}")
 TOP = (1, 5)
 
 

@@ -359,7 +359,8 @@ class TestRawPatches:
         spread = expected.var(dim=1, correction=0).sqrt()
         pooled = torch.cat([expected.mean(dim=1), spread], dim=1)
         torch.testing.assert_close(result.cls.double(), pooled, rtol=0, atol=1e-6)
-        assert torch.equal(frozen.pooled(images, frozen.own_feature), result.cls)
+        auto = frozen.resolve_feature("auto")
+        assert torch.equal(frozen.pooled(images, auto), result.cls)
         assert frozen.origin.sha256 == "no weights"
 
     def test_sizes_that_do_not_fit(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightly_ext.evaluate.text.winoground import (
     CHANCE,
     Winoground,
-    whole_pairs,
+    pair_similarities,
     winoground_scores,
 )
 
@@ -51,12 +51,13 @@ def test_winoground_scores__brute_force_and_chance() -> None:
     assert scores == pytest.approx(CHANCE, abs=0.01)
 
 
-def test_whole_pairs__without_unreadable_images() -> None:
+def test_pair_similarities__without_unreadable_images() -> None:
     readable = torch.tensor([0, 1, 3, 6, 7])
     images = readable[:, None].float()
-    whole, pairs = whole_pairs(images, readable, 4)
+    texts = torch.arange(1.0, 9.0)[:, None]
+    whole, similarities = pair_similarities(images, readable, texts)
     assert whole.tolist() == [0, 3]
-    assert pairs.tolist() == [[[0], [1]], [[6], [7]]]
+    assert similarities.tolist() == [[[0, 1], [0, 2]], [[42, 49], [48, 56]]]
 
 
 def _write(root: Path, num: int = 3) -> Path:
