@@ -14,6 +14,7 @@ from torch import Tensor
 from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
+    CONFIG_NAME,
     HEADS_NAME,
     WEIGHTS_NAME,
     RawCheckpoint,
@@ -63,16 +64,15 @@ def read_own(
     raw: RawCheckpoint, inside: State, outside: State, left: list[str]
 ) -> Checkpoint:
     """Reads a model, or a training checkpoint, of this package."""
-    heads = {name: part(inside | outside, f"{name}.") for name in HEADS}
     file = raw.path.parent / HEADS_NAME
-    if raw.path.name == WEIGHTS_NAME and file.is_file():
-        tensors = load_file(file)
-        heads = {name: part(tensors, f"{name}.") for name in HEADS}
+    beside = raw.path.name == WEIGHTS_NAME and file.is_file()
+    tensors = load_file(file) if beside else inside | outside
+    heads = {name: part(tensors, f"{name}.") for name in HEADS}
     in_head = tuple(f"{name}." for name in HEADS)
     # Checkpoints of training keep the arguments of the model themselves.
     config = raw.content.get("hyper_parameters", {}).get("model")
     if config is None and raw.config:
-        config = checked_config(raw.config, raw.path.parent / "config.json")
+        config = checked_config(raw.config, raw.path.parent / CONFIG_NAME)
     config = dict(config or {})
     if config and not any(name.startswith("decoder.") for name in inside):
         config["target"] = None  # trained without reconstruction
