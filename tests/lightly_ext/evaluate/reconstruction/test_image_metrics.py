@@ -20,7 +20,6 @@ from tests import distributed
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import (
     TinyDistance,
     TinyInception,
-    tiny_networks,
 )
 
 
@@ -30,8 +29,12 @@ def _images(num: int, seed: int = 0, size: int = 24) -> Tensor:
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
+def _networks() -> MetricNetworks:
+    return MetricNetworks(TinyInception(), TinyDistance(), ("tiny",))
+
+
 def _scores(images: Tensor, decoded: Tensor, batch_size: int = 4) -> dict[str, float]:
-    scores = ImageScores(tiny_networks(), [""], images.device)
+    scores = ImageScores(_networks(), [""], images.device)
     for first, second in zip(
         images.split(batch_size), decoded.split(batch_size), strict=True
     ):
@@ -144,7 +147,7 @@ class TestImageScores:
 
     def test_compute__decodings_apart(self) -> None:
         images, first, second = (_images(6, seed) for seed in range(3))
-        both = ImageScores(tiny_networks(), ["", "tokenizer_"], images.device)
+        both = ImageScores(_networks(), ["", "tokenizer_"], images.device)
         both.update(images, [first, second])
         scores = both.compute()
         expected = {f"tokenizer_{k}": v for k, v in _scores(images, second, 6).items()}
