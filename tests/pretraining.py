@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightly_ext.loss import STELLARLossTerms
 from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.pretrain.cli import merge_recipes
+from lightly_ext.pretrain.recipes import merge_recipes
 from lightly_ext.transforms import STELLARViews
 from tests import reference
 

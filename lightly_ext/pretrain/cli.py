@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import get_loader
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import (
     LearningRateMonitor,
@@ -33,14 +30,59 @@ from lightly_ext.pretrain.callbacks import (
     StellarProgressBar,
 )
 from lightly_ext.pretrain.module import StellarPretraining
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-# What every recipe starts from.
-BASE_RECIPE = RECIPES / "base.yaml"
+from lightly_ext.pretrain.recipes import (
+    BASE_RECIPE,
+    RUN_RECIPE,
+    merge_recipes,
+    recipe_names,
+)
+from lightly_ext.pretrain.run_folder import FailedStart
 
 
 class PretrainCLI(LightningCLI):
-    """Lightning's command line with an output folder and `--resume`."""
+    """Lightning's command line with an output folder and `--resume`.
+
+    Parses first and builds later, so that a run can be refused in between.
+
+    Args:
+        args:
+            Arguments of the command, with one recipe, see `merge_recipes`.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        # `stellar` has taken its command off the arguments: both are there on purpose.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        super().__init__(
+            StellarPretraining,
+            StellarDataModule,
+            args=list(args),
+            run=False,
+            save_config_callback=SaveRecipe,
+            parser_kwargs={
+                "prog": "stellar pretrain",
+                "description": "Pretrains STELLAR. Recipes: "
+                f"{', '.join(recipe_names())}.",
+                "default_config_files": [str(BASE_RECIPE)],
+            },
+        )
+
+    def instantiate_classes(self) -> None:
+        """Leaves it to `build`."""
+
+    def build(self, *callbacks: Callback) -> Trainer:
+        """Makes data, model and trainer.
+
+        Args:
+            callbacks:
+                Callbacks of the trainer, beside those of every run.
+
+        Returns:
+            The trainer.
+        """
+        super().instantiate_classes()
+        trainer: Any = self.trainer
+        trainer.callbacks.extend(callbacks)
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options that are ours."""
@@ -93,15 +135,16 @@ class PretrainCLI(LightningCLI):
 class SaveRecipe(SaveConfigCallback):
     """Writes the resolved recipe into the output folder."""
 
-    def save_config(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str
-    ) -> None:
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Writes nothing yet: the start may still fail."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes config.yaml, which starts another run where this one was resumed."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config["resume"] = False
-        self.parser.save(config, folder / "config.yaml", overwrite=True)
+        if trainer.is_global_zero:
+            config = self.config.clone()
+            config["resume"] = False
+            path = Path(config["output"]) / RUN_RECIPE
+            self.parser.save(config, path, overwrite=True)
 
 
 def main(argv: Sequence[str]) -> Trainer:
@@ -116,84 +159,19 @@ def main(argv: Sequence[str]) -> Trainer:
         The trainer, after training.
 
     Raises:
-        FileNotFoundError: If a recipe or the checkpoint to resume does not exist.
+        OptionError: If an option or a recipe does not exist.
+        FileNotFoundError: If there is no checkpoint to resume.
         FileExistsError: If the output folder holds a run and `--resume` is not given.
     """
-    # `stellar` has taken its command off the arguments, so both are there on purpose.
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     # Matrix products in TF32 where the GPU has it.
     torch.set_float32_matmul_precision("high")
-    cli = PretrainCLI(
-        StellarPretraining,
-        StellarDataModule,
-        args=merge_recipes(argv),
-        run=False,
-        save_config_callback=SaveRecipe,
-        save_config_kwargs={"save_to_log_dir": False},
-        parser_kwargs={
-            "prog": "stellar pretrain",
-            "description": f"Pretrains STELLAR. Recipes: {', '.join(recipe_names())}.",
-            "default_config_files": [str(BASE_RECIPE)],
-        },
-    )
-    checkpoint = _checkpoint(Path(cli.config["output"]), cli.config["resume"])
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    return cli.trainer
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes in this package, for `--config`."""
-    paths = [path for path in RECIPES.rglob("*.yaml") if path != BASE_RECIPE]
-    return sorted(
-        path.relative_to(RECIPES).with_suffix("").as_posix() for path in paths
-    )
-
-
-def merge_recipes(argv: Sequence[str]) -> list[str]:
-    """Makes one recipe of the base and all that `-c` and `--config` name.
-
-    Later ones win. jsonargparse replaces arguments that are dictionaries as a whole: a
-    recipe with one weight of the loss would silently drop what the base says of the
-    others.
-
-    Args:
-        argv:
-            Arguments behind the command.
-
-    Returns:
-        The arguments with one `--config`, in front of the options that it yields to.
-
-    Raises:
-        FileNotFoundError: If a recipe does not exist.
-    """
-    parser = argparse.ArgumentParser(
-        "stellar pretrain", add_help=False, allow_abbrev=False
-    )
-    parser.add_argument("-c", "--config", action="append", default=[])
-    known, rest = parser.parse_known_args(argv)
-    recipe: Any = {}
-    for path in [BASE_RECIPE, *map(_recipe_path, known.config)]:
-        recipe = _merged(recipe, get_loader("yaml")(path.read_text()) or {})
-    return [f"--config={json.dumps(recipe)}", *rest]
-
-
-def _merged(old: Any, new: Any) -> Any:
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    if old.get("class_path") != new.get("class_path", old.get("class_path")):
-        return new  # the arguments of another class
-    return {**old, **{k: _merged(old[k], v) if k in old else v for k, v in new.items()}}
-
-
-def _recipe_path(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    if name in recipe_names():
-        return RECIPES / f"{name}.yaml"
-    raise FileNotFoundError(
-        f"There is no recipe file '{name}'; recipes of the package: "
-        f"{', '.join(recipe_names())}."
-    )
+    cli = PretrainCLI(merge_recipes(argv))
+    folder = Path(cli.config["output"])
+    checkpoint = _checkpoint(folder, cli.config["resume"])
+    with FailedStart(folder) as start:
+        trainer = cli.build(start)
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    return trainer
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:

@@ -16,6 +16,7 @@ from torchvision.io import write_png
 
 from benchmarks.gpu.training import StepWatch
 from lightly_ext.pretrain import cli as pretrain_cli
+from lightly_ext.pretrain import recipes
 from lightly_ext.pretrain.callbacks import StellarProgressBar
 from stellar_plugin import Stellar
 
@@ -102,6 +103,21 @@ class TestPretrain:
         first = logged(tmp_path / "first", 0, "train/total")
         assert logged(again, 0, "train/total") == pytest.approx(first, rel=1e-4)
 
+    def test_main__from_run(self, images: Path, tmp_path: Path) -> None:
+        first, again = tmp_path / "first", tmp_path / "again"
+        options = ("--trainer.max_steps=1", "--model.lr=0.01", "--model.mask_ratio=0.5")
+        run(f"--data.path={images}", f"--output={first}", *options)
+        pretrain_cli.main(
+            [f"--from-run={first}", f"--output={again}", "--model.lr=0.02"]
+        )
+        old, new = (
+            yaml.safe_load((folder / "config.yaml").read_text())
+            for folder in (first, again)
+        )
+        assert (old["output"], new.pop("output")) == (old.pop("output"), str(again))
+        assert (old["model"].pop("lr"), new["model"].pop("lr")) == (0.01, 0.02)
+        assert new == old
+
     def test_main__online_knn(self, images: Path, tmp_path: Path) -> None:
         labelled = tmp_path / "labelled"
         for name in ("0", "1"):
@@ -131,6 +147,30 @@ class TestPretrain:
         )
         assert result.returncode != 0
         assert "Nothing to resume" in result.stderr
+
+
+class TestFailedStart:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--data.path=nowhere",),
+            ("--data.batch_size=14",),
+            # Fails in the first step, after the loggers have begun to write.
+            ("--data.transform.init_args.global_crop_size=50",),
+        ],
+    )
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_main__leaves_the_folder_as_it_was(
+        self, options: tuple[str, ...], exists: bool, images: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "runs" / "first"
+        if exists:
+            output.mkdir(parents=True)
+            (output / "notes.txt").write_text("mine")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises((ValueError, RuntimeError)):
+            run(f"--data.path={images}", f"--output={output}", *options)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 class NoSyncs(Callback):
@@ -201,8 +241,8 @@ class TestRecipes:
     def test_recipe__values_of_the_paper(
         self, name: str, width: int, patch: int, epochs: int
     ) -> None:
-        base = yaml.safe_load(pretrain_cli.BASE_RECIPE.read_text())
-        recipe = yaml.safe_load(Path(pretrain_cli._recipe_path(name)).read_text())
+        base = yaml.safe_load(recipes.BASE_RECIPE.read_text())
+        recipe = yaml.safe_load(Path(recipes._recipe_path(name)).read_text())
         assert recipe["trainer"]["max_epochs"] == epochs
         with torch.device("meta"):
             model = Stellar(**{**base["model"]["model"], **recipe["model"]["model"]})

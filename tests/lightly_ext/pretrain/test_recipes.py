@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from lightly_ext.data import StellarDataModule
-from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.pretrain import cli as pretrain_cli
+from lightly_ext.pretrain import recipes
+from lightly_ext.pretrain.cli import PretrainCLI
+from lightly_ext.pretrain.recipes import merge_recipes
+from stellar_cli.errors import OptionError
 from stellar_plugin import MaskGITVQGAN
 from tests.pretraining import TINY_OPTIONS, loader, merged, trainer
 
@@ -44,18 +45,12 @@ ABLATIONS: dict[str, set[str]] = {
 }
 
 
-def build(name: str, tmp_path: Path, *options: str) -> pretrain_cli.PretrainCLI:
+def build(name: str, tmp_path: Path, *options: str) -> PretrainCLI:
     arguments = [f"--config={name}", "--data.path=images", f"--output={tmp_path}"]
-    return pretrain_cli.PretrainCLI(
-        StellarPretraining,
-        StellarDataModule,
-        args=pretrain_cli.merge_recipes(
-            [*arguments, *NO_FILES.get(name, []), *options]
-        ),
-        run=False,
-        seed_everything_default=False,
-        parser_kwargs={"default_config_files": [str(pretrain_cli.BASE_RECIPE)]},
-    )
+    given = [*arguments, *NO_FILES.get(name, []), *options]
+    cli = PretrainCLI(merge_recipes(given))
+    cli.build()
+    return cli
 
 
 class TestMergeRecipes:
@@ -77,9 +72,9 @@ class TestMergeRecipes:
     def test_merge_recipes__another_class_brings_its_own_arguments(self) -> None:
         old = {"class_path": "a.A", "init_args": {"size": 1}}
         new = {"class_path": "b.B", "init_args": {"depth": 2}}
-        assert pretrain_cli._merged(old, new) == new
+        assert recipes._merged(old, new) == new
         more = {"init_args": {"depth": 2}}
-        assert pretrain_cli._merged(old, more) == {
+        assert recipes._merged(old, more) == {
             "class_path": "a.A",
             "init_args": {"size": 1, "depth": 2},
         }
@@ -88,18 +83,15 @@ class TestMergeRecipes:
         self, tmp_path: Path
     ) -> None:
         with torch.device("meta"):
-            built = pretrain_cli.PretrainCLI(
-                StellarPretraining,
-                StellarDataModule,
-                args=pretrain_cli.merge_recipes(
+            built = PretrainCLI(
+                merge_recipes(
                     [
                         *("--model.loss.koleo_weight=0.25", "--data.path=images"),
                         *("--config", "ablations/no_koleo", f"--output={tmp_path}"),
                     ]
-                ),
-                run=False,
-                seed_everything_default=False,
+                )
             )
+            built.build()
         assert built.model.criterion.weights["koleo"] == 0.25
         assert built.model.criterion.gather_distributed
 
@@ -113,7 +105,7 @@ class TestMergeRecipes:
             "--data.path=a b",
             "--model.loss={a: 1}",
         ]
-        config, *rest = pretrain_cli.merge_recipes(
+        config, *rest = merge_recipes(
             [*given[0], *options[:3], *given[1], *options[3:]]
         )
         assert rest == options
@@ -134,12 +126,14 @@ class TestMergeRecipes:
         monkeypatch.chdir(tmp_path)
         Path("vit_base").write_text("seed_everything: 7")
         assert merged("vit_base")["seed_everything"] == 7
-        with pytest.raises(FileNotFoundError, match=r"ablations/no_koleo.*vit_base"):
+        with pytest.raises(
+            OptionError, match=r"'vit_base'\?.*ablations/no_koleo.*vit_base"
+        ):
             merged("vit_bas")
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("name", pretrain_cli.recipe_names())
+    @pytest.mark.parametrize("name", recipes.recipe_names())
     def test_recipe__builds(self, name: str, tmp_path: Path) -> None:
         options = []
         if name == "ablations/target_tokens":
@@ -181,7 +175,7 @@ class TestRecipes:
         assert first["output"] != second["output"]
 
     def test_recipe__ablations_are_a_few_lines(self) -> None:
-        folder = pretrain_cli.RECIPES / "ablations"
+        folder = recipes.RECIPES / "ablations"
         files = {path.stem: path.read_text() for path in folder.glob("*.yaml")}
         assert files.keys() == ABLATIONS.keys()
         for name, text in files.items():

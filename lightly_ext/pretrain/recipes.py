@@ -1,0 +1,97 @@
+"""Recipes in YAML: those of this package, those of users, and those of earlier runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import get_loader
+
+from stellar_cli.errors import OptionError, did_you_mean
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+# What every recipe starts from.
+BASE_RECIPE = RECIPES / "base.yaml"
+# The resolved recipe of a run, in its folder.
+RUN_RECIPE = "config.yaml"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in this package, for `--config`."""
+    paths = [path for path in RECIPES.rglob("*.yaml") if path != BASE_RECIPE]
+    return sorted(
+        path.relative_to(RECIPES).with_suffix("").as_posix() for path in paths
+    )
+
+
+def merge_recipes(argv: Sequence[str]) -> list[str]:
+    """Makes one recipe of the base and all that `-c` and `--config` name.
+
+    Later ones win. jsonargparse replaces arguments that are dictionaries as a whole: a
+    recipe with one weight of the loss would silently drop what the base says of the
+    others. `--from-run` takes the recipe of a run in place of the base, all but its
+    output folder.
+
+    Args:
+        argv:
+            Arguments behind the command.
+
+    Returns:
+        The arguments with one `--config`, in front of the options that it yields to.
+
+    Raises:
+        OptionError: If a recipe or a run does not exist, or a run is repeated without
+            an output folder.
+    """
+    parser = argparse.ArgumentParser(
+        "stellar pretrain", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--from-run", "--from_run", type=Path)
+    known, rest = parser.parse_known_args(argv)
+    recipe: Any = _load(BASE_RECIPE)
+    if known.from_run is not None:
+        recipe = _of_run(known.from_run)
+    for name in known.config:
+        recipe = _merged(recipe, _load(_recipe_path(name)))
+    given = any(option.partition("=")[0] == "--output" for option in rest)
+    if known.from_run is not None and not given and "output" not in recipe:
+        raise OptionError(
+            f"--from-run repeats the run in '{known.from_run}'; name the folder of the "
+            "new one with --output."
+        )
+    return [f"--config={json.dumps(recipe)}", *rest]
+
+
+def _load(path: Path) -> Any:
+    return get_loader("yaml")(path.read_text()) or {}
+
+
+def _of_run(folder: Path) -> Any:
+    path = folder / RUN_RECIPE
+    if not path.is_file():
+        raise OptionError(f"--from-run: there is no run in '{folder}', no {path}.")
+    return {k: v for k, v in _load(path).items() if k not in ("output", "resume")}
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    if old.get("class_path") != new.get("class_path", old.get("class_path")):
+        return new  # the arguments of another class
+    return {**old, **{k: _merged(old[k], v) if k in old else v for k, v in new.items()}}
+
+
+def _recipe_path(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    names = recipe_names()
+    if name in names:
+        return RECIPES / f"{name}.yaml"
+    raise OptionError(
+        f"--config: there is no recipe file '{name}'.{did_you_mean(name, names)} "
+        f"Recipes of the package: {', '.join(names)}."
+    )
