@@ -169,7 +169,7 @@ class TestFailedStart:
             (output / "notes.txt").write_text("mine")
         before = sorted(tmp_path.rglob("*"))
         paths = (f"--data.path={images}", f"--output={output}")
-        with pytest.raises(ValueError, match="no folder|fewer than one|no multiple"):
+        with pytest.raises(ValueError, match=r"no folder|fewer than one|no multiple"):
             run(*paths, "--trainer.max_steps=2", *options)
         assert sorted(tmp_path.rglob("*")) == before
 
