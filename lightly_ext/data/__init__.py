@@ -1,11 +1,9 @@
 """Images to learn from: folders, views, and Lightning's data module."""
 
 from lightly_ext.data.datamodule import StellarDataModule, num_cpus
-from lightly_ext.data.image_folder import (
-    ImageFolderDataset,
-    list_images,
-    read_image,
-)
+from lightly_ext.data.image_folder import ImageFolderDataset
+from lightly_ext.data.listing import list_images, printable
+from lightly_ext.data.reading import MAX_PIXELS, read_image
 from lightly_ext.data.views import (
     EpochSampler,
     SeededViews,
@@ -16,6 +14,7 @@ from lightly_ext.data.views import (
 )
 
 __all__ = [
+    "MAX_PIXELS",
     "EpochSampler",
     "ImageFolderDataset",
     "SeededViews",
@@ -26,5 +25,6 @@ __all__ = [
     "epoch_order",
     "list_images",
     "num_cpus",
+    "printable",
     "read_image",
 ]

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightly_ext.data.image_folder import ImageFolderDataset
+from lightly_ext.data.reading import MAX_PIXELS
 from lightly_ext.data.views import SingleViewTransform, collate_views
 from lightly_ext.transforms import STELLARTransform
 
@@ -38,6 +39,8 @@ class StellarDataModule(LightningDataModule):
             shares the CPU cores among the training processes of the machine.
         transform:
             What makes the views, with `normalize=None`. None is STELLARTransform().
+        max_pixels:
+            Images with more pixels are skipped, as unreadable ones are.
 
     Raises:
         ValueError: If a number is impossible, only one kNN folder is given, or the
@@ -60,6 +63,7 @@ class StellarDataModule(LightningDataModule):
         batch_size: int = 32,
         num_workers: int | None = None,
         transform: STELLARTransform | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -83,17 +87,21 @@ class StellarDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform
+        self.max_pixels = max_pixels
 
     @cached_property
     def train_dataset(self) -> ImageFolderDataset:
         """The training images; samples are (views, index)."""
-        return ImageFolderDataset(self.path, self.transform)
+        return ImageFolderDataset(self.path, self.transform, max_pixels=self.max_pixels)
 
     @cached_property
     def knn_datasets(self) -> list[ImageFolderDataset]:
         """Bank and queries of online kNN, or none; samples are (view, label)."""
         view = SingleViewTransform(self.transform.global_crop_size)
-        return [ImageFolderDataset(path, view, True) for path in self.knn_paths]
+        return [
+            ImageFolderDataset(path, view, True, self.max_pixels)
+            for path in self.knn_paths
+        ]
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the images and checks that there are enough."""

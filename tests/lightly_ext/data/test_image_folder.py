@@ -1,17 +1,17 @@
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightly_ext.data import ImageFolderDataset, read_image
+from lightly_ext.data import ImageFolderDataset
 from lightly_ext.transforms import STELLARTransform
 from tests.lightly_ext.data.image_files import write_folder, write_image, write_noise
 
@@ -21,112 +21,7 @@ def _break(path: Path) -> Path:
     return path
 
 
-class TestReadImage:
-    @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tif", "ppm", "TIFF"])
-    def test_read_image__lossless_formats(self, tmp_path: Path, suffix: str) -> None:
-        options = {"lossless": True} if suffix == "webp" else {}
-        expected = write_noise(tmp_path / f"image.{suffix}", **options)
-        actual = read_image(tmp_path / f"image.{suffix}")
-        assert np.array_equal(actual.permute(1, 2, 0).numpy(), expected)
-
-    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-    def test_read_image__jpeg_as_pillow_reads_it(
-        self, tmp_path: Path, mode: str
-    ) -> None:
-        write_noise(tmp_path / "image.jpg", mode=mode, quality=90)
-        expected = np.array(Image.open(tmp_path / "image.jpg").convert("RGB"))
-        actual = read_image(tmp_path / "image.jpg").permute(1, 2, 0).numpy()
-        assert np.abs(actual.astype(int) - expected).max() <= 1
-
-    def test_read_image__without_torchvision_decoder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        write_noise(tmp_path / "image.jpg")
-        expected = read_image(tmp_path / "image.jpg")
-        monkeypatch.delattr("torchvision.io.decode_jpeg")
-        actual = read_image(tmp_path / "image.jpg")
-        assert int((actual.int() - expected.int()).abs().max()) <= 1
-
-    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
-    def test_read_image__other_modes(self, tmp_path: Path, mode: str) -> None:
-        expected = write_noise(tmp_path / "image.png", mode=mode)
-        actual = read_image(tmp_path / "image.png").permute(1, 2, 0).numpy()
-        assert np.array_equal(actual, expected)
-
-    @pytest.mark.parametrize("suffix", ["png", "tif"])
-    def test_read_image__sixteen_bits(self, tmp_path: Path, suffix: str) -> None:
-        values = np.array([[0, 256, 65535], [511, 32768, 4096]], dtype=np.uint16)
-        Image.fromarray(values).save(tmp_path / f"image.{suffix}")
-        image = read_image(tmp_path / f"image.{suffix}")
-        assert image.tolist() == [[[0, 1, 255], [1, 128, 16]]] * 3
-
-    def test_read_image__first_frame_of_animation(self, tmp_path: Path) -> None:
-        frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
-        frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-        image = read_image(tmp_path / "a.gif")
-        assert image.shape == (3, 4, 6)
-        assert image[:, 0, 0].tolist() == [255, 0, 0]
-
-    @pytest.mark.parametrize("suffix", ["jpg", "png"])
-    def test_read_image__exif_orientation(self, tmp_path: Path, suffix: str) -> None:
-        values = np.zeros((32, 64, 3), dtype=np.uint8)
-        values[:, :32] = 255  # the left half is white
-        exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned by a quarter, clockwise
-        Image.fromarray(values).save(tmp_path / f"a.{suffix}", exif=exif)
-        image = read_image(tmp_path / f"a.{suffix}")
-        assert image.shape == (3, 64, 32)
-        assert float(image[:, :30].float().mean()) > 250
-        assert float(image[:, 34:].float().mean()) < 5
-
-    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-    @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5])
-    def test_read_image__truncated(
-        self, tmp_path: Path, suffix: str, kept: float
-    ) -> None:
-        path = tmp_path / f"image.{suffix}"
-        write_noise(path)
-        assert read_image(path).shape[0] == 3  # as long as it is whole
-        data = path.read_bytes()
-        path.write_bytes(data[: int(kept * len(data))])
-        with pytest.raises(Exception):  # noqa: B017 - whatever the decoder raises
-            read_image(path)
-
-
 class TestImageFolderDataset:
-    def test_init__lists_nested_images_in_order(self, tmp_path: Path) -> None:
-        names = ["b/x.JPG", "a/deep/er/1.png", "z.Jpeg", "a/0.bmp", "a/9.tiff"]
-        for name in names:
-            write_image(tmp_path / name)
-        for other in ("notes.txt", ".hidden.png", ".cache/1.png", "c.npy"):
-            (tmp_path / other).parent.mkdir(exist_ok=True)
-            (tmp_path / other).write_bytes(b"")
-        dataset = ImageFolderDataset(tmp_path)
-        files = [dataset.file(i) for i in range(len(dataset))]
-        expected = ["a/0.bmp", "a/9.tiff", "a/deep/er/1.png", "b/x.JPG", "z.Jpeg"]
-        assert files == [tmp_path / name for name in expected]
-
-    def test_init__follows_links_but_not_in_circles(self, tmp_path: Path) -> None:
-        write_image(tmp_path / "elsewhere/1.png")
-        write_image(tmp_path / "images/0.png")
-        os.symlink(tmp_path / "elsewhere", tmp_path / "images/linked")
-        os.symlink(tmp_path / "images", tmp_path / "images/circle")
-        assert len(ImageFolderDataset(tmp_path / "images")) == 2
-
-    def test_init__names_beyond_ascii(self, tmp_path: Path) -> None:
-        write_image(tmp_path / "été/画像 1.png", value=7)
-        image, index = ImageFolderDataset(tmp_path)[0]
-        assert (int(image[0, 0, 0]), index) == (7, 0)
-
-    def test_init__missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
-            ImageFolderDataset(tmp_path / "nowhere")
-
-    def test_init__empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "readme.txt").write_text("no images")
-        with pytest.raises(ValueError, match=r"no image below .*\.jpg, \.jpeg"):
-            ImageFolderDataset(tmp_path)
-
     def test_getitem__index_or_label(self, tmp_path: Path) -> None:
         for number, name in enumerate(["cat/a/1.png", "dog/1.png", "cat/2.png"]):
             write_image(tmp_path / name, value=number)
@@ -148,16 +43,96 @@ class TestImageFolderDataset:
         assert [view.shape[-1] for view in views] == [24, 24, 12, 12, 12]
         assert {int(view[0].max()) for view in views} == {3}
 
+    @pytest.mark.parametrize(("size", "tried"), [(8, 8), (4000, 101)])
     def test_getitem__errors_of_the_transform_are_not_hidden(
-        self, tmp_path: Path
+        self, tmp_path: Path, size: int, tried: int
     ) -> None:
         def fail(image: Tensor) -> Tensor:
             raise RuntimeError("bug")
 
-        dataset = ImageFolderDataset(write_folder(tmp_path), transform=fail)
-        with pytest.raises(RuntimeError, match="bug"):
+        write_image(tmp_path / "0000.png")
+        for number in range(1, size):
+            os.link(tmp_path / "0000.png", tmp_path / f"{number:04}.png")
+        dataset = ImageFolderDataset(tmp_path, transform=fail)
+        with (
+            pytest.warns(UserWarning),
+            pytest.raises(
+                RuntimeError, match=rf"{tried} of {size} .* none was readable.*: bug\)"
+            ),
+        ):
             dataset[0]
-        assert dataset.num_unreadable == 0
+
+    def test_getitem__images_that_the_transform_fails_on(self, tmp_path: Path) -> None:
+        def check(image: Tensor) -> Tensor:
+            if image[0, 0, 0] == 3:
+                raise ValueError("too dark")
+            return image
+
+        dataset = ImageFolderDataset(write_folder(tmp_path), transform=check)
+        with pytest.warns(UserWarning, match=r"003\.png \(ValueError: too dark\)"):
+            assert dataset[3][1] == 4
+        assert dataset.unreadable_files() == [tmp_path / "003.png"]
+
+    @pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
+    def test_getitem__lines(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        write_image(tmp_path / "line.png", size=size)
+        views, _ = ImageFolderDataset(tmp_path, STELLARTransform())[0]
+        assert [len(view[0]) for view in views] == [224] * 8 + [96] * 8
+
+    def test_getitem__limit_of_pixels(self, tmp_path: Path) -> None:
+        for name, size in (("0.png", (40, 31)), ("1.png", (40, 30))):
+            write_image(tmp_path / name, size=size)
+        dataset = ImageFolderDataset(tmp_path, max_pixels=1200)
+        with pytest.warns(UserWarning, match=r"0\.png .*40 x 31 .*max_pixels=1200"):
+            assert dataset[0][1] == 1
+
+    def test_getitem__names_of_any_bytes(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        names = ["0.png", "a\nb.png", os.fsdecode(b"c\xff.png"), "été.png"]
+        for number, name in enumerate(names):
+            write_image(tmp_path / name, value=number)
+        dataset = ImageFolderDataset(tmp_path)
+        assert [int(image[0, 0, 0]) for image, _ in dataset] == [0, 1, 2, 3]
+        for number in (1, 2):
+            _break(dataset.file(number))
+        dataset = ImageFolderDataset(tmp_path)
+        with pytest.warns(UserWarning) as record:
+            assert dataset[1][1] == 3
+        for warning in record:
+            print(warning.message)
+        assert r"a\nb.png (Unidentified" in capsys.readouterr().out
+
+    def test_getitem__files_that_became_pipes(self, tmp_path: Path) -> None:
+        dataset = ImageFolderDataset(write_folder(tmp_path))
+        dataset.file(0).unlink()
+        os.mkfifo(dataset.file(0))
+        with pytest.warns(UserWarning, match="no regular file"):
+            assert dataset[0][1] == 1
+
+    def test_getitem__leaks_no_file(self, tmp_path: Path) -> None:
+        for suffix in ("jpg", "png", "tif", "gif", "webp"):
+            for kept in (0.3, 0.9, 1.0):
+                path = tmp_path / f"{kept}.{suffix}"
+                write_noise(path)
+                data = path.read_bytes()
+                path.write_bytes(data[: int(kept * len(data))])
+        dataset = ImageFolderDataset(tmp_path)
+        gc.disable()
+        before = len(os.listdir("/proc/self/fd"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for number in range(len(dataset)):
+                dataset[number]
+        after = len(os.listdir("/proc/self/fd"))
+        gc.enable()
+        assert after == before
+
+    def test_init__memory_of_names(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, 50)
+        write_image(tmp_path / f"{'long/' * 700}0.png")
+        data = pickle.dumps(ImageFolderDataset(tmp_path)._names)
+        assert len(data) < 50 * len("000.png") + 5 * 700 + 100
 
     def test_getitem__outside(self, tmp_path: Path) -> None:
         dataset = ImageFolderDataset(write_folder(tmp_path))
@@ -223,6 +198,7 @@ class TestImageFolderDataset:
         for number in range(size - 1):
             (tmp_path / f"{number:04}.png").write_bytes(b"")
         dataset = ImageFolderDataset(tmp_path)
+        assert dataset[size - 1][1] == size - 1
         with (
             pytest.warns(UserWarning) as record,
             pytest.raises(RuntimeError, match=f"{tolerated + 1} of {size} images"),
