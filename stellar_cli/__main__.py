@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from stellar_cli.tasks import check_task
+from stellar_cli.errors import OptionError, did_you_mean, shown
+from stellar_cli.pretrain_help import pretrain_help
+from stellar_cli.tasks import TASKS, check_task
 
 EVALUATE = "lightly_ext.evaluate.cli"
 # Module, extra and purpose of each command.
@@ -24,6 +25,7 @@ COMMANDS = {
         "pretrain, evaluate, look: minutes on CPU",
     ),
 }
+HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,20 +35,52 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv:
             Arguments, those of the process by default.
     """
-    parser = argparse.ArgumentParser(
-        prog="stellar",
-        description="STELLAR: an image as a few sparse tokens and where they are.",
-        epilog="`stellar COMMAND --help` lists the options of a command.",
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, (_, _, text) in COMMANDS.items():
-        subparsers.add_parser(name, help=text, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = parser.parse_args(arguments[:1]).command
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in HELP:
+        print(_help())
+        sys.exit(0 if arguments else 2)
+    with shown("stellar", debug):
+        _check_command(arguments[0])
+    words = 2 if arguments[0] == "evaluate" and {*arguments[1:2]} & TASKS.keys() else 1
+    with shown(" ".join(["stellar", *arguments[:words]]), debug):
+        _run(*arguments)
+
+
+def _help() -> str:
+    commands = [f"  {name:12}{what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: stellar COMMAND ...\n",
+            "STELLAR: an image as a few sparse tokens and where they are.\n",
+            *commands,
+            "\n`stellar COMMAND --help` lists the options of a command.",
+            "With `--debug`, errors show where they happened.",
+        ]
+    )
+
+
+def _check_command(name: str) -> None:
+    if name not in COMMANDS:
+        raise OptionError(
+            f"There is no command '{name}'.{did_you_mean(name, COMMANDS)}"
+        )
+
+
+def _run(command: str, *options: str) -> None:
+    if command == "pretrain" and not {*HELP}.isdisjoint(options):
+        print(pretrain_help())
+        return
+    # The name is --help for the parsers.
+    arguments = [
+        "--help" if option in ("--help-all", "--help_all") else option
+        for option in options
+    ]
     name, extra, _ = COMMANDS[command]
     # Some tasks of `stellar evaluate` are commands of their own too.
-    if name != EVALUATE or command == "evaluate":
-        arguments = arguments[1:]
+    if name == EVALUATE and command != "evaluate":
+        arguments = [command, *arguments]
     if name == EVALUATE:
         check_task(arguments)
     try:

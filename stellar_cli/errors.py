@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+# Mistakes in the code, whoever runs it.
+BUGS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
+    *(NotImplementedError, RecursionError, SyntaxError, TypeError),
+)
+LONGEST_MESSAGE = 1000
+# Seconds in which the other processes of a run end after the first one has failed.
+PATIENCE = 10.0
 
 
 class OptionError(ValueError):
@@ -24,3 +39,118 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def raise_errors(parser: Any) -> None:
+    """Makes a parser raise an OptionError where it would print its usage and exit.
+
+    Args:
+        parser:
+            Parser of argparse or jsonargparse.
+    """
+
+    def error(message: str, *_: Any) -> NoReturn:
+        raise OptionError(_shortened(message, parser))
+
+    parser.error = error
+
+
+@contextmanager
+def shown(command: str, debug: bool) -> Iterator[None]:
+    """Ends the process with a line or two where a command raises an error of a user.
+
+    Mistakes in the code keep their traceback.
+
+    Args:
+        command:
+            What was typed, "stellar pretrain".
+        debug:
+            Show the traceback of every error.
+
+    Raises:
+        SystemExit: With status 2 after wrong options, 1 after other errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, BUGS):
+            sys.stderr.write(f"{command}: this is a mistake in the package; please ")
+            sys.stderr.write("report what follows, with the command.\n")
+            raise
+        status, where = 1, "`--debug` shows where it happened."
+        if isinstance(error, OptionError):
+            status, where = 2, f"`{command} --help` lists the options."
+        _say_once(f"{command}: {_one_line(error)}\n{where}\n")
+        raise SystemExit(status) from None
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if "Original Traceback" in text:  # of a process that loads images
+        text = text.strip().splitlines()[-1]
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
+def _say_once(text: str) -> None:
+    """Prints what all processes of a run have to say, of which the first one is enough.
+
+    Lightning starts the others as its children: they wait for its end and are silent,
+    or say themselves what went wrong with them alone.
+    """
+    rank = int(os.environ.get("LOCAL_RANK") or 0)
+    parent, end = os.getppid(), time.monotonic() + PATIENCE
+    while rank > 0:
+        if os.getppid() != parent:
+            return
+        if time.monotonic() > end:
+            text = f"Process {rank}: {text}"
+            break
+        time.sleep(0.1)
+    sys.stderr.write(text)
+
+
+def _shortened(message: str, parser: Any) -> str:
+    """What helps of the message of a parser."""
+    names = [name for action in parser._actions for name in action.option_strings]
+    patterns = {
+        r"unrecognized arguments: ([^\s=]+)": "{}",
+        r"Group '(.+?)' does not accept option '(.+?)'": "--{}.{}",
+        r"Option '(.+?)' is not accepted": "--{}",
+    }
+    for pattern, form in patterns.items():
+        if match := re.match(pattern, message):
+            given = form.format(*match.groups())
+            if not given.startswith("-"):
+                return f"The argument '{given}' belongs to no option."
+            return f"There is no option {given}.{did_you_mean(given, names)}"
+    if match := re.match(r'Parser key "(.+?)":', message):
+        return f"--{match[1]}: {_expected(message[match.end() :])}"
+    if match := re.match("the following arguments are required: (.+)", message):
+        missing = match[1].split(", ")
+        options = [f"--{x}" if f"--{x}" in names else x for x in missing]
+        return f"Missing: {', '.join(options)}."
+    return f"{message[0].upper()}{message[1:]}."
+
+
+def _expected(text: str) -> str:
+    """What jsonargparse says of a value, without the names of types."""
+    problem = re.search(r"Option '(\w+)' is not accepted", text)
+    if problem:
+        return f"there is no option '{problem[1]}'."
+    kinds = dict.fromkeys(
+        re.findall(r"Expected an? (.+?)(?:\. Got value|$)", text, re.M)
+    )
+    value = re.search(r"(?:Got value|Given value): (.*)", text)
+    if not kinds or not value:
+        return " ".join(text.split())
+    readable = [
+        re.sub(r"(<class '(?:\w+\.)*(\w+)'>|typing\.)", r"\2", kind)
+        .replace("NoneType", "null")
+        .removeprefix("Literal")
+        .strip("[]")
+        for kind in kinds
+    ]
+    return f"expected {' or '.join(readable)}, got '{value[1]}'."

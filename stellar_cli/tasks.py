@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from stellar_cli.errors import OptionError, did_you_mean
+
 # Module below `lightly_ext.evaluate` and purpose of each task, which is the function
 # `run_TASK` there; imported only when the task runs.
 TASKS = {
@@ -34,14 +36,16 @@ def check_task(arguments: Sequence[str]) -> None:
     Args:
         arguments:
             Arguments behind `stellar evaluate`.
+
+    Raises:
+        OptionError: If there is no such task.
     """
     if arguments and arguments[0] in TASKS:
         return
+    if arguments and arguments[0] not in ("-h", "--help"):
+        name = arguments[0]
+        raise OptionError(f"There is no task '{name}'.{did_you_mean(name, TASKS)}")
     text = "\n".join(f"  {name:15} {what}" for name, (_, what) in TASKS.items())
     print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
     print("\n`stellar evaluate TASK --help` lists the options of a task.")
-    if arguments and arguments[0] in ("-h", "--help"):
-        sys.exit()
-    if arguments:
-        print(f"stellar evaluate: there is no task '{arguments[0]}'", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(0 if arguments else 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,20 +33,23 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv:
             Arguments behind the command.
+
+    Raises:
+        ValueError: If the output cannot be what was asked for, or the weights do not
+            fit.
+        OSError: If there are no such weights.
     """
     arguments = _parser().parse_args(argv)
     output = Path(arguments.output)
-    try:
-        _check_output(output, arguments.to)
-        checkpoint = read_checkpoint(arguments.source, variant=arguments.variant)
-        print(_convert(checkpoint, output, arguments))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"stellar convert: {error}")
+    _check_output(output, arguments.to)
+    checkpoint = read_checkpoint(arguments.source, variant=arguments.variant)
+    print(_convert(checkpoint, output, arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stellar convert",
+        usage="%(prog)s SOURCE OUTPUT --to LAYOUT",  # errors stay short
         description="Converts weights: "
         + "; ".join(f"'{name}' is a {text}" for name, text in LAYOUTS.items())
         + ".",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightly_ext.demo.run import run_demo
+from stellar_cli.errors import raise_errors
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,5 +33,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="decides on boards and weights"
     )
+    raise_errors(parser)
     arguments = parser.parse_args(argv)
     run_demo(arguments.output, arguments.seed)

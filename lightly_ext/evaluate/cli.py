@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
+from stellar_cli.errors import raise_errors
 from stellar_cli.tasks import TASKS
 
 
@@ -23,12 +25,16 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv:
             A task of `stellar_cli.tasks.TASKS`, then its options.
+
+    Raises:
+        OptionError: If there is no such option, or its value is of another kind.
     """
     task, options = argv[0], list(argv[1:])
     module_name, what = TASKS[task]
     function = getattr(_import(task, module_name), f"run_{task.replace('-', '_')}")
     needs_model = "model" in inspect.signature(function).parameters
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
+    raise_errors(parser)
     # `report` takes folders of results where the others take a model.
     if needs_model:
         parser.add_function_arguments(load_frozen_model, skip={"seed"})
@@ -40,12 +46,9 @@ def main(argv: Sequence[str]) -> None:
         parser.add_function_arguments(function, as_positional=True)
     options = _flags(_repeatable(options, function), (function, load_frozen_model))
     values = vars(parser.parse_args(options))
-    try:
-        if needs_model:
-            values |= _begin(values)
-        function(**values)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        sys.exit(f"stellar evaluate {task}: {error}")
+    if needs_model:
+        values |= _begin(values)
+    function(**values)
 
 
 def _begin(values: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _flags(options: list[str], functions: Sequence[Callable[..., Any]]) -> list[
     ]
     return [
         f"{o}=true" if o in switches and following.startswith("--") else o
-        for o, following in zip(options, [*options[1:], "--"], strict=True)
+        for o, following in zip_longest(options, options[1:], fillvalue="--")
     ]
 
 

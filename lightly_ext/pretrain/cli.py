@@ -30,6 +30,7 @@ from lightly_ext.pretrain.callbacks import (
     StellarProgressBar,
 )
 from lightly_ext.pretrain.module import StellarPretraining
+from lightly_ext.pretrain.options import check_groups
 from lightly_ext.pretrain.recipes import (
     BASE_RECIPE,
     RUN_RECIPE,
@@ -37,6 +38,7 @@ from lightly_ext.pretrain.recipes import (
     recipe_names,
 )
 from lightly_ext.pretrain.run_folder import FailedStart
+from stellar_cli.errors import raise_errors
 
 
 class PretrainCLI(LightningCLI):
@@ -65,6 +67,13 @@ class PretrainCLI(LightningCLI):
                 "default_config_files": [str(BASE_RECIPE)],
             },
         )
+        check_groups(self.config["model"])
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes the parser, whose errors are raised."""
+        parser = super().init_parser(**kwargs)
+        raise_errors(parser)
+        return parser
 
     def instantiate_classes(self) -> None:
         """Leaves it to `build`."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader
 
 from stellar_cli.errors import OptionError, did_you_mean
@@ -52,7 +53,7 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--from-run", "--from_run", type=Path)
     known, rest = parser.parse_known_args(argv)
-    recipe: Any = _load(BASE_RECIPE)
+    recipe = _load(BASE_RECIPE)
     if known.from_run is not None:
         recipe = _of_run(known.from_run)
     for name in known.config:
@@ -66,11 +67,17 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     return [f"--config={json.dumps(recipe)}", *rest]
 
 
-def _load(path: Path) -> Any:
-    return get_loader("yaml")(path.read_text()) or {}
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        recipe = get_loader("yaml")(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"'{path}' is no recipe in YAML: {error}.") from error
+    if not isinstance(recipe, dict):
+        raise OptionError(f"'{path}' is no recipe: it has no options by name.")
+    return recipe
 
 
-def _of_run(folder: Path) -> Any:
+def _of_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_RECIPE
     if not path.is_file():
         raise OptionError(f"--from-run: there is no run in '{folder}', no {path}.")
@@ -91,7 +98,8 @@ def _recipe_path(name: str) -> Path:
     names = recipe_names()
     if name in names:
         return RECIPES / f"{name}.yaml"
+    own = ", ".join(name for name in names if "/" not in name)
     raise OptionError(
-        f"--config: there is no recipe file '{name}'.{did_you_mean(name, names)} "
-        f"Recipes of the package: {', '.join(names)}."
+        f"There is no recipe file '{name}'.{did_you_mean(name, names)} "
+        f"Recipes of the package: {own}, and ablations/NAME."
     )

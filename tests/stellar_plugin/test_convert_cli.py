@@ -8,7 +8,6 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from stellar_cli.__main__ import main
 from stellar_plugin import Stellar, StellarEncoder
 from stellar_plugin.checkpoints import (
     create_encoder,
@@ -17,6 +16,7 @@ from stellar_plugin.checkpoints import (
     save_heads,
 )
 from stellar_plugin.checkpoints.export import timm_call, to_timm
+from stellar_plugin.convert_cli import main
 from tests import reference
 
 HEADS = ["--num-heads", "3", "--decoder-num-heads", "4"]
@@ -30,7 +30,7 @@ def official(tmp_path: Path) -> Path:
 
 
 def convert(*arguments: object) -> None:
-    main(["convert", *(str(argument) for argument in arguments)])
+    main([str(argument) for argument in arguments])
 
 
 class TestConvert:
@@ -115,13 +115,13 @@ class TestConvert:
     def test_bad_arguments(
         self, official: Path, tmp_path: Path, output: str, layout: str, message: str
     ) -> None:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ValueError, match=message):
             convert(official, tmp_path / output, "--to", layout)
 
     def test_prior_is_no_stellar_model(self, tmp_path: Path) -> None:
         vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
         torch.save(vit.state_dict(), tmp_path / "vit.pth")
-        with pytest.raises(SystemExit, match="without latent queries"):
+        with pytest.raises(ValueError, match="without latent queries"):
             convert(tmp_path / "vit.pth", tmp_path / "ours", "--to", "stellar")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stellar_cli.__main__ import main
 from stellar_plugin import Stellar, StellarEncoder
 from stellar_plugin import onnx as stellar_onnx
+from stellar_plugin.convert_cli import main
 from stellar_plugin.onnx import export_onnx
 from tests import reference
 
@@ -73,7 +73,7 @@ class TestExportONNX:
         model = Stellar(**settings).eval()
         model.save_pretrained(tmp_path / "model")
         path = tmp_path / "out" / "m.onnx"
-        main(["convert", str(tmp_path / "model"), str(path), "--to=onnx"])
+        main([str(tmp_path / "model"), str(path), "--to=onnx"])
         images = torch.randn(1, 3, 64, 64)
         outputs = run(path, images)
         assert list(outputs) == ["sparse", "dense", "cls"]
@@ -83,8 +83,8 @@ class TestExportONNX:
 
 class TestExportONNXInput:
     def test_convert__wrong_suffix(self, tmp_path: Path) -> None:
-        arguments = ["convert", str(tmp_path), str(tmp_path / "m.bin"), "--to=onnx"]
-        with pytest.raises(SystemExit, match=r"OUTPUT must end in \.onnx"):
+        arguments = [str(tmp_path), str(tmp_path / "m.bin"), "--to=onnx"]
+        with pytest.raises(ValueError, match=r"OUTPUT must end in \.onnx"):
             main(arguments)
 
     def test_export_onnx__no_multiple_of_the_patch(self, tmp_path: Path) -> None:

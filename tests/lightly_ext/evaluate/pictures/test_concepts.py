@@ -273,7 +273,7 @@ class TestCommand:
 
     def test_main__impossible(self, tmp_path: Path, source: str, images: Path) -> None:
         options = ["--data", str(images), *run_options(tmp_path)]
-        with pytest.raises(SystemExit, match="token must be in 0 to 3, got 4"):
+        with pytest.raises(ValueError, match="token must be in 0 to 3, got 4"):
             cli.main(
                 ["concepts", "--model", source, "--query", "a/0001.png:4", *options]
             )

@@ -157,7 +157,7 @@ class TestRunEquivariance:
         data = str(tmp_path / "boards")
         source = write_model(tmp_path / "model")
         options = [*run_options(tmp_path), "--resize", "62", "--data", data]
-        with pytest.raises(SystemExit, match="one image; another one is its"):
+        with pytest.raises(ValueError, match="one image; another one is its"):
             main(["equivariance", "--model", source, *options, "--limit", "1"])
         options[-1] = str(tmp_path / "boards" / "single")
         main(["equivariance", "--model", source, *options])

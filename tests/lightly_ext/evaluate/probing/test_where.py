@@ -274,7 +274,7 @@ class TestRunWhere:
             *("--data", str(tmp_path / "boards" / "images" / "validation")),
             *("--masks", str(tmp_path / "boards" / "annotations" / "validation")),
         ]
-        with pytest.raises(SystemExit, match="No px is background 0"):
+        with pytest.raises(ValueError, match="No px is background 0"):
             main(options)
         main([*options, "--background", "1", "--ignore", "[0]", "--untrained", "true"])
         main([*options, "--background", "[1]", "--ignore", "0"])

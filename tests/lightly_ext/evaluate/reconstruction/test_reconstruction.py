@@ -340,7 +340,7 @@ class TestMain:
 
     def test_main__error_is_one_line(self, tmp_path: Path, images: str) -> None:
         model = write_model(tmp_path / "model")
-        with pytest.raises(SystemExit, match=r"^stellar evaluate reconstruction: T"):
+        with pytest.raises(ValueError, match=r"^T"):
             arguments = ["--model", model, "--data", images, *run_options(tmp_path)]
             cli.main(["reconstruction", *arguments])
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import argparse
+
+import jsonargparse
+import pytest
+
+from stellar_cli import errors
+from stellar_cli.errors import OptionError, did_you_mean, raise_errors, shown
+
+
+def shown_for(error: Exception, debug: bool = False) -> None:
+    with shown("stellar x", debug):
+        raise error
+
+
+class TestDidYouMean:
+    @pytest.mark.parametrize(
+        ("name", "question"),
+        [("vit_bas", " Did you mean 'vit_base'?"), ("zzz", "")],
+    )
+    def test_did_you_mean(self, name: str, question: str) -> None:
+        assert did_you_mean(name, ["vit_large", "vit_base"]) == question
+
+
+class TestShown:
+    @pytest.mark.parametrize(
+        ("error", "status", "said"),
+        [
+            (OptionError("No such thing."), 2, "`stellar x --help` lists the options."),
+            (ValueError("No such thing."), 1, "`--debug` shows where it happened."),
+            (OSError("No such\n  thing."), 1, "`--debug` shows where it happened."),
+            (
+                RuntimeError(
+                    "Caught ValueError in DataLoader worker process 0.\n"
+                    'Original Traceback (most recent call last):\n  File "a.py"\n'
+                    "No such thing.\n"
+                ),
+                1,
+                "`--debug` shows where it happened.",
+            ),
+        ],
+    )
+    def test_shown__errors_of_users(
+        self,
+        error: Exception,
+        status: int,
+        said: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            shown_for(error)
+        assert ended.value.code == status
+        assert capsys.readouterr() == ("", f"stellar x: No such thing.\n{said}\n")
+        with pytest.raises(type(error)):
+            shown_for(error, debug=True)
+
+    def test_shown__long_and_empty_messages(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for error in (ValueError("a" * 5000), ValueError()):
+            with pytest.raises(SystemExit):
+                shown_for(error)
+        long, _, empty, _ = capsys.readouterr().err.splitlines()
+        assert long == f"stellar x: {'a' * 1000} ..."
+        assert empty == "stellar x: ValueError"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            *(TypeError, KeyError, IndexError, AttributeError, AssertionError),
+            *(NotImplementedError, RecursionError, ZeroDivisionError, NameError),
+        ],
+    )
+    def test_shown__mistakes_in_the_code(
+        self, error: type[Exception], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(error, match="inside"):
+            shown_for(error("inside"))
+        assert "please report" in capsys.readouterr().err
+
+    def test_shown__one_message_of_all_processes(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(errors, "PATIENCE", 0.0)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        parents = iter([7, 1])
+        monkeypatch.setattr("os.getppid", lambda: next(parents))
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("Bad."))
+        assert capsys.readouterr().err == ""  # the first process has ended
+        monkeypatch.setattr("os.getppid", lambda: 7)
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("Bad."))
+        assert capsys.readouterr().err.startswith("Process 1: stellar x: Bad.\n")
+
+
+@pytest.mark.parametrize("kind", [argparse.ArgumentParser, jsonargparse.ArgumentParser])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sise=1"], "There is no option --sise. Did you mean '--size'?"),
+        (["--sise", "1"], "There is no option --sise. Did you mean '--size'?"),
+        (["--size", "1", "a"], "The argument 'a' belongs to no option."),
+        (["--size"], "Argument --size: expected one argument."),
+        ([], "Missing: --size."),
+    ],
+)
+def test_raise_errors(kind: type, arguments: list[str], said: str) -> None:
+    parser = kind(prog="x", allow_abbrev=False)
+    raise_errors(parser)
+    parser.add_argument("--size", type=int, required=True)
+    # Unknown options are looked at after the required ones.
+    known = ["--size=2"] if said.startswith("There is no") else []
+    with pytest.raises(OptionError) as error:
+        parser.parse_args([*known, *arguments])
+    assert str(error.value) == said
