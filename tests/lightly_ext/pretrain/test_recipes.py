@@ -127,7 +127,7 @@ class TestMergeRecipes:
         Path("vit_base").write_text("seed_everything: 7")
         assert merged("vit_base")["seed_everything"] == 7
         with pytest.raises(
-            OptionError, match=r"'vit_base'\?.*ablations/no_koleo.*vit_base"
+            OptionError, match=r"'vit_base'\?.*vit_huge, vit_large.*ablations/NAME"
         ):
             merged("vit_bas")
 
