@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,9 @@ _FORMATS = (
 )
 Image.init()
 FORMATS = [name for name in _FORMATS if name in Image.OPEN]  # Pillow lacks some
+
+# A process has one standard error.
+_LOCK = threading.Lock()
 
 # Corrupt metadata of images that are read all the same: a warning for each of them.
 for category in (UserWarning, Image.DecompressionBombWarning):
@@ -64,7 +69,11 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise OSError(f"{printable(path)} is no regular file.")
     if max_pixels > MAX_PIXELS:  # Pillow's has to follow
         Image.MAX_IMAGE_PIXELS = max_pixels
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with (
+        open(path, "rb") as file,
+        _silent_decoders(),
+        Image.open(file, formats=FORMATS) as image,
+    ):
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(
@@ -80,3 +89,16 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
                     data, mode="RGB", apply_exif_orientation=True
                 )
         return to_uint8_rgb(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Libraries in C print a line for each broken one of an image."""
+    with _LOCK, open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

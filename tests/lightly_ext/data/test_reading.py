@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import struct
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,32 @@ class TestReadImage:
             record.clear()
             assert reading.read_image(path).shape == (3, 8, 8)
         assert not record
+
+    @pytest.mark.parametrize("suffix", ["tif", "jpg"])
+    def test_read_image__decoders_are_silent(
+        self,
+        tmp_path: Path,
+        suffix: str,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        path = tmp_path / f"image.{suffix}"
+        if suffix == "tif":
+            write_noise(path, mode="1", compression="group4")
+            data = path.read_bytes()
+            path.write_bytes(data[:300] + b"\xff" * 30 + data[330:])
+        else:
+            write_noise(path)
+            data = path.read_bytes()
+            path.write_bytes(data[:-2] + bytes(30) + data[-2:])
+        for silent in (True, False):
+            if not silent:
+                monkeypatch.setattr(reading, "_silent_decoders", nullcontext)
+            assert reading.read_image(path).shape == (3, 48, 64)
+            heard = capfd.readouterr().err
+            assert (heard == "") == silent
+            os.write(2, b"what others say")
+            assert capfd.readouterr().err == "what others say"
 
     @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tif", "ppm", "TIFF"])
     def test_read_image__lossless_formats(self, tmp_path: Path, suffix: str) -> None:
