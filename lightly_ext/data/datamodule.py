@@ -15,6 +15,7 @@ from lightly_ext.data.image_folder import ImageFolderDataset
 from lightly_ext.data.reading import MAX_PIXELS
 from lightly_ext.data.views import SingleViewTransform, collate_views
 from lightly_ext.transforms import STELLARTransform
+from stellar_plugin.protocols import KNN
 
 
 class StellarDataModule(LightningDataModule):
@@ -45,8 +46,9 @@ class StellarDataModule(LightningDataModule):
     Raises:
         ValueError: If a number is impossible, only one kNN folder is given, or the
             transform colours the views already. Later, in `setup`: if a folder is
-            missing or empty, there are fewer images than one batch needs, or the two
-            kNN folders have different classes.
+            missing or empty, there are fewer images than one batch or online kNN needs,
+            or the two kNN folders have different classes.
+        RuntimeError: In `setup`, if no image of a folder is readable.
 
     Examples:
         >>> data = StellarDataModule("photos", batch_size=128)
@@ -104,7 +106,7 @@ class StellarDataModule(LightningDataModule):
         ]
 
     def setup(self, stage: str | None = None) -> None:
-        """Lists the images and checks that there are enough."""
+        """Lists the images and checks that there are enough, and readable ones."""
         images, world_size = len(self.train_dataset), self._world_size()
         if images // world_size < self.batch_size:
             raise ValueError(
@@ -113,7 +115,10 @@ class StellarDataModule(LightningDataModule):
                 "a smaller batch_size."
             )
         if self.knn_datasets:
-            _check_classes(*self.knn_datasets)
+            self._check_knn(*self.knn_datasets)
+        with torch.random.fork_rng(devices=[]):
+            for dataset in (self.train_dataset, *self.knn_datasets):
+                dataset[0]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns the shuffled training batches, all of the same size."""
@@ -140,6 +145,32 @@ class StellarDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **arguments,
         )
+
+    def _check_knn(self, bank: ImageFolderDataset, queries: ImageFolderDataset) -> None:
+        _check_classes(bank, queries)
+        processes = self._world_size()
+        for dataset, least in ((bank, KNN.neighbours), (queries, 1)):
+            least, images = max(least, processes), self._num_validated(dataset)
+            if images < least:
+                raise ValueError(
+                    f"Online kNN needs {least} images or more below {dataset.path} "
+                    f"({KNN.neighbours} neighbours, {processes} process(es)), and "
+                    f"reads {images} of {len(dataset)}. Add images, raise "
+                    "--trainer.limit_val_batches, or leave out --data.knn_train and "
+                    "--data.knn_val."
+                )
+
+    def _num_validated(self, dataset: ImageFolderDataset) -> int:
+        """Images of a dataset that are read where Lightning limits the batches."""
+        limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
+        at_once = self.batch_size * self._world_size()
+        batches = -(-len(dataset) // at_once)
+        if limit == 0:  # no validation at all
+            return len(dataset)
+        batches = min(
+            batches, limit if isinstance(limit, int) else int(limit * batches)
+        )
+        return min(len(dataset), batches * at_once)
 
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size

@@ -126,6 +126,7 @@ class ImageFolderDataset(Dataset[tuple[Any, int]]):
         return self.path / os.fsdecode(self._names[start : self._ends[index]])
 
     def _read_next(self, index: int) -> tuple[Any, int]:
+        draws = torch.get_rng_state()
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             if self._states[candidate] == _UNREADABLE:
@@ -134,6 +135,8 @@ class ImageFolderDataset(Dataset[tuple[Any, int]]):
                 image = self._read(candidate)
             except Exception as error:  # decoders raise anything on broken files
                 self._note_unreadable(candidate, error)
+                # As if it had been known: a transform may have drawn and failed then.
+                torch.set_rng_state(draws)
             else:
                 self._states[candidate] = _READABLE
                 return image, candidate

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 
+from lightly_ext.data import printable
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import HEADS, save_heads
 
@@ -99,15 +100,34 @@ class ExportModel(Callback):
 
 
 class ReportUnreadable(Callback):
-    """Says after every epoch how many images could not be read."""
+    """Says after every epoch which images could not be read, and lists them.
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    Images to train on and those of online kNN are counted, by all processes, each once.
+
+    Attributes:
+        file:
+            Where to write their paths, one per line, once there are any. Line breaks
+            and bytes that are no text are escaped.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Logs the count, and prints it if there are any."""
-        loader: Any = trainer.train_dataloader
-        dataset = loader.dataset
-        pl_module.log("unreadable_images", float(dataset.num_unreadable))
-        if dataset.num_unreadable:
+        data = trainer.datamodule
+        datasets = [data.train_dataset, *data.knn_datasets]
+        names = []
+        for dataset in datasets:
+            found = dataset.unreadable.int().to(pl_module.device)
+            found = trainer.strategy.reduce(found, reduce_op="sum").nonzero().flatten()
+            names += [printable(dataset.file(index)) for index in found.tolist()]
+        pl_module.log("unreadable_images", float(len(names)))
+        if names:
+            images, some = sum(map(len, datasets)), ", ".join(names[:3])
             pl_module.print(
-                f"Skipped {dataset.num_unreadable} unreadable of {len(dataset)} images"
-                " so far."
+                f"Skipped {len(names)} unreadable of {images} images so far: {some}"
+                f"{', ...' if len(names) > 3 else ''}. They are listed in {self.file}."
             )
+        if names and trainer.is_global_zero:
+            self.file.write_text("\n".join(names) + "\n", encoding="utf-8")

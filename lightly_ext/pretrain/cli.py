@@ -126,7 +126,7 @@ class PretrainCLI(LightningCLI):
             LearningRateMonitor(logging_interval="step"),
             ImagesPerSecond(),
             ExportModel(output / "model"),
-            ReportUnreadable(),
+            ReportUnreadable(output / "unreadable.txt"),
         ]
         shown = trainer_config["enable_progress_bar"] is not False
         if shown and not any(isinstance(c, ProgressBar) for c in callbacks):

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lightly_ext.data import StellarDataModule
 from lightly_ext.loss import (
     CLSViews,
     SparseViews,
@@ -21,6 +22,7 @@ from lightly_ext.loss import (
 )
 from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
+from lightly_ext.pretrain.checks import check_views
 from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
 from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
@@ -163,12 +165,24 @@ class StellarPretraining(LightningModule):
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
         self.teacher = None
+        if teacher_momentum is not None and self.sparse_head is None:
+            raise ValueError(
+                "A momentum teacher makes targets for sparse tokens: give "
+                "clustering_weight or alignment_weight of the loss, or no "
+                "teacher_momentum."
+            )
         if teacher_momentum is not None:
             self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
 
     def forward(self, images: Tensor) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
         return self.model(images)
+
+    def setup(self, stage: str) -> None:
+        """Checks that the views of a `StellarDataModule` fit the model."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StellarDataModule):
+            check_views(self, data.transform)
 
     def on_fit_start(self) -> None:
         """Compiles the transformer blocks, those of a teacher too, and says so."""

@@ -60,9 +60,9 @@ class TestStellarDataModule:
         )
 
     def test_fit__views_and_knn(self, tmp_path: Path) -> None:
-        for name in ("bank/a/1.png", "bank/b/1.png", "bank/b/2.png", "query/a/1.png"):
+        bank = ["bank/a/1.png", *(f"bank/b/{i:02}.png" for i in range(19))]
+        for name in (*bank, "query/a/1.png", "query/b/1.png"):
             write_image(tmp_path / name)
-        write_image(tmp_path / "query/b/1.png")
         data = StellarDataModule(
             str(write_folder(tmp_path / "train", 7)),
             knn_train=str(tmp_path / "bank"),
@@ -75,7 +75,8 @@ class TestStellarDataModule:
         self._trainer(tmp_path).fit(module, datamodule=data)
         shapes = (torch.Size([3, 2, 3, 24, 24]), torch.Size([3, 3, 3, 12, 12]))
         assert module.trained == [shapes, shapes]
-        assert module.validated == [(0, [0, 1, 1]), (1, [0, 1])]
+        batches = [[0, 1, 1], *[[1, 1, 1]] * 5, [1, 1]]
+        assert module.validated == [*((0, b) for b in batches), (1, [0, 1])]
         view, _ = next(iter(data.val_dataloader()[0]))
         assert view.shape == (3, 3, 24, 24)
         assert view.dtype == torch.uint8
@@ -158,6 +159,66 @@ class TestStellarDataModule:
             batch_size=1,
         )
         with pytest.raises(ValueError, match=r"same class folders.*: b, c"):
+            data.setup()
+
+    def _with_knn(self, path: Path, images: int, queries: int) -> StellarDataModule:
+        write_folder(path / "bank/a", images)
+        write_folder(path / "query/a", queries)
+        bank, query = str(path / "bank"), str(path / "query")
+        return StellarDataModule(bank, bank, query, batch_size=8, transform=SMALL)
+
+    @pytest.mark.parametrize(
+        ("images", "queries", "processes", "limit", "message"),
+        [
+            (19, 9, 1, 1.0, "20 images or more below .*bank .* reads 19 of 19"),
+            (30, 9, 1, 2, r"bank .* reads 16 of 30.*limit_val_batches"),
+            (30, 9, 1, 0.5, "bank .* reads 16 of 30"),
+            (40, 2, 3, 1.0, r"3 images or more below .*query .*3 process\(es\)"),
+            (20, 1, 1, 1.0, None),
+            (9, 1, 1, 0, "reads 9 of 9"),
+            (30, 9, 1, 3, None),
+        ],
+    )
+    def test_setup__too_few_images_for_knn(
+        self,
+        tmp_path: Path,
+        images: int,
+        queries: int,
+        processes: int,
+        limit: float,
+        message: str | None,
+    ) -> None:
+        data = self._with_knn(tmp_path, images, queries)
+        data.trainer = Mock(world_size=processes, limit_val_batches=limit)
+        if message is None:
+            data.setup()
+            return
+        with pytest.raises(ValueError, match=message):
+            data.setup()
+
+    def test_setup__no_readable_query(self, tmp_path: Path) -> None:
+        data = self._with_knn(tmp_path, 20, 2)
+        for path in (tmp_path / "query/a").iterdir():
+            path.write_bytes(b"")
+        with (
+            pytest.warns(UserWarning),
+            pytest.raises(RuntimeError, match=r"2 of 2 images below .*query.* unread"),
+        ):
+            data.setup()
+
+    def test_setup__draws_nothing(self, tmp_path: Path) -> None:
+        data = self._with_knn(tmp_path, 20, 2)
+        before = torch.get_rng_state()
+        data.setup()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_setup__limit_of_pixels(self, tmp_path: Path) -> None:
+        data = self._with_knn(tmp_path, 20, 2)
+        data.max_pixels = 1
+        with (
+            pytest.warns(UserWarning),
+            pytest.raises(RuntimeError, match="max_pixels=1"),
+        ):
             data.setup()
 
     @pytest.mark.parametrize(

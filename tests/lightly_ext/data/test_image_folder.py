@@ -73,6 +73,24 @@ class TestImageFolderDataset:
             assert dataset[3][1] == 4
         assert dataset.unreadable_files() == [tmp_path / "003.png"]
 
+    def test_getitem__replacement_is_drawn_as_if_it_was_known(
+        self, tmp_path: Path
+    ) -> None:
+        def draw(image: Tensor) -> Tensor:
+            number = torch.rand(())
+            if image[0, 0, 0] == 3:
+                raise ValueError("too dark")
+            return number
+
+        dataset = ImageFolderDataset(write_folder(tmp_path), transform=draw)
+        numbers = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(2):
+                torch.manual_seed(0)
+                numbers.append([float(dataset[i][0]) for i in (3, 0)])
+        assert numbers[0] == numbers[1]
+
     @pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
     def test_getitem__lines(self, tmp_path: Path, size: tuple[int, int]) -> None:
         write_image(tmp_path / "line.png", size=size)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from unittest.mock import MagicMock, Mock
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from lightly_ext.data import ImageFolderDataset
 from lightly_ext.pretrain.callbacks import (
     ImagesPerSecond,
     ReportUnreadable,
     StellarProgressBar,
 )
+from tests.lightly_ext.data.image_files import write_image
 
 
 class TestImagesPerSecond:
@@ -47,15 +50,29 @@ class TestStellarProgressBar:
 
 
 class TestReportUnreadable:
-    def test_on_train_epoch_end__counts_and_says(self) -> None:
-        module, dataset = Mock(), MagicMock(num_unreadable=0)
-        dataset.__len__.return_value = 9
-        trainer = Mock(train_dataloader=Mock(dataset=dataset))
-        callback = ReportUnreadable()
+    def test_on_train_epoch_end__counts_names_and_lists(self, tmp_path: Path) -> None:
+        for name in ("images/0.png", "images/1\n.png", "images/2.png", "bank/a/0.png"):
+            write_image(tmp_path / name)
+        images = ImageFolderDataset(tmp_path / "images")
+        bank = ImageFolderDataset(tmp_path / "bank", labelled=True)
+        data = Mock(train_dataset=images, knn_datasets=[bank, bank])
+        others = iter([0, 0, 0, torch.tensor([1, 1, 0]), 0, 0])  # of another process
+        strategy = Mock(reduce=lambda found, reduce_op: found + next(others))
+        trainer = Mock(datamodule=data, strategy=strategy)
+        module, file = Mock(device="cpu"), tmp_path / "unreadable.txt"
+        callback = ReportUnreadable(file)
         callback.on_train_epoch_end(trainer, module)
         module.log.assert_called_with("unreadable_images", 0.0)
         module.print.assert_not_called()
-        dataset.num_unreadable = 2
+        assert not file.exists()
+        images.file(1).write_bytes(b"")
+        with pytest.warns(UserWarning):
+            images[1]
         callback.on_train_epoch_end(trainer, module)
         module.log.assert_called_with("unreadable_images", 2.0)
-        module.print.assert_called_once_with("Skipped 2 unreadable of 9 images so far.")
+        names = [str(images.file(0)), rf"{images.path}/1\n.png"]
+        module.print.assert_called_once_with(
+            f"Skipped 2 unreadable of 5 images so far: {', '.join(names)}. They are "
+            f"listed in {file}."
+        )
+        assert file.read_text() == "".join(f"{name}\n" for name in names)

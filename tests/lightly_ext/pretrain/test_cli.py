@@ -70,6 +70,7 @@ class TestPretrain:
         assert min(logged(tmp_path, 0, "images_per_s")) > 0
         assert logged(tmp_path, 0, "unreadable_images")[-1] == 1
         assert "Skipped 1 unreadable of 13 images" in capsys.readouterr().out
+        assert (tmp_path / "unreadable.txt").read_text() == f"{images}/broken.png\n"
         assert list((tmp_path / "tensorboard").rglob("events.*"))
         model = Stellar.from_pretrained(tmp_path / "model")
         trained = trainer.lightning_module.model.state_dict()
