@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -77,9 +76,8 @@ class ImageFolderDataset(Dataset[tuple[Any, int]]):
             self.classes, self.labels = _labels(self.path, names)
         # One piece: a list of a million strings would be copied into every worker as
         # soon as their reference counts change.
-        encoded = [os.fsencode(name) for name in names]
-        self._names = b"".join(encoded)
-        self._ends = np.fromiter(itertools.accumulate(map(len, encoded)), np.int64)
+        self._names = os.fsencode("\0".join([*names, ""]))
+        self._ends = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
         self._states = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
@@ -122,7 +120,7 @@ class ImageFolderDataset(Dataset[tuple[Any, int]]):
 
     def file(self, index: int) -> Path:
         """Returns the path of an image."""
-        start = self._ends[index - 1] if index else 0
+        start = self._ends[index - 1] + 1 if index else 0
         return self.path / os.fsdecode(self._names[start : self._ends[index]])
 
     def _read_next(self, index: int) -> tuple[Any, int]:

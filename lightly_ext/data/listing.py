@@ -16,6 +16,8 @@ EXTENSIONS = (
     *((".jp2", ".j2k", ".j2c", ".jpx") if features.check("jpg_2000") else ()),
 )
 
+# Between folders while names are sorted: before all that a name may hold.
+_SEPARATOR = "\0"
 _SHOWN = 10
 
 
@@ -48,8 +50,9 @@ def list_images(folder: Path) -> list[str]:
         )
     if left_out:
         rank_zero_warn(f"Not read below {printable(folder)}: {left_out}.")
-    # "/" sorts before all that a name may hold.
-    names.sort(key=lambda name: name.replace("/", "\0"))
+    names.sort()
+    for number, name in enumerate(names):  # in place, there may be millions
+        names[number] = name.replace(_SEPARATOR, "/")
     return names
 
 
@@ -61,7 +64,7 @@ def printable(text: object) -> str:
 
 
 def _walk(folder: Path) -> tuple[list[str], str]:
-    """Names of the images, in no order, and what else there is."""
+    """Names of the images, in no order, with `_SEPARATOR`, and what else there is."""
     names: list[str] = []
     suffixes: Counter[str] = Counter()
     problems: list[str] = []
@@ -88,9 +91,9 @@ def _walk(folder: Path) -> tuple[list[str], str]:
             try:
                 if entry.is_dir():
                     if entry.is_symlink():
-                        links.append((name + "/", os.path.realpath(entry.path)))
+                        links.append((name + _SEPARATOR, os.path.realpath(entry.path)))
                     else:
-                        folders.append((name + "/", entry.path))
+                        folders.append((name + _SEPARATOR, entry.path))
                 elif not entry.name.lower().endswith(EXTENSIONS):
                     suffixes[os.path.splitext(entry.name)[1].lower()] += 1
                 elif entry.is_file():
@@ -110,7 +113,7 @@ def _summary(suffixes: Counter[str], problems: list[str]) -> str:
     others = suffixes.total() - sum(dict(suffixes.most_common(_SHOWN)).values())
     if others:
         parts.append(f"{others} of {len(suffixes) - _SHOWN} other suffixes")
-    parts += map(printable, problems[:_SHOWN])
+    parts += [printable(text.replace(_SEPARATOR, "/")) for text in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         parts.append(f"{len(problems) - _SHOWN} more that cannot be read")
     return ", ".join(parts)
