@@ -16,6 +16,8 @@ OPTIONS = {
         "output runs/pretrain": "folder for checkpoints, logs, report and model",
         "resume": "go on from the last checkpoint in that folder",
         "from-run FOLDER": "repeat a run: its recipe, into another --output",
+        "save_every_minutes 30.0": "save in between the ends of epochs; null for never",
+        "save_every_steps null": "the same, counted in steps",
         "seed_everything 0": "seed of weights, order, views and masks",
     },
     "Images": {

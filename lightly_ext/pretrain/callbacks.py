@@ -10,8 +10,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 
 from lightly_ext.data import printable
-from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import HEADS, save_heads
 
 
 class StellarProgressBar(RichProgressBar):
@@ -73,30 +71,6 @@ class ImagesPerSecond(Callback):
         images = len(batch[0]) * trainer.world_size * self._steps
         pl_module.log("images_per_s", images / (now - self._start))
         self._start, self._steps = now, 0
-
-
-class ExportModel(Callback):
-    """Writes the model after every epoch, for `Stellar.from_pretrained`.
-
-    Projection heads are written too, so that training can be continued with them.
-
-    Attributes:
-        folder:
-            Where to write model.safetensors, config.json and heads.safetensors.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the model, on the first process."""
-        if trainer.is_global_zero:
-            model = pl_module.model
-            assert isinstance(model, Stellar)
-            model.save_pretrained(self.folder)
-            heads = {name: getattr(pl_module, name, None) for name in HEADS}
-            states = {k: head.state_dict() for k, head in heads.items() if head}
-            save_heads(states, self.folder)
 
 
 class ReportUnreadable(Callback):

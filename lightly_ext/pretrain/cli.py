@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import (
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ProgressBar,
-)
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from pytorch_lightning.cli import (
     LightningArgumentParser,
     LightningCLI,
@@ -24,11 +21,15 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightly_ext.data import StellarDataModule, num_cpus
 from lightly_ext.pretrain.callbacks import (
-    ExportModel,
     ImagesPerSecond,
     ReportUnreadable,
     StellarProgressBar,
 )
+from lightly_ext.pretrain.checkpoint_files import (
+    DurableCheckpointIO,
+    checkpoint_to_start_from,
+)
+from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.options import check_groups
 from lightly_ext.pretrain.recipes import (
@@ -106,6 +107,18 @@ class PretrainCLI(LightningCLI):
             action="store_true",
             help="Continue from the last checkpoint in the output folder.",
         )
+        parser.add_argument(
+            "--save_every_steps",
+            type=PositiveInt | None,
+            default=None,
+            help="Save after so many steps too, beside the ends of epochs.",
+        )
+        parser.add_argument(
+            "--save_every_minutes",
+            type=PositiveFloat | None,
+            default=30.0,
+            help="Save when so many minutes have passed since the last time.",
+        )
         parser.link_arguments("output", "trainer.default_root_dir")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -122,12 +135,18 @@ class PretrainCLI(LightningCLI):
         callbacks = trainer_config["callbacks"] or []
         kwargs["callbacks"] = [
             *callbacks,
-            ModelCheckpoint(output / "checkpoints", save_last="link"),
+            RunCheckpoint(
+                output,
+                self.config["save_every_steps"],
+                self.config["save_every_minutes"],
+            ),
             LearningRateMonitor(logging_interval="step"),
             ImagesPerSecond(),
-            ExportModel(output / "model"),
             ReportUnreadable(output / "unreadable.txt"),
         ]
+        plugins = trainer_config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         shown = trainer_config["enable_progress_bar"] is not False
         if shown and not any(isinstance(c, ProgressBar) for c in callbacks):
             kwargs["callbacks"].append(StellarProgressBar())
@@ -171,27 +190,15 @@ def main(argv: Sequence[str]) -> Trainer:
         OptionError: If an option or a recipe does not exist.
         FileNotFoundError: If there is no checkpoint to resume.
         FileExistsError: If the output folder holds a run and `--resume` is not given.
+        ValueError: If the checkpoints to resume are damaged.
+        OSError: If a checkpoint cannot be written.
     """
     # Matrix products in TF32 where the GPU has it.
     torch.set_float32_matmul_precision("high")
     cli = PretrainCLI(merge_recipes(argv))
     folder = Path(cli.config["output"])
-    checkpoint = _checkpoint(folder, cli.config["resume"])
+    checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
     with FailedStart(folder) as start:
         trainer = cli.build(start)
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return trainer
-
-
-def _checkpoint(output: Path, resume: bool) -> Path | None:
-    last = output / "checkpoints" / "last.ckpt"
-    if resume and not last.exists():
-        raise FileNotFoundError(
-            f"Nothing to resume: there is no '{last}'. Start without --resume."
-        )
-    if not resume and last.exists():
-        raise FileExistsError(
-            f"'{output}' holds a run already; continue it with --resume or choose "
-            "another --output."
-        )
-    return last if resume else None

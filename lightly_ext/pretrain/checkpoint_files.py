@@ -1,0 +1,266 @@
+"""Checkpoint files: written in one step, checked by themselves, found again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from lightly_ext.pretrain.durable import finish_replacing, move, partial
+
+# In the name of a file, and what takes its place: the first digits of the SHA-256 of
+# its content, as in the names of torch.hub.
+SHA256, NUM_DIGITS = "{sha256}", 16
+CHECKPOINT = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.ckpt")
+LAST, BEST = "last.ckpt", "best.ckpt"
+CHUNK = 1 << 22
+ANOTHER = "Choose the --output of a run."
+
+say = rank_zero_only(print)
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place, flushes them to the disk, renames them.
+
+    After a kill at any moment the file is whole, old or not there. `{sha256}` in its
+    name becomes the first 16 digits of its SHA-256.
+
+    Attributes:
+        written:
+            The file written last.
+    """
+
+    written: Path
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint:
+                What Lightning collects of the run.
+            path:
+                The file, in a local folder.
+            storage_options:
+                Not used, as in Lightning's own.
+
+        Raises:
+            RuntimeError: If a weight or a moment of the optimiser is not finite.
+            OSError: If the file cannot be written; the partial one is removed.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        for name in ("state_dict", "optimizer_states"):
+            require_finite(checkpoint.get(name), name)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = partial(path)
+        try:
+            digest = _write(checkpoint, new)
+            self.written = Path(str(path).replace(SHA256, digest[:NUM_DIGITS]))
+            move(new, self.written)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
+    """Where a run in a folder starts: a checkpoint, or None for step 0.
+
+    A `model/` that a kill left between two renames is put back.
+
+    Args:
+        output:
+            Folder of the run.
+        resume:
+            Whether to continue the run in it.
+
+    Raises:
+        FileExistsError: If the folder holds a run that is not to be continued.
+        FileNotFoundError: If there is none to continue.
+        ValueError: If the checkpoints are damaged or of another program.
+    """
+    names = ("config.yaml", "checkpoints", "model")
+    found = [name for name in names if (output / name).exists()]
+    if not resume and found:
+        raise FileExistsError(
+            f"'{output}' holds a run already ({', '.join(found)}); continue it with "
+            "--resume or choose another --output."
+        )
+    if not resume:
+        return None
+    rank_zero_only(finish_replacing)(output / "model")
+    checkpoint = newest_complete(output / "checkpoints")
+    if checkpoint is not None:
+        _require_stellar(checkpoint)
+    elif "config.yaml" in found and not (output / "model").exists():
+        say(f"The run in '{output}' has no checkpoint yet: it starts at step 0.")
+    else:
+        raise FileNotFoundError(
+            f"Nothing to resume: there is no checkpoint in '{output / 'checkpoints'}'. "
+            "Start without --resume, into a folder without a run."
+        )
+    return checkpoint
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The checkpoint that last.ckpt names, the newest complete one if it is damaged.
+
+    Says so where it is not the first; the checksums decide.
+
+    Args:
+        folder:
+            Folder of checkpoints.
+
+    Returns:
+        The file, None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: If all are damaged.
+    """
+    last = folder / LAST
+    paths = [last] if os.path.lexists(last) else []
+    named = last.resolve()
+    paths += [path for path in step_checkpoints(folder) if path.resolve() != named]
+    damaged: list[str] = []
+    for path in paths:
+        if (damage := damage_of(path)) is None:
+            if path != last:
+                trouble = "; ".join(damaged) or f"there is no '{last}'"
+                say(f"Resumes from '{path}', the newest complete one: {trouble}.")
+            return path.resolve()
+        damaged.append(f"'{path}' {damage}")
+    if damaged:
+        raise ValueError(
+            f"No checkpoint is complete: {'; '.join(damaged)}. Copy a file back from "
+            "elsewhere, or start from the exported weights with another --output and "
+            f"--model.weights={folder.parent / 'model'}."
+        )
+    return None
+
+
+def step_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints with step and checksum in their name, newest first."""
+    found = [path for path in folder.glob("*.ckpt") if CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_step(path), path.stat().st_mtime))[::-1]
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None if nothing is.
+
+    Its content is compared with the checksum in its name, and where there is none, with
+    the checksums that its zip records carry.
+    """
+    if not path.exists():
+        target = f" (a link to '{os.readlink(path)}')" if path.is_symlink() else ""
+        return f"does not exist{target}"
+    match = CHECKPOINT.fullmatch(path.resolve().name)
+    if match is not None:
+        same = _sha256(path).startswith(match[2])
+        return None if same else f"is damaged (its SHA-256 does not start {match[2]})"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        return f"cannot be read ({error})"
+    return None if damaged is None else f"is damaged (checksum of {damaged})"
+
+
+def require_finite(state: Any, name: str) -> None:
+    """Checks every floating-point tensor of a state.
+
+    Args:
+        state:
+            Tensors in dictionaries and lists.
+        name:
+            What to call it.
+
+    Raises:
+        RuntimeError: If a value is not finite; names the tensor.
+    """
+    for where, tensor in _tensors(state, name):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RuntimeError(f"'{where}' is not finite")
+
+
+class _Hashed:
+    """A file of which the SHA-256 is known when it is written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> str:
+    """Writes a file, flushes it to the disk and returns its SHA-256."""
+    with path.open("wb") as file:
+        hashed: Any = _Hashed(file)
+        try:
+            torch.save(checkpoint, hashed)
+            file.flush()
+        except RuntimeError as error:
+            # torch, closing its archive, hides why a write failed.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        os.fsync(file.fileno())
+    return hashed.hash.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _step(path: Path) -> int:
+    match = CHECKPOINT.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in dictionaries and lists, with where they are."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _tensors(item, f"{name}.{key}")
+
+
+def _require_stellar(path: Path) -> None:
+    """Checks that a complete checkpoint is one of `stellar pretrain`."""
+    try:
+        content = torch.load(path, "cpu", weights_only=True, mmap=True)
+        names = set(content["hyper_parameters"])
+    except Exception as error:  # of any unpickling, and of any other content
+        raise ValueError(
+            f"'{path}' is whole, but no checkpoint of `stellar pretrain` "
+            f"({type(error).__name__}). {ANOTHER}"
+        ) from error
+    if not {"model", "head", "loss"} <= names:
+        raise ValueError(
+            f"'{path}' is whole, but of another program: its hyper-parameters are "
+            f"{sorted(names)}. {ANOTHER}"
+        )

@@ -1,0 +1,203 @@
+"""The callback that saves a run."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from safetensors import SafetensorError
+
+from lightly_ext.pretrain.agreement import Agreement
+from lightly_ext.pretrain.checkpoint_files import (
+    BEST,
+    LAST,
+    SHA256,
+    step_checkpoints,
+)
+from lightly_ext.pretrain.durable import remove_partial, replace_link
+from lightly_ext.pretrain.export import export_model
+
+# How many of the newest checkpoints are kept.
+NUM_NEWEST = 2
+# The accuracy of online kNN, which says what is best.
+BEST_METRIC = "knn_top1"
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves a run: the newest two checkpoints, the best, and the exported model.
+
+    In `checkpoints/`, `last.ckpt` and `best.ckpt` are links to files such as
+    `step_00001000-5e1f3a90c2d47b68.ckpt`. `model/` holds the weights of `last.ckpt` for
+    `Stellar.from_pretrained`, with the projection heads. Both are written at the end
+    of every epoch and of the run, and while an epoch lasts if that is asked for.
+
+    Attributes:
+        output:
+            Folder of the run.
+        every_steps:
+            Steps after which to save, counted from the start of training. None for
+            none.
+        every_minutes:
+            Minutes without a save after which to save. None for no limit.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        every_steps: int | None = None,
+        every_minutes: float | None = 30.0,
+    ) -> None:
+        for name, value in (("steps", every_steps), ("minutes", every_minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"save_every_{name} must be positive, got {value}.")
+        self.output = Path(output)
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self._best: float | None = None
+        self._score: float | None = None
+        self._newest: list[Path] = []
+        self._seen_step = self._saved_step = -1
+        self._saved_at = 0.0
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self.output / "checkpoints"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accuracy of the best checkpoint."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues with the accuracy of the best checkpoint."""
+        self._best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and goes on from the checkpoint that was loaded."""
+        self._agreement = Agreement()
+        self._saved_at = time.monotonic()
+        self._seen_step = trainer.global_step
+        if trainer.ckpt_path is None:
+            return
+        self._saved_step = trainer.global_step
+        loaded = Path(trainer.ckpt_path).resolve()
+        if loaded in step_checkpoints(self.folder.resolve()):
+            self._newest = [loaded]
+            if trainer.is_global_zero:
+                replace_link(self.folder / LAST, loaded)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the accuracy of the weights as they are."""
+        score = trainer.callback_metrics.get(BEST_METRIC)
+        self._score = None if score is None else float(score)
+
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves if it is time, or if the run ends inside of an epoch."""
+        step = trainer.global_step
+        if step == self._seen_step:
+            return  # gradients are accumulated
+        self._seen_step, self._score = step, None
+        last = trainer.is_last_batch
+        late = self._agreement.later(not last and self._is_late())
+        if last:
+            return  # the end of the epoch follows
+        asked = self.every_steps is not None and step % self.every_steps == 0
+        ends = step == trainer.max_steps or trainer.should_stop
+        if late or asked or ends:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Saves at the end of whole epochs, and notices the best."""
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    def _is_late(self) -> bool:
+        """Whether much time has passed; said once, and heard by all a step later."""
+        if self.every_minutes is None:
+            return False
+        now = time.monotonic()
+        late = now - self._saved_at >= 60 * self.every_minutes
+        if late:
+            self._saved_at = now
+        return late
+
+    def _save(self, trainer: Any) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        improved = self._score is not None and (
+            self._best is None or self._score > self._best
+        )
+        if improved:
+            self._best = self._score
+        with self._errors_everywhere(trainer):
+            self._write(trainer, improved)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _write(self, trainer: Any, improved: bool) -> None:
+        if trainer.is_global_zero:
+            remove_partial(self.folder)
+        path = self.folder / f"step_{trainer.global_step:08d}-{SHA256}.ckpt"
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except Exception:
+            # The others wait there for the process that writes.
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+            raise
+        if not trainer.is_global_zero:
+            return
+        written = trainer.strategy.checkpoint_io.written
+        self._newest = [*self._newest, written][-NUM_NEWEST:]
+        replace_link(self.folder / LAST, written)
+        if improved:
+            replace_link(self.folder / BEST, written)
+        export_model(trainer.lightning_module, self.output / "model")
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        kept = {path.name for path in self._newest}
+        kept.add((self.folder / BEST).resolve().name)
+        for path in step_checkpoints(self.folder):
+            if path.name not in kept:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _errors_everywhere(self, trainer: Any) -> Iterator[None]:
+        """Ends every process where one fails, and says what is left."""
+        failure = None
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = self._explained(error, trainer.global_step)
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
+
+    def _explained(self, error: Exception, step: int) -> Exception:
+        intact = "There is no earlier checkpoint"
+        if self._newest:
+            intact = f"'{self._newest[-1]}' is intact, and so is last.ckpt"
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        kind = OSError if isinstance(error, OSError) else RuntimeError
+        return kind(
+            f"Step {step} could not be saved to '{self.folder}': {reason}. {intact}. "
+            "Once the cause is gone, go on with: " + resume_command(self.output)
+        )
+
+
+def resume_command(output: Path) -> str:
+    """What to type to continue the run in a folder."""
+    config = shlex.quote(str(output / "config.yaml"))
+    return f"stellar pretrain --config {config} --resume"

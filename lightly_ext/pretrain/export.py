@@ -1,0 +1,39 @@
+"""The exported model of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightly_ext.pretrain.durable import (
+    finish_replacing,
+    partial,
+    remove_partial,
+    replace_folder,
+)
+from stellar_plugin.checkpoints import HEADS, save_heads
+
+
+def export_model(module: Any, folder: Path) -> None:
+    """Writes the model of a pretraining for `Stellar.from_pretrained`.
+
+    Projection heads are written too, so that training can be continued with them. The
+    folder is replaced as a whole, and what killed exports left is removed.
+
+    Args:
+        module:
+            The `StellarPretraining`.
+        folder:
+            Where model.safetensors, config.json and heads.safetensors are to be.
+    """
+    finish_replacing(folder)
+    remove_partial(folder.parent)
+    new = partial(folder)
+    module.model.save_pretrained(new)
+    heads = {name: getattr(module, name, None) for name in HEADS}
+    save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)
+    # safetensors lets nobody else read its files.
+    mode = new.stat().st_mode & 0o666
+    for path in new.iterdir():
+        path.chmod(mode)
+    replace_folder(new, folder)

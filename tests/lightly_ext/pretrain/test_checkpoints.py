@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import safetensors.torch
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from lightly_ext.pretrain import StellarPretraining, checkpoint_files, durable
+from lightly_ext.pretrain.checkpoint_files import (
+    DurableCheckpointIO,
+    checkpoint_to_start_from,
+    damage_of,
+    step_checkpoints,
+)
+from lightly_ext.pretrain.checkpoints import RunCheckpoint
+from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import heads
+from tests.pretraining import loader, tiny, trainer
+
+
+def fit(
+    output: Path,
+    checkpoint: Path | None = None,
+    every: int | None = None,
+    **kwargs: Any,
+) -> Trainer:
+    """Trains the tiny module; an epoch has two steps."""
+    fitted = trainer(
+        output,
+        callbacks=[RunCheckpoint(output, every)],
+        plugins=[DurableCheckpointIO()],
+        enable_checkpointing=True,
+        **kwargs,
+    )
+    fitted.fit(tiny(), loader(), ckpt_path=checkpoint, weights_only=True)
+    return fitted
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in folder.iterdir())
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def spy(steps: list[int], write: Callable[..., str]) -> Callable[..., str]:
+    """Notes the steps of the checkpoints that are written."""
+
+    def noted(checkpoint: dict[str, Any], path: Path) -> str:
+        steps.append(checkpoint["global_step"])
+        return write(checkpoint, path)
+
+    return noted
+
+
+def assert_exported(folder: Path, state: dict[str, Tensor]) -> None:
+    """Holds a model with these weights, and their heads, as a whole."""
+    model = Stellar.from_pretrained(folder)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[f"model.{name}"]), name
+    saved = safetensors.torch.load_file(folder / "heads.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"sparse_head", "cls_head"}
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, state[name]), name
+
+
+class TestRunCheckpoint:
+    def test_fit__steps_and_ends_of_epochs(self, tmp_path: Path) -> None:
+        fit(tmp_path, every=3, max_epochs=4)
+        # Steps 2, 3, 4, 6 (both) and 8.
+        folder = tmp_path / "checkpoints"
+        assert names(folder) == ["last.ckpt", "step_00000006", "step_00000008"]
+        assert os.readlink(folder / "last.ckpt") == step_checkpoints(folder)[0].name
+        assert all(damage_of(path) is None for path in folder.iterdir())
+        assert_exported(tmp_path / "model", weights(folder / "last.ckpt"))
+
+    def test_fit__ends_inside_of_an_epoch(self, tmp_path: Path) -> None:
+        fit(tmp_path, max_steps=3, max_epochs=-1)
+        folder = tmp_path / "checkpoints"
+        assert names(folder) == ["last.ckpt", "step_00000002", "step_00000003"]
+        loops = torch.load(folder / "last.ckpt", weights_only=True)["loops"]
+        # The epoch is not over in it, or a resumed run would skip the other half.
+        progress = loops["fit_loop"]["epoch_progress"]["current"]
+        assert (progress["started"], progress["processed"]) == (2, 1)
+
+    def test_fit__accumulated_gradients(self, tmp_path: Path) -> None:
+        fit(tmp_path, every=1, max_epochs=2, accumulate_grad_batches=2)
+        folder = tmp_path / "checkpoints"
+        assert names(folder) == ["last.ckpt", "step_00000001", "step_00000002"]
+
+    def test_fit__minutes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saved: list[int] = []
+        monkeypatch.setattr(
+            RunCheckpoint, "_save", lambda _, trainer: saved.append(trainer.global_step)
+        )
+        # Seconds at the start and after every step but the last, whose epoch ends.
+        clock = iter([0.0, 1799.0, 1801.0, 1802.0, 3600.0, 3602.0, 3603.0, 3604.0])
+        monkeypatch.setattr("time.monotonic", lambda: next(clock))
+        callback = RunCheckpoint(tmp_path)
+        run = trainer(tmp_path, callbacks=[callback], enable_checkpointing=True)
+        run.fit(tiny(), loader(batch_size=1))
+        assert saved == [2, 5, 8]
+
+    def test_fit__a_saved_step_is_not_written_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fit(tmp_path, max_epochs=1)
+        (path,) = step_checkpoints(tmp_path / "checkpoints")
+        before = path.stat().st_mtime_ns, path.stat().st_ino
+        # Nothing is left to train, and then one step of two.
+        fit(tmp_path, path, max_epochs=1)
+        assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+        steps: list[int] = []
+        monkeypatch.setattr(
+            checkpoint_files, "_write", spy(steps, checkpoint_files._write)
+        )
+        fit(tmp_path, path, every=1, max_epochs=-1, max_steps=5)
+        assert steps == [3, 4, 5]
+
+    def test_fit__moved_and_resumed_twice(self, tmp_path: Path) -> None:
+        output = tmp_path / "0"
+        fit(output, max_epochs=1)
+        for epoch in (1, 2):
+            output = output.rename(tmp_path / str(epoch))
+            start = checkpoint_to_start_from(output, True)
+            run = fit(output, start, max_epochs=epoch + 1)
+            assert run.global_step == 2 * (epoch + 1)
+            kept = [f"step_{2 * (epoch + i):08d}" for i in (0, 1)]
+            assert names(output / "checkpoints") == ["last.ckpt", *kept]
+
+    def test_fit__best_by_online_knn(self, tmp_path: Path) -> None:
+        scores = iter([0.5, 0.75, 0.25, 0.75, 0.625])
+
+        class Scored(StellarPretraining):
+            def configure_callbacks(self) -> list[Any]:
+                return []
+
+            def validation_step(self, *_: Any) -> None:
+                self.log("knn_top1", next(scores))
+
+        def run(epochs: int, checkpoint: Path | None = None) -> None:
+            module = tiny()
+            module.__class__ = Scored
+            run = trainer(
+                tmp_path,
+                max_epochs=epochs,
+                callbacks=[RunCheckpoint(tmp_path)],
+                plugins=[DurableCheckpointIO()],
+                enable_checkpointing=True,
+                num_sanity_val_steps=0,
+            )
+            data = loader(), torch.utils.data.DataLoader([0])
+            run.fit(module, *data, ckpt_path=checkpoint, weights_only=True)
+
+        folder = tmp_path / "checkpoints"
+        run(3)
+        assert os.readlink(folder / "best.ckpt").startswith("step_00000004-")
+        run(5, checkpoint_to_start_from(tmp_path, True))
+        # Another 0.75 is no better; the score was kept over the resume.
+        assert os.readlink(folder / "best.ckpt").startswith("step_00000004-")
+        kept = [f"step_{step:08d}" for step in (4, 8, 10)]
+        assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
+
+    def test_fit__full_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fit(tmp_path, max_epochs=1)
+        before = files(tmp_path)
+
+        def full(*_: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        start = checkpoint_to_start_from(tmp_path, True)
+        monkeypatch.setattr(checkpoint_files._Hashed, "write", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            fit(tmp_path, start, max_epochs=2)
+        assert files(tmp_path) == before
+        config = tmp_path / "config.yaml"
+        for text in ("Step 4", str(start), "is intact", f"--config {config} --resume"):
+            assert text in str(error.value)
+
+    def test_fit__non_finite_weights(self, tmp_path: Path) -> None:
+        fit(tmp_path, max_epochs=1)
+        before = files(tmp_path)
+        start = checkpoint_to_start_from(tmp_path, True)
+        run = trainer(
+            tmp_path,
+            max_epochs=2,
+            callbacks=[RunCheckpoint(tmp_path)],
+            plugins=[DurableCheckpointIO()],
+            enable_checkpointing=True,
+        )
+        module = tiny()
+        module.on_before_zero_grad = lambda _: (
+            module.model.encoder.vit.norm.bias.data.fill_(torch.nan)
+        )
+        with pytest.raises(RuntimeError, match=r"encoder\.vit\S+ is not finite"):
+            run.fit(module, loader(), ckpt_path=start, weights_only=True)
+        assert files(tmp_path) == before
+
+    @pytest.mark.parametrize("arguments", [{"every_steps": 0}, {"every_minutes": -1.0}])
+    def test_init__errors(self, arguments: dict[str, Any], tmp_path: Path) -> None:
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"save_{name} must be positive"):
+            RunCheckpoint(tmp_path, **arguments)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Content of all files below a folder, links by their targets."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class TestModel:
+    def test_permissions_are_the_umasks(self, tmp_path: Path) -> None:
+        fit(tmp_path)
+        (tmp_path / "file").touch()
+        (tmp_path / "folder").mkdir()
+        model = tmp_path / "model"
+        assert model.stat().st_mode == (tmp_path / "folder").stat().st_mode
+        for path in model.iterdir():
+            assert path.stat().st_mode == (tmp_path / "file").stat().st_mode, path
+        assert model.is_dir() and not model.is_symlink()
+
+
+# What changes a folder, and what audit hooks are told before it.
+CHANGES = ("os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.symlink", "os.chmod")
+
+
+class Kill:
+    """Ends the process at the n-th moment of a save; they are found as they come.
+
+    Before each call that changes the folder, and inside and after those of which Python
+    says nothing.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.writes = 0
+
+    def moment(self) -> None:
+        if self.left == 0:
+            os._exit(1)
+        self.left -= 1
+
+    def arm(self) -> None:
+        sys.addaudithook(self._hear)
+        for module in (safetensors.torch, heads):
+            module.save_file = self._save_in_pieces
+        for place, name in (
+            (os, "fsync"),
+            (durable, "_exchange"),
+        ):
+            setattr(place, name, self._around(getattr(place, name)))
+        write = checkpoint_files._Hashed.write
+
+        def killed(file: Any, data: Any) -> int:
+            # Into a file without its name yet: all are alike, and there are thousands.
+            self.writes += 1
+            if self.writes % 200 == 1:
+                self.moment()
+            return write(file, data)
+
+        checkpoint_files._Hashed.write = killed
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in CHANGES:
+            self.moment()
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*arguments: Any) -> Any:
+            self.moment()
+            result = function(*arguments)
+            self.moment()
+            return result
+
+        return killed
+
+    def _save_in_pieces(self, state: Any, path: Any, metadata: Any) -> None:
+        data = safetensors.torch.save(state, metadata)
+        with Path(path).open("wb", buffering=0) as file:
+            for piece in (data[:100], data[100:]):
+                self.moment()
+                file.write(piece)
+        self.moment()
+
+
+def in_a_child(function: Callable[..., None], *arguments: Any) -> int:
+    """Status of a process that runs a function."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestKill:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "first, plain", [(False, False), (False, True), (True, False)]
+    )
+    def test_save__killed_at_every_moment(
+        self, first: bool, plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if plain:  # a file system without links and exchange
+            monkeypatch.setattr(durable, "_exchange", lambda *_: False)
+            error = OSError(errno.EPERM, "no links")
+            monkeypatch.setattr(os, "symlink", Mock(side_effect=error))
+        before = tmp_path / "before"
+        run = fit(before, every=1, max_steps=2)
+        module = run.lightning_module
+        if first:
+            shutil.rmtree(before)
+            before.mkdir()
+            run.checkpoint_callback._newest = []
+        (before / "config.yaml").touch()
+        old, new = ({k: v + i for k, v in module.state_dict().items()} for i in (0, 1))
+
+        def save(output: Path, number: int | None = None) -> None:
+            module.load_state_dict(new)
+            steps = run.fit_loop.epoch_loop.automatic_optimization.optim_progress
+            steps.optimizer.step.total.completed = 3
+            run.checkpoint_callback.output = output
+            run.checkpoint_callback._newest = [
+                output / "checkpoints" / path.name
+                for path in run.checkpoint_callback._newest
+            ]
+            run.checkpoint_callback._score = 0.5
+            if number is not None:
+                Kill(number).arm()
+            run.checkpoint_callback._save(run)
+
+        number, status, seen = 0, 1, set()
+        while status == 1:
+            output = tmp_path / str(number)
+            shutil.copytree(before, output, symlinks=True)
+            status = in_a_child(save, output, number)
+            start = checkpoint_to_start_from(output, True)
+            if start is None:
+                assert first
+                seen.add("none")
+            else:
+                saved = weights(start)
+                is_new = torch.equal(
+                    saved["cls_head.prototypes.weight"],
+                    new["cls_head.prototypes.weight"],
+                )
+                expected = new if is_new else old
+                assert saved.keys() == expected.keys()
+                assert all(torch.equal(v, expected[k]) for k, v in saved.items())
+                seen.add("new" if is_new else "old")
+            if (output / "model").exists() or not first:
+                state = safetensors.torch.load_file(
+                    output / "model" / "heads.safetensors"
+                )
+                is_new = torch.equal(
+                    state["cls_head.prototypes.weight"],
+                    new["cls_head.prototypes.weight"],
+                )
+                assert_exported(output / "model", new if is_new else old)
+            # The next save takes away what was left.
+            assert in_a_child(save, output) == 0
+            kept = ["step_00000003"] if first else ["step_00000002", "step_00000003"]
+            assert names(output / "checkpoints") == ["best.ckpt", "last.ckpt", *kept]
+            assert names(output) == ["checkpoints", "config.yaml", "model"]
+            shutil.rmtree(output)
+            number += 1
+        assert status == 0
+        assert number > 50
+        assert seen == {"new", "none" if first else "old"}
+
+    def test_save__files_are_on_the_disk_before_they_have_their_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced, moved = set(), []
+        fsync, replace, exchange = os.fsync, os.replace, durable._exchange
+
+        def noted(descriptor: int) -> None:
+            synced.add(os.fstat(descriptor).st_ino)
+            fsync(descriptor)
+
+        def check(source: Path) -> None:
+            paths = [source, *source.iterdir()] if source.is_dir() else [source]
+            if not source.is_symlink():
+                moved.append(source.name)
+                assert {path.stat().st_ino for path in paths} <= synced
+
+        monkeypatch.setattr(os, "fsync", noted)
+        monkeypatch.setattr(os, "replace", lambda a, b: (check(a), replace(a, b)))
+        monkeypatch.setattr(
+            durable, "_exchange", lambda a, b: (check(a), exchange(a, b))[1]
+        )
+        fit(tmp_path, max_epochs=2)
+        steps = (f".step_0000000{i}-{{sha256}}.ckpt.partial" for i in (2, 4))
+        assert moved == [name for step in steps for name in (step, ".model.partial")]

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightly_ext.pretrain import durable
+from lightly_ext.pretrain.durable import (
+    finish_replacing,
+    partial,
+    remove_partial,
+    replace_folder,
+    replace_link,
+)
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the system swaps two names in one step."""
+    if request.param == "two renames":
+        monkeypatch.setattr(durable, "_exchange", lambda *_: False)
+    return request.param
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "text").write_text(text)
+    return folder
+
+
+class TestReplaceFolder:
+    def test_replace_folder(self, exchange: str, tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        for text in ("first", "second"):
+            replace_folder(write(partial(folder), text), folder)
+            assert (folder / "text").read_text() == text
+            assert os.listdir(tmp_path) == ["model"]
+
+    def test_exchange__is_one_step(self, tmp_path: Path) -> None:
+        a, b = write(tmp_path / "a", "a"), write(tmp_path / "b", "b")
+        numbers = a.stat().st_ino, b.stat().st_ino
+        if not durable._exchange(a, b):
+            pytest.skip("this file system cannot swap names")
+        assert (b.stat().st_ino, a.stat().st_ino) == numbers
+
+    def test_exchange__other_errors(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            durable._exchange(tmp_path / "a", tmp_path / "b")
+
+    @pytest.mark.parametrize(
+        "names, kept",
+        [(("new",), None), (("new", "old"), "new"), (("old", "model"), "model")],
+    )
+    def test_finish_replacing(
+        self, names: tuple[str, ...], kept: str | None, tmp_path: Path
+    ) -> None:
+        # What a kill before, between and after the renames leaves.
+        folder = tmp_path / "model"
+        places = {"new": partial(folder), "model": folder}
+        places["old"] = durable._replaced(folder)
+        for name in names:
+            write(places[name], name)
+        finish_replacing(folder)
+        remove_partial(tmp_path)
+        assert os.listdir(tmp_path) == (["model"] if kept else [])
+        assert kept is None or (folder / "text").read_text() == kept
+
+
+class TestReplaceLink:
+    def test_replace_link__relative(self, tmp_path: Path) -> None:
+        for text in ("first", "second"):
+            (tmp_path / text).write_text(text)
+            replace_link(tmp_path / "last", tmp_path / text)
+            assert os.readlink(tmp_path / "last") == text
+
+    def test_replace_link__copy_where_there_are_no_links(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_links(*_: Any) -> None:
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "symlink", no_links)
+        (tmp_path / "file").write_text("text")
+        replace_link(tmp_path / "last", tmp_path / "file")
+        assert not (tmp_path / "last").is_symlink()
+        assert (tmp_path / "last").read_text() == "text"
+        assert sorted(os.listdir(tmp_path)) == ["file", "last"]
+
+    def test_replace_link__other_errors(self, tmp_path: Path) -> None:
+        partial(tmp_path / "last").touch()
+        with pytest.raises(FileExistsError):
+            replace_link(tmp_path / "last", tmp_path / "file")
