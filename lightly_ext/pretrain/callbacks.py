@@ -7,31 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
 
 from lightly_ext.data import printable
-
-
-class StellarProgressBar(RichProgressBar):
-    """Lightning's progress bar with loss and throughput of the last logged step.
-
-    Lightning reads what is logged with `prog_bar` in every step, for which the host has
-    to wait for the device: these are read in steps that are logged.
-    """
-
-    NAMES = ("loss", "images_per_s")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: dict[str, Any] = {}
-
-    def get_metrics(self, trainer: Any, pl_module: LightningModule) -> dict[str, Any]:
-        """Reads the numbers if the step is logged, and at the end of an epoch."""
-        logged = trainer.global_step % trainer.log_every_n_steps == 0
-        if logged or trainer.is_last_batch:
-            metrics = trainer.callback_metrics
-            self._shown = {k: metrics[k].item() for k in self.NAMES if k in metrics}
-        return {**super().get_metrics(trainer, pl_module), **self._shown}
 
 
 class ImagesPerSecond(Callback):

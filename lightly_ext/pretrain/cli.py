@@ -23,7 +23,6 @@ from lightly_ext.data import StellarDataModule, num_cpus
 from lightly_ext.pretrain.callbacks import (
     ImagesPerSecond,
     ReportUnreadable,
-    StellarProgressBar,
 )
 from lightly_ext.pretrain.checkpoint_files import (
     DurableCheckpointIO,
@@ -32,6 +31,7 @@ from lightly_ext.pretrain.checkpoint_files import (
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.options import check_groups
+from lightly_ext.pretrain.progress import LogInterval, StellarProgress
 from lightly_ext.pretrain.recipes import (
     BASE_RECIPE,
     RUN_RECIPE,
@@ -133,7 +133,11 @@ class PretrainCLI(LightningCLI):
         if not self.datamodule.knn_paths:
             kwargs["limit_val_batches"] = 0
         callbacks = trainer_config["callbacks"] or []
+        interval = trainer_config["log_every_n_steps"]
+        # Lightning warns of intervals before the steps are known.
+        kwargs["log_every_n_steps"] = interval or 1
         kwargs["callbacks"] = [
+            LogInterval(interval),
             *callbacks,
             RunCheckpoint(
                 output,
@@ -149,7 +153,7 @@ class PretrainCLI(LightningCLI):
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         shown = trainer_config["enable_progress_bar"] is not False
         if shown and not any(isinstance(c, ProgressBar) for c in callbacks):
-            kwargs["callbacks"].append(StellarProgressBar())
+            kwargs["callbacks"].append(StellarProgress())
         trainer = super().instantiate_trainer(**kwargs)
         workers = self.datamodule.num_workers
         if isinstance(trainer.accelerator, CPUAccelerator) and workers is not None:

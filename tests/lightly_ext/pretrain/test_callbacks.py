@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from lightly_ext.data import ImageFolderDataset
-from lightly_ext.pretrain.callbacks import (
-    ImagesPerSecond,
-    ReportUnreadable,
-    StellarProgressBar,
-)
+from lightly_ext.pretrain.callbacks import ImagesPerSecond, ReportUnreadable
 from tests.lightly_ext.data.image_files import write_image
 
 
@@ -34,19 +30,6 @@ class TestImagesPerSecond:
         # 10 images a step: 1 in 1 s; then 2 in 5.5 s; then a new epoch, 1 in 4 s.
         expected = [10 / 1, 20 / 5.5, 10 / 4]
         assert rates == [("images_per_s", rate) for rate in expected]
-
-
-class TestStellarProgressBar:
-    def test_get_metrics__numbers_of_logged_steps(self) -> None:
-        bar, shown = StellarProgressBar(), []
-        trainer = Mock(log_every_n_steps=2, loggers=[], progress_bar_metrics={"a": 1})
-        for step in range(1, 6):
-            trainer.global_step = step
-            trainer.is_last_batch = step == 5
-            trainer.callback_metrics = {"loss": torch.tensor(float(step))}
-            shown.append(bar.get_metrics(trainer, Mock()))
-        losses = [{}, *[{"loss": x} for x in (2.0, 2.0, 4.0, 5.0)]]
-        assert shown == [{"a": 1, **loss} for loss in losses]
 
 
 class TestReportUnreadable:

@@ -17,7 +17,7 @@ from torchvision.io import write_png
 from benchmarks.gpu.training import StepWatch
 from lightly_ext.pretrain import cli as pretrain_cli
 from lightly_ext.pretrain import recipes
-from lightly_ext.pretrain.callbacks import StellarProgressBar
+from lightly_ext.pretrain.progress import StellarProgress
 from stellar_plugin import Stellar
 
 SMALL = [
@@ -208,7 +208,7 @@ class TestHostSyncs:
             f"--trainer.callbacks={json.dumps([watch])}",
         )
         assert trainer.global_step == 8
-        assert any(isinstance(c, StellarProgressBar) for c in trainer.callbacks)
+        assert any(isinstance(c, StellarProgress) for c in trainer.callbacks)
         (found,) = (c for c in trainer.callbacks if isinstance(c, StepWatch))
         assert bool(found.syncs) == waits, found.syncs
 
