@@ -85,7 +85,7 @@ def test_arrows__are_seen() -> None:
         ("stellar_cli", (*LEARNING, *OPENMMLAB, "stellar_plugin", "torch", "timm")),
         *(
             (f"lightly_ext.{room}", ("lightly_ext.evaluate", "lightly_ext.pretrain"))
-            for room in ("metrics", "data", "loss", "transforms", "modules")
+            for room in ("metrics", "data", "loss", "transforms", "modules", "pages")
         ),
         ("lightly_ext.pretrain", ("lightly_ext.evaluate",)),
         ("lightly_ext.evaluate", ("lightly_ext.pretrain",)),

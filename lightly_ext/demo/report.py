@@ -21,7 +21,7 @@ from lightly_ext.demo.table import (
     gain,
     table_rows,
 )
-from lightly_ext.evaluate import page
+from lightly_ext.pages import page
 from stellar_plugin import visualize
 from stellar_plugin.model import Stellar
 

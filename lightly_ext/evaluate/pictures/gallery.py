@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lightly_ext.evaluate.page import data_uri, render_page
 from lightly_ext.evaluate.result import shown_value
+from lightly_ext.pages.page import data_uri, render_page
 from stellar_plugin.visualize import Uint8Array, highlight
 
 # Sides of pictures in px: small ones are enlarged so that their pixels can be seen.

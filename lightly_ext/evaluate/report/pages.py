@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from lightly_ext.evaluate.page import render_page
 from lightly_ext.evaluate.report.scores import score_title, shown_score
 from lightly_ext.evaluate.report.tables import (
     Column,
@@ -18,6 +17,7 @@ from lightly_ext.evaluate.report.tables import (
     learning_gains,
 )
 from lightly_ext.evaluate.result import escaped, markdown_table, shown_value
+from lightly_ext.pages.page import render_page
 
 OUT_OF_SCOPE = (
     "TiTok is out of scope: it is neither read nor compared with, so its rows of the "

@@ -1,0 +1,1 @@
+"""Pages in one look, for people who read them in a browser."""
