@@ -33,11 +33,6 @@ TINY = {
     "augment": {"gaussian_blur": 0.0},
     "mask_ratio": 0.5,
 }
-# Masks and colours, which a resumed run draws anew, are off.
-STILL: dict[str, Any] = {
-    "mask_ratio": 0.0,
-    "augment": {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0},
-}
 # TINY on the command line.
 TINY_OPTIONS = [
     "--model.model.model_name=stellar_vit_tiny_patch16_224",
@@ -74,7 +69,6 @@ class Views(torch.utils.data.Dataset):
             images = torch.randint(256, shape, generator=generator)
             return images.to(torch.uint8)
 
-        self.num_unreadable = 0
         self.views = views(2, 32), views(num_local, 16)
 
     def __len__(self) -> int:

@@ -6,8 +6,10 @@ from lightly_ext.data.listing import list_images, printable
 from lightly_ext.data.reading import MAX_PIXELS, read_image
 from lightly_ext.data.views import (
     EpochSampler,
+    SampleKey,
     SeededViews,
     SingleViewTransform,
+    TrainingViews,
     ViewBatch,
     collate_views,
     epoch_order,
@@ -17,9 +19,11 @@ __all__ = [
     "MAX_PIXELS",
     "EpochSampler",
     "ImageFolderDataset",
+    "SampleKey",
     "SeededViews",
     "SingleViewTransform",
     "StellarDataModule",
+    "TrainingViews",
     "ViewBatch",
     "collate_views",
     "epoch_order",

@@ -9,11 +9,18 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from lightly_ext.data.image_folder import ImageFolderDataset
 from lightly_ext.data.reading import MAX_PIXELS
-from lightly_ext.data.views import SingleViewTransform, collate_views
+from lightly_ext.data.views import (
+    EpochSampler,
+    SingleViewTransform,
+    TrainingViews,
+    ViewBatch,
+    collate_views,
+)
+from lightly_ext.randomness import run_seed
 from lightly_ext.transforms import STELLARTransform
 from stellar_plugin.protocols import KNN
 
@@ -25,6 +32,10 @@ class StellarDataModule(LightningDataModule):
     loaders, bank and queries in this order; their batches are tuples of plain views, a
     uint8 tensor with shape (B, 3, S, S), and labels, an int64 tensor with shape (B,).
     Without, there is none.
+
+    The order of the images and their views are functions of the seed of Lightning's
+    `seed_everything` (0 without it), the epoch and the number of the image: the number
+    of workers changes nothing, nor that of processes at the same global batch.
 
     Args:
         path:
@@ -90,6 +101,7 @@ class StellarDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.transform = transform
         self.max_pixels = max_pixels
+        self._start = (0, 0)
 
     @cached_property
     def train_dataset(self) -> ImageFolderDataset:
@@ -120,27 +132,69 @@ class StellarDataModule(LightningDataModule):
             for dataset in (self.train_dataset, *self.knn_datasets):
                 dataset[0]
 
+    def continue_from(self, epoch: int, num_images: int) -> None:
+        """Makes training go on in an epoch, behind the images seen.
+
+        Args:
+            epoch:
+                Number of the epoch.
+            num_images:
+                Images of all processes that are passed over, whole global batches.
+
+        """
+        self._start = (epoch, num_images)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Returns the shuffled training batches, all of the same size."""
+        """Returns the shuffled training batches, all of the same size.
+
+        `set_epoch` of its sampler, which Lightning calls, chooses the epoch.
+        """
+        rank, world_size = self._rank(), self._world_size()
+        views = TrainingViews(self.train_dataset, run_seed())
+        sampler = EpochSampler(views, rank, world_size, self.batch_size * world_size)
+        # Lightning starts the loader of a continued run before it sets the epoch.
+        sampler.epoch, sampler.start = self._start
         collate = partial(
             collate_views, num_global_views=self.transform.num_global_views
         )
         return self._loader(
-            self.train_dataset,
-            shuffle=True,
-            drop_last=True,
+            views,
+            sampler,
             collate_fn=collate,
             persistent_workers=self._workers() > 0,
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Returns the bank and the queries of online kNN, or nothing."""
-        return [self._loader(dataset) for dataset in self.knn_datasets]
+        """Returns the bank and the queries of online kNN, or nothing.
 
-    def _loader(self, dataset: ImageFolderDataset, **arguments: Any) -> DataLoader[Any]:
+        Images are dealt out to the processes in turn, some twice where shares differ.
+        """
+        rank, world_size = self._rank(), self._world_size()
+        return [
+            self._loader(
+                dataset, DistributedSampler(dataset, world_size, rank, shuffle=False)
+            )
+            for dataset in self.knn_datasets
+        ]
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Moves the views; seeds and indices stay with the host, which reads them."""
+        if not isinstance(batch, ViewBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        global_views, local_views = super().transfer_batch_to_device(
+            batch[:2], device, dataloader_idx
+        )
+        return batch._replace(global_views=global_views, local_views=local_views)
+
+    def _loader(
+        self, dataset: Dataset[Any], sampler: Sampler[Any], **arguments: Any
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
+            sampler=sampler,
             num_workers=self._workers(),
             pin_memory=torch.cuda.is_available(),
             **arguments,
@@ -174,6 +228,9 @@ class StellarDataModule(LightningDataModule):
 
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
+
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
 
     def _workers(self) -> int:
         if self.num_workers is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, DistributedSampler, default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from lightly_ext.randomness import Stream, mix_seeds
 from lightly_ext.transforms.image_conversion import to_uint8_rgb
 
 T = TypeVar("T")
@@ -25,11 +26,33 @@ class ViewBatch(NamedTuple):
             uint8 tensor with shape (B, V, 3, S, S); view 0 is the target view.
         local_views:
             uint8 tensor with shape (B, U, 3, s, s), or None.
+        seeds:
+            int64 tensor with shape (B,), what is drawn for a sample is drawn with its
+            seed; None draws from torch's default generator.
+        indices:
+            int64 tensor with shape (B,), numbers of the images that were read, or None.
 
     """
 
     global_views: Tensor
     local_views: Tensor | None
+    seeds: Tensor | None = None
+    indices: Tensor | None = None
+
+
+class SampleKey(NamedTuple):
+    """Asks for the views of an image in an epoch.
+
+    Attributes:
+        epoch:
+            Number of the epoch, >= 0.
+        number:
+            Number of the image.
+
+    """
+
+    epoch: int
+    number: int
 
 
 class SingleViewTransform:
@@ -58,23 +81,31 @@ class SingleViewTransform:
 
 
 def collate_views(
-    samples: list[tuple[list[Tensor], int]], num_global_views: int
+    samples: list[tuple[list[Tensor], int]] | list[tuple[list[Tensor], int, int]],
+    num_global_views: int,
 ) -> ViewBatch:
     """Stacks the views of a batch of images.
 
     Args:
         samples:
-            B tuples of the uint8 views of an image, global views first, and its index.
+            B tuples of the uint8 views of an image, global views first, its index, and
+            its seed if it has one.
         num_global_views:
             Number V of global views.
 
     Returns:
-        The global and the local views.
+        The views, seeds and indices.
 
     """
-    global_views = _stack([views[:num_global_views] for views, _ in samples])
-    local_views = [views[num_global_views:] for views, _ in samples]
-    return ViewBatch(global_views, _stack(local_views) if local_views[0] else None)
+    all_views = [sample[0] for sample in samples]
+    numbers = torch.tensor([sample[1:] for sample in samples])  # (B, 1 or 2)
+    local_views = [views[num_global_views:] for views in all_views]
+    return ViewBatch(
+        _stack([views[:num_global_views] for views in all_views]),
+        _stack(local_views) if local_views[0] else None,
+        seeds=numbers[:, 1] if numbers.shape[1] == 2 else None,
+        indices=numbers[:, 0],
+    )
 
 
 def _stack(groups: list[list[Tensor]]) -> Tensor:
@@ -95,43 +126,60 @@ class SeededViews(Dataset[T]):
             Dataset with a random transform that draws from torch's default generator.
         seed:
             Decides on the views of all epochs.
-        epoch:
-            Decides on the views of this one; set it before a loader starts.
 
     """
 
     def __init__(self, images: Dataset[T], seed: int) -> None:
         self.images = images
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         """Returns the number of images."""
         return len(self.images)  # type: ignore[arg-type] # a dataset with a length
 
-    def __getitem__(self, index: int) -> T:
-        """Returns a view of an image."""
+    def __getitem__(self, key: SampleKey) -> T:
+        """Returns the views of an image in an epoch."""
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(
-                _mixed(self.seed, self.epoch, index)
+                self.sample_seed(key) + Stream.VIEWS
             )
-            return self.images[index]
+            return self.images[key.number]
+
+    def sample_seed(self, key: SampleKey) -> int:
+        """Returns what everything random in a sample is drawn with, an int64."""
+        return mix_seeds(self.seed, *key)
 
 
-class EpochSampler(Sampler[int]):
+class TrainingViews(SeededViews[Any]):
+    """Samples of an `ImageFolderDataset` with their seeds: (views, index, seed)."""
+
+    def __getitem__(self, key: SampleKey) -> tuple[list[Tensor], int, int]:
+        """Returns the views, the number of the image that was read, and the seed."""
+        views, index = super().__getitem__(key)
+        return views, index, self.sample_seed(key)
+
+
+class EpochSampler(DistributedSampler[SampleKey]):
     """Deals the images of an epoch, in random order and equal shares, to processes.
 
+    As a `DistributedSampler` it is left alone by Lightning.
+
     Attributes:
-        views:
-            The images; their epoch is set together with the sampler's.
+        dataset:
+            The views, whose seed decides on the order.
         rank:
             Number of this process.
-        world_size:
+        num_replicas:
             Number of processes.
         batch_size:
-            Images of all processes in an optimiser step, a multiple of `world_size`:
-            what remains behind the last full batch of an epoch is not used. None uses
-            every image, and some twice where shares would differ.
+            Images of all processes in an optimiser step, a multiple of the number of
+            processes: what remains behind the last full batch of an epoch is not used.
+            None uses every image, and some twice where shares would differ.
+        epoch:
+            Number of the epoch.
+        start:
+            Images of all processes that are passed over in this epoch, a multiple of
+            the number of processes: a continued run has seen them.
 
     """
 
@@ -142,36 +190,32 @@ class EpochSampler(Sampler[int]):
         world_size: int,
         batch_size: int | None = None,
     ) -> None:
-        self.views = views
-        self.rank = rank
-        self.world_size = world_size
+        super().__init__(views, world_size, rank, seed=views.seed)
         self.batch_size = batch_size
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the views; Lightning calls it."""
-        self.views.epoch = epoch
+        """Chooses the order and the views; Lightning calls it, also in mid-epoch."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        """Number of images of this process in an epoch."""
+        """Number of images of this process in a whole epoch."""
+        num_images = len(self.dataset)  # type: ignore[arg-type] # SeededViews
         if self.batch_size is None:
-            return -(-len(self.views) // self.world_size)
-        num_batches = len(self.views) // self.batch_size
-        return num_batches * self.batch_size // self.world_size
+            return -(-num_images // self.num_replicas)
+        return num_images // self.batch_size * self.batch_size // self.num_replicas
 
-    def __iter__(self) -> Iterator[int]:
-        """Numbers of the images of this process."""
-        views = self.views
-        order = epoch_order(len(views), views.seed, views.epoch)
-        dealt = order[torch.arange(len(self) * self.world_size) % len(views)]
-        return iter(dealt[self.rank :: self.world_size].tolist())
+    def __iter__(self) -> Iterator[SampleKey]:
+        """Keys of the images of this process."""
+        num_images = len(self.dataset)  # type: ignore[arg-type] # SeededViews
+        order = epoch_order(num_images, self.seed, self.epoch)
+        positions = torch.arange(self.start, len(self) * self.num_replicas)
+        dealt = order[positions % num_images][self.rank :: self.num_replicas]
+        return map(partial(SampleKey, self.epoch), dealt.tolist())
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """Random order of the images in an epoch, int64 with shape (num_images,)."""
-    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     return torch.randperm(num_images, generator=generator)
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers, of which any may be large or close to another."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -89,7 +89,7 @@ class Devices:
     def loader(
         self,
         images: EvaluationImages | SeededViews[Sample],
-        chosen: Sequence[int] | None = None,
+        chosen: Sequence[Any] | None = None,
         batch_size: int | None = None,
     ) -> DataLoader[Sample]:
         """Loads images in the given order; batches are `Sample`s of tensors.
@@ -98,8 +98,8 @@ class Devices:
             images:
                 The images.
             chosen:
-                Numbers of the images to load. None loads the share of this process,
-                every `world_size`-th image.
+                Numbers of the images to load, of views their keys. None loads the share
+                of this process, every `world_size`-th image.
             batch_size:
                 Images in a batch, `self.batch_size` by default.
         """

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from lightly_ext.randomness import Stream, seeded_uniform
+from lightly_ext.transforms.color_functional import to_device
+
 
 def random_focal_mask(
     batch_size: int,
@@ -13,6 +16,7 @@ def random_focal_mask(
     focal_prob: float = 0.5,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
 ) -> Tensor:
     """Draws the patches that masked views keep (section 3.2 of STELLAR [0]).
 
@@ -32,9 +36,13 @@ def random_focal_mask(
         focal_prob:
             Probability of the bump, in [0, 1].
         device:
-            Device of the result and of the draws.
+            Device of the result and, without seeds, of the draws.
         generator:
-            Source of randomness on `device`.
+            Source of randomness on `device`; without, torch's default generator.
+        seeds:
+            int64 tensor on the CPU with a seed for each of B images, batch_size / B
+            masks one after the other belong to each. If given, the masks of an image
+            depend on its seed alone, and nothing is drawn from a generator.
 
     Returns:
         Indices of kept patches, row-major over the grid, int64 with shape
@@ -54,15 +62,20 @@ def random_focal_mask(
     if not 0 <= focal_prob <= 1:
         raise ValueError(f"focal_prob must be in [0, 1], got {focal_prob}.")
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
-
-    noise = uniform(batch_size, height * width)
+    num_patches = height * width
+    if seeds is None:
+        noise = torch.rand(batch_size, num_patches, device=device, generator=generator)
+        others = torch.rand(4, batch_size, device=device, generator=generator)
+    else:
+        shape = (batch_size // len(seeds), num_patches + 4)
+        numbers = seeded_uniform(seeds, Stream.MASKS, *shape).flatten(0, 1)
+        numbers = to_device(numbers, torch.device(device or "cpu"))
+        noise, others = numbers[:, :num_patches], numbers[:, num_patches:].T
     centre = torch.stack(
-        [(uniform(batch_size) * side).floor() for side in grid_size], dim=1
+        [(x * side).floor() for x, side in zip(others, grid_size, strict=False)], dim=1
     )
-    sigma = 0.1 + 0.4 * uniform(batch_size)
-    focal = (uniform(batch_size) < focal_prob).float()
+    sigma = 0.1 + 0.4 * others[2]
+    focal = (others[3] < focal_prob).float()
     noise = noise - focal[:, None] * focal_bump(grid_size, centre, sigma)
     return noise.argsort(dim=1)[:, :num_keep]
 

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from lightly_ext.data import StellarDataModule
+from lightly_ext.data import StellarDataModule, ViewBatch
 from lightly_ext.loss import (
     CLSViews,
     SparseViews,
@@ -24,9 +24,11 @@ from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.pretrain.checks import check_views
 from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
+from lightly_ext.pretrain.continuation import Continuation
 from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
 from lightly_ext.pretrain.teacher import MomentumTeacher
+from lightly_ext.randomness import mix_seeds, run_seed
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar
 from stellar_plugin.checkpoints import (
@@ -46,9 +48,9 @@ TOKENIZER_PREFIX = "model.tokenizer."
 class StellarPretraining(LightningModule):
     """Pretrains STELLAR [0]: views in, loss terms out, weights by AdamW.
 
-    Expects batches `(global_views, local_views)` of uncoloured uint8 views as
-    `StellarDataModule` makes them, with shapes (batch_size, num_views, 3, size, size);
-    `local_views` may be None.
+    Expects batches of uncoloured uint8 views as `StellarDataModule` makes them, with
+    shapes (batch_size, num_views, 3, size, size): `ViewBatch`, or `(global_views,
+    local_views)` without seeds; `local_views` may be None.
 
     - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905
 
@@ -204,17 +206,23 @@ class StellarPretraining(LightningModule):
                 f"--model.compile=false. {error}"
             )
 
-    def on_train_start(self) -> None:
-        """Makes processes, and the parts of a resumed run, draw different numbers."""
-        # Lightning seeds all processes alike, so that they start from the same weights.
-        offset = self.global_rank + self.global_step * self.trainer.world_size
-        torch.manual_seed(torch.initial_seed() + offset)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes what draws from torch's generators a function of step and process.
+
+        That is dropout, and all draws for batches without seeds.
+        """
+        torch.manual_seed(self._batch_seed(batch_idx, 1 + self.global_rank))
 
     def training_step(
-        self, batch: tuple[Tensor, Tensor | None], batch_idx: int
+        self, batch: ViewBatch | tuple[Tensor, Tensor | None], batch_idx: int
     ) -> Tensor:
         """Draws colours and masks, computes the loss and logs its terms."""
-        views: STELLARViews = self.augment(*batch)
+        global_views, local_views, seeds, _ = ViewBatch(*batch)
+        generator = None
+        if seeds is not None:
+            # For what is drawn once for the batches of all processes.
+            generator = torch.Generator().manual_seed(self._batch_seed(batch_idx))
+        views: STELLARViews = self.augment(global_views, local_views, generator, seeds)
         size, num_views = views.global_views.shape[:2]
         height, width = views.global_views.shape[-2:]
         patch = self.model.encoder.patch_size
@@ -224,6 +232,7 @@ class StellarPretraining(LightningModule):
             self.hparams["mask_ratio"],
             self.hparams["focal_prob"],
             device=self.device,
+            seeds=seeds,
         )
         terms, sparse = self.loss_terms(views, keep.unflatten(0, (size, num_views)))
         self._log_training(terms, sparse)
@@ -330,8 +339,8 @@ class StellarPretraining(LightningModule):
         return {"features": features, "labels": labels}
 
     def configure_callbacks(self) -> list[Callback]:
-        """What reads the validation steps."""
-        return [OnlineKNN()]
+        """What reads the validation steps, and goes on exactly after a restart."""
+        return [OnlineKNN(), Continuation()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes a checkpoint loadable without the files that training started from."""
@@ -349,6 +358,9 @@ class StellarPretraining(LightningModule):
             for name, tensor in self.state_dict().items()
             if name.startswith(TOKENIZER_PREFIX)
         }
+
+    def _batch_seed(self, *numbers: int) -> int:
+        return mix_seeds(run_seed(), self.current_epoch, *numbers)
 
     def _load_tokenizer(self, path: str | None) -> None:
         if path is not None:

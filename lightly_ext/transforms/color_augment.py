@@ -10,6 +10,7 @@ import torch
 from lightly.transforms.utils import IMAGENET_NORMALIZE
 from torch import Generator, Tensor, nn
 
+from lightly_ext.randomness import Stream, seeded_uniform
 from lightly_ext.transforms.checks import (
     check_kernel,
     check_normalization,
@@ -78,7 +79,8 @@ class STELLARColorAugment(nn.Module):
     the four jitter operations: it is drawn once for the global and once for the local
     views of a call. The public code draws all parameters once per batch, which makes
     the views of a batch alike. Draws come from the CPU's random numbers, so a CPU and
-    a GPU draw the same, and the GPU never waits for the CPU.
+    a GPU draw the same, and the GPU never waits for the CPU. With seeds the draws of an
+    image do not depend on the batch around it.
 
     The views are computed in float32 without gradient, also under autocast.
 
@@ -196,6 +198,7 @@ class STELLARColorAugment(nn.Module):
         global_views: Tensor,
         local_views: Tensor | None = None,
         generator: Generator | None = None,
+        seeds: Tensor | None = None,
     ) -> STELLARViews:
         """Colours and normalises the views of a batch.
 
@@ -206,6 +209,10 @@ class STELLARColorAugment(nn.Module):
                 uint8 tensor with shape (B, U, 3, s, s), or None.
             generator:
                 CPU generator to draw from; torch's default generator if None.
+            seeds:
+                int64 tensor on the CPU with shape (B,). If given, what is drawn for an
+                image depends on its seed alone, and only the order of the jitter
+                operations comes from the generator.
 
         Returns:
             The target view, normalised and raw, and the coloured views.
@@ -218,10 +225,14 @@ class STELLARColorAugment(nn.Module):
         self._check_views("global_views", global_views)
         with torch.autocast(global_views.device.type, enabled=False):
             colored_local = None
-            colored_global = self._augment(global_views, generator)
+            colored_global = self._augment(
+                global_views, generator, seeds, Stream.GLOBAL_COLORS
+            )
             if local_views is not None:
                 self._check_views("local_views", local_views)
-                colored_local = self._augment(local_views, generator)
+                colored_local = self._augment(
+                    local_views, generator, seeds, Stream.LOCAL_COLORS
+                )
             images = global_views[:, 0].float() / 255.0
             target = self.normalize(images)
         return STELLARViews(target, colored_global, colored_local, images)
@@ -247,7 +258,12 @@ class STELLARColorAugment(nn.Module):
             )
         return (images - self.mean) / self.std
 
-    def draw(self, num_images: int, generator: Generator | None = None) -> ColorDraws:
+    def draw(
+        self,
+        num_images: int,
+        generator: Generator | None = None,
+        uniform: Tensor | None = None,
+    ) -> ColorDraws:
         """Draws what is done to each of a number of images.
 
         Args:
@@ -255,12 +271,16 @@ class STELLARColorAugment(nn.Module):
                 Number of images N, every view counts as one.
             generator:
                 CPU generator to draw from; torch's default generator if None.
+            uniform:
+                Tensor on the CPU with shape (8, N), numbers in [0, 1) that decide on
+                everything but the order. None draws them too.
 
         Returns:
             The draws, on the CPU.
 
         """
-        uniform = torch.rand(8, num_images, generator=generator)
+        if uniform is None:
+            uniform = torch.rand(8, num_images, generator=generator)
         low, high = torch.tensor(self.jitter_ranges).unbind(dim=1)
         strengths = torch.lerp(low[:, None], high[:, None], uniform[3:7])
         return ColorDraws(
@@ -297,10 +317,19 @@ class STELLARColorAugment(nn.Module):
         blur = partial(blur, kernel_size=self.kernel_size)
         return apply_to_chosen(images, draws.blur, blur, draws.sigmas)
 
-    def _augment(self, views: Tensor, generator: Generator | None) -> Tensor:
+    def _augment(
+        self,
+        views: Tensor,
+        generator: Generator | None,
+        seeds: Tensor | None,
+        stream: Stream,
+    ) -> Tensor:
         images = views.flatten(0, 1)
         num_images, _, height, width = images.shape
-        draws = self.draw(num_images, generator)
+        uniform = None
+        if seeds is not None:
+            uniform = seeded_uniform(seeds, stream, views.shape[1], 8).flatten(0, 1).T
+        draws = self.draw(num_images, generator, uniform)
         result = torch.empty_like(images, dtype=torch.float32)
         pixels = _CPU_PIXELS if images.device.type == "cpu" else _DEVICE_PIXELS
         size = max(1, pixels // (height * width))

@@ -155,13 +155,21 @@ def apply_to_chosen(
 
     """
     if bool(chosen.all()):
-        return operation(images, *(_to_device(arg, images) for arg in args))
+        return operation(images, *(to_device(arg, images.device) for arg in args))
     index = chosen.nonzero().squeeze(1)
     if index.numel() == 0:
         return images
-    values = [_to_device(arg[index], images) for arg in args]
-    index = _to_device(index, images)
+    values = [to_device(arg[index], images.device) for arg in args]
+    index = to_device(index, images.device)
     return images.index_copy_(0, index, operation(images[index], *values))
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Moves values from the CPU to a device, for which the CPU does not wait."""
+    if device.type != "cuda":
+        return values.to(device)
+    # From pinned memory the copy is queued and the CPU goes on at once.
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -198,10 +206,3 @@ def _symmetric_filter(images: Tensor, weights: Tensor, dim: int) -> Tensor:
         after = images.narrow(dim, radius + offset, size)
         result.addcmul_(before + after, _per_image(weights[:, offset]))
     return result
-
-
-def _to_device(values: Tensor, like: Tensor) -> Tensor:
-    if like.device.type != "cuda":
-        return values.to(like.device)
-    # From pinned memory the copy is queued and the CPU goes on at once.
-    return values.pin_memory().to(like.device, non_blocking=True)

@@ -97,8 +97,8 @@ def main(
     print("Starting Training")
     for epoch in range(epochs):
         total_loss = 0.0
-        for global_views, local_views in dataloader:
-            views = augment(global_views.to(device), local_views.to(device))
+        for batch in dataloader:
+            views = augment(batch.global_views.to(device), batch.local_views.to(device))
             keep = random_focal_mask(batch_size * num_views, (14, 14), device=device)
             sparse, cls, reconstruction = model(views, keep)
             loss = criterion(sparse, cls, reconstruction, views.images)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightly_ext.data import (
     ImageFolderDataset,
     StellarDataModule,
+    ViewBatch,
     collate_views,
 )
 from lightly_ext.transforms import STELLARTransform
@@ -32,7 +33,7 @@ class _Module(LightningModule):
         self.trained: list[tuple[torch.Size, torch.Size | None]] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor | None], _: int) -> Tensor:
-        global_views, local_views = batch
+        global_views, local_views, *_ = batch
         local_shape = None if local_views is None else local_views.shape
         self.trained.append((global_views.shape, local_shape))
         return self.weight
@@ -44,6 +45,18 @@ class _Module(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class _Narrow(STELLARTransform):
+    """Fails on wide images."""
+
+    def __init__(self, transform: STELLARTransform) -> None:
+        self.__dict__.update(transform.__dict__)
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        views = super().__call__(image)
+        assert image.shape[2] <= 40
+        return views
 
 
 class TestStellarDataModule:
@@ -94,24 +107,88 @@ class TestStellarDataModule:
         assert module.trained == [(torch.Size([8, 1, 3, 24, 24]), None)]
         assert module.validated == []
 
-    def _epochs(self, path: Path, seed: int) -> Tensor:
-        """Global views of two epochs, (2 x 4 batches, 2, 2, 3, 24, 24)."""
+    def _epochs(self, path: Path, seed: int, workers: int = 2) -> list[ViewBatch]:
+        """Eight batches of two epochs."""
         seed_everything(seed, workers=True, verbose=False)
-        data = StellarDataModule(str(path), None, None, 2, 2, SMALL)
-        loader = data.train_dataloader()
-        return torch.stack([batch.global_views for _ in range(2) for batch in loader])
+        data = StellarDataModule(str(path), None, None, 2, workers, SMALL)
+        loader, batches = data.train_dataloader(), []
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)
+            batches += list(loader)
+        return batches
 
     def test_train_dataloader__random_but_reproducible(self, tmp_path: Path) -> None:
         # Eight copies of one image: all differences come from the views.
         for number in range(8):
             write_noise(tmp_path / f"{number}.png")
-        first, again = self._epochs(tmp_path, 1), self._epochs(tmp_path, 1)
+        first, again = self._epochs(tmp_path, 1), self._epochs(tmp_path, 1, workers=0)
         other = self._epochs(tmp_path, 2)
-        assert torch.equal(first, again)
+        for batch, repeated in zip(first, again, strict=True):
+            assert all(map(torch.equal, batch, repeated))
         # Both workers, two epochs and another seed: every view is a new one.
-        views = torch.cat([first, other]).flatten(0, 2).flatten(1)
+        views = torch.stack([batch.global_views for batch in first + other])
+        views = views.flatten(0, 2).flatten(1)  # of 16 batches, 2 images and 2 views
         assert views.shape[0] == 64
         assert len(torch.unique(views, dim=0)) == 64
+        seeds = torch.cat([batch.seeds for batch in first + other])
+        assert len(torch.unique(seeds)) == 32
+
+    def test_train_dataloader__goes_on_behind_the_images_seen(
+        self, tmp_path: Path
+    ) -> None:
+        write_folder(tmp_path)
+        whole = self._epochs(tmp_path, 1)
+        data = StellarDataModule(str(tmp_path), None, None, 2, 0, SMALL)
+        data.continue_from(epoch=1, num_images=4)
+        rest = list(data.train_dataloader())
+        assert len(data.train_dataloader()) == 4
+        for batch, expected in zip(rest, whole[6:], strict=True):
+            assert all(map(torch.equal, batch, expected))
+
+    def test_train_dataloader__unreadable_image_found_before_or_now(
+        self, tmp_path: Path
+    ) -> None:
+        write_folder(tmp_path)
+        # A transform that draws before it fails: of one image nothing else is found.
+        write_image(tmp_path / "003.png", size=(41, 30))
+        data = StellarDataModule(str(tmp_path), None, None, 2, 0, _Narrow(SMALL))
+        loader = data.train_dataloader()
+        found, known = list(loader), list(loader)
+        for batch, expected in zip(known, found, strict=True):
+            assert all(map(torch.equal, batch, expected))
+        indices = torch.cat([batch.indices for batch in found])
+        assert sorted(indices.tolist()) == [0, 1, 2, 4, 4, 5, 6, 7]
+
+    @pytest.mark.parametrize("world_size", [2, 4])
+    def test_train_dataloader__processes_share_the_global_batch(
+        self, tmp_path: Path, world_size: int
+    ) -> None:
+        write_folder(tmp_path)
+        one = StellarDataModule(str(tmp_path), None, None, 4, 0, SMALL)
+        shares = []
+        for rank in range(world_size):
+            size = 4 // world_size
+            data = StellarDataModule(str(tmp_path), None, None, size, 0, SMALL)
+            data.trainer = Mock(global_rank=rank, world_size=world_size)
+            shares.append(data.train_dataloader())
+        batches = list(one.train_dataloader())
+        assert len(batches) == 2
+        for batch, *parts in zip(batches, *shares, strict=True):
+            for whole, *dealt in zip(batch, *parts, strict=True):
+                turns = torch.stack(dealt, dim=1).flatten(0, 1)
+                assert torch.equal(turns, whole)
+
+    @pytest.mark.parametrize("rank, expected", [(0, [0, 2]), (1, [1, 0])])
+    def test_val_dataloader__dealt_out_in_turn(
+        self, tmp_path: Path, rank: int, expected: list[int]
+    ) -> None:
+        for name in ("a/1.png", "b/1.png", "c/1.png"):
+            write_image(tmp_path / name)
+        path = str(tmp_path)
+        data = StellarDataModule(path, path, path, batch_size=2, num_workers=0)
+        data.trainer = Mock(global_rank=rank, world_size=2)
+        for loader in data.val_dataloader():
+            assert [labels.tolist() for _, labels in loader] == [expected]
 
     def test_val_dataloader__order_is_fixed(self, tmp_path: Path) -> None:
         for name in ("a/1.png", "b/1.png", "c/1.png"):
@@ -128,7 +205,6 @@ class TestStellarDataModule:
         data = StellarDataModule(str(write_folder(tmp_path)))
         loader = data.train_dataloader()
         assert loader.num_workers == 6
-        assert loader.drop_last
         assert loader.persistent_workers
 
     @pytest.mark.parametrize(("processes", "workers"), [(1, 6), (2, 3), (4, 1), (8, 1)])
@@ -141,7 +217,8 @@ class TestStellarDataModule:
     ) -> None:
         monkeypatch.setattr("lightly_ext.data.datamodule.num_cpus", lambda: 6)
         data = StellarDataModule(str(write_folder(tmp_path)))
-        data.trainer = Mock(num_devices=processes, world_size=2 * processes)
+        world_size = 2 * processes
+        data.trainer = Mock(num_devices=processes, global_rank=0, world_size=world_size)
         assert data.train_dataloader().num_workers == workers
 
     def test_setup__fewer_images_than_a_batch(self, tmp_path: Path) -> None:

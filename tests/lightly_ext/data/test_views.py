@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.data import (
     EpochSampler,
+    SampleKey,
     SeededViews,
     SingleViewTransform,
     collate_views,
@@ -51,6 +52,18 @@ class TestCollateViews:
         batch = collate_views([(views, 0), (views, 1)], num_global_views=1)
         assert batch.global_views.shape == (2, 1, 3, 4, 4)
         assert batch.local_views is None
+        assert batch.indices is not None
+        assert batch.indices.tolist() == [0, 1]
+        assert batch.seeds is None
+
+    def test_collate_views__seeds(self) -> None:
+        views = [torch.zeros(3, 4, 4, dtype=torch.uint8)]
+        seeds = [-(2**63), 2**63 - 1]
+        batch = collate_views([(views, 5, seeds[0]), (views, 6, seeds[1])], 1)
+        assert batch.seeds is not None
+        assert batch.seeds.tolist() == seeds
+        assert batch.indices is not None
+        assert batch.indices.tolist() == [5, 6]
 
 
 class TestSingleViewTransform:
@@ -88,32 +101,34 @@ class Draws(Dataset):
 
 class TestSeededViews:
     def test_getitem__depends_on_seed_epoch_and_image_only(self) -> None:
-        draws = set()
-        for seed in (0, 1):
-            views = SeededViews(Draws(), seed)
-            for views.epoch in (0, 1):
-                draws |= {views[index] for index in range(len(views))}
+        keys = [SampleKey(epoch, number) for epoch in (0, 1) for number in range(7)]
+        draws = {SeededViews(Draws(), seed)[key] for seed in (0, 1) for key in keys}
         assert len({value for _, value in draws}) == 2 * 2 * 7
         torch.manual_seed(5)
         state = torch.get_rng_state()
         again = SeededViews(Draws(), 1)
-        again.epoch = 1
-        assert {again[index] for index in reversed(range(7))} < draws
+        assert {again[SampleKey(1, number)] for number in reversed(range(7))} < draws
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_getitem__workers_like_none(self) -> None:
-        views = SeededViews(Draws(), 3)
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_getitem__persistent_workers_like_none(self, workers: int) -> None:
+        # Workers hold copies, which do not see what the sampler is told later.
         loaded = []
-        for workers in (0, 2):
-            batches = list(DataLoader(views, 3, num_workers=workers))
-            loaded.append(torch.cat([values for _, values in batches]))
-        assert torch.equal(*loaded)
+        for arguments in ({}, {"num_workers": workers, "persistent_workers": True}):
+            views = SeededViews(Draws(), 3)
+            sampler = EpochSampler(views, 0, 1)
+            loader = DataLoader(views, 3, sampler=sampler, **arguments)
+            for epoch in (0, 1):
+                sampler.set_epoch(epoch)
+                loaded.append([batch[1] for batch in loader])
+        (first, second, *again) = [torch.cat(values) for values in loaded]
+        assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+        assert len(set(torch.cat([first, second]).tolist())) == 14
 
     def test_getitem__numbers_stay(self) -> None:
         # What trained heads and networks have seen: other seeds would move scores.
         views = SeededViews(Draws(), 0)
-        views.epoch = 3
-        assert views[2][1] == pytest.approx(0.9399001598)
+        assert views[SampleKey(3, 2)][1] == pytest.approx(0.9399001598)
         assert epoch_order(7, 0, 3).tolist() == [4, 6, 3, 0, 1, 2, 5]
 
 
@@ -126,20 +141,38 @@ class TestEpochSampler:
         for epoch in (0, 1):
             for sampler in samplers:
                 sampler.set_epoch(epoch)
-            shares = [list(sampler) for sampler in samplers]
-            assert [len(share) for share in shares] == [len(s) for s in samplers]
-            dealt = [i for turn in zip(*shares, strict=True) for i in turn]
             order = epoch_order(7, 0, epoch).tolist()
             # The first ones of the epoch fill up the last turn.
-            assert dealt == (order + order)[: -(-7 // world_size) * world_size]
+            turns = (order + order)[: -(-7 // world_size) * world_size]
+            assert dealt(samplers) == [SampleKey(epoch, i) for i in turns]
             orders.append(order)
         assert orders[0] != orders[1]
 
     def test_iter__whole_batches(self) -> None:
         views = SeededViews(Draws(), 0)
         samplers = [EpochSampler(views, rank, 2, batch_size=4) for rank in range(2)]
-        samplers[0].set_epoch(3)
-        shares = [list(sampler) for sampler in samplers]
-        assert [len(s) for s in shares] == [len(s) for s in samplers] == [2, 2]
-        dealt = [i for turn in zip(*shares, strict=True) for i in turn]
-        assert dealt == epoch_order(7, 0, 3)[:4].tolist()
+        for sampler in samplers:
+            sampler.set_epoch(3)
+        assert dealt(samplers) == [SampleKey(3, i) for i in epoch_order(7, 0, 3)[:4]]
+
+    @pytest.mark.parametrize("world_size", [1, 2])
+    def test_iter__goes_on_in_mid_epoch(self, world_size: int) -> None:
+        views = SeededViews(Draws(), 0)
+        samplers = [EpochSampler(views, i, world_size, 2) for i in range(world_size)]
+        for sampler in samplers:
+            sampler.epoch, sampler.start = 1, 4
+            sampler.set_epoch(1)
+        keys = [SampleKey(1, i) for i in epoch_order(7, 0, 1)[4:6]]
+        assert dealt(samplers, length=2) == keys
+        for sampler in samplers:
+            assert len(sampler) == 6 // world_size  # of a whole epoch
+            sampler.set_epoch(2)
+        assert dealt(samplers) == [SampleKey(2, i) for i in epoch_order(7, 0, 2)[:6]]
+
+
+def dealt(samplers: list[EpochSampler], length: int | None = None) -> list[SampleKey]:
+    """What all processes get, in turn."""
+    shares = [list(sampler) for sampler in samplers]
+    expected = sum(map(len, samplers)) if length is None else length
+    assert {len(share) for share in shares} == {expected // len(samplers)}
+    return [key for turn in zip(*shares, strict=True) for key in turn]

@@ -14,10 +14,8 @@ from torch import Tensor
 from lightly_ext.pretrain import StellarPretraining
 from tests.pretraining import loader, tiny, trainer
 
-# No draw differs between runs, and every step is a large one.
-STILL = {
-    "mask_ratio": 0.0,
-    "augment": {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0},
+# Every step is a large one.
+LARGE = {
     "lr": 1e-2,
     "min_lr": 1e-2,
     "warmup_fraction": 0.0,
@@ -62,7 +60,7 @@ def is_encoder(name: str) -> bool:
 
 class TestHeadWarmup:
     def test_fit__encoder_stays_then_learns(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=2, **STILL)
+        module = tiny(head_warmup_steps=2, **LARGE)
         recorder = fit(module, tmp_path)
         states = recorder.states
         trainable = {name for name, _ in module.named_parameters()}
@@ -74,7 +72,7 @@ class TestHeadWarmup:
     def test_fit__moments_of_the_encoder_start_after_the_warmup(
         self, tmp_path: Path
     ) -> None:
-        module = tiny(head_warmup_steps=3, **STILL)
+        module = tiny(head_warmup_steps=3, **LARGE)
         fit(module, tmp_path)
         state = module.trainer.optimizers[0].state
         for name, parameter in module.named_parameters():
@@ -82,8 +80,8 @@ class TestHeadWarmup:
 
     def test_fit__heads_learn_as_beside_a_frozen_encoder(self, tmp_path: Path) -> None:
         # With clipping, whose norm must not count the encoder.
-        warm = tiny(head_warmup_steps=4, **STILL)
-        frozen = tiny(**STILL)
+        warm = tiny(head_warmup_steps=4, **LARGE)
+        frozen = tiny(**LARGE)
         frozen.model.encoder.requires_grad_(False)
         clip = {"gradient_clip_val": 0.05}
         recorders = [fit(module, tmp_path, **clip) for module in (warm, frozen)]
@@ -93,7 +91,7 @@ class TestHeadWarmup:
             torch.testing.assert_close(ours, value, rtol=0, atol=1e-5, msg=name)
 
     def test_fit__counts_optimizer_steps(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=1, **STILL)
+        module = tiny(head_warmup_steps=1, **LARGE)
         recorder = fit(module, tmp_path, max_steps=2, accumulate_grad_batches=2)
         encoder = [
             any(map(is_encoder, changed(before, after)))
@@ -102,16 +100,16 @@ class TestHeadWarmup:
         assert encoder == [False, False, False, True]
 
     def test_fit__teacher_keeps_the_encoder_too(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=2, teacher_momentum=0.5, **STILL)
+        module = tiny(head_warmup_steps=2, teacher_momentum=0.5, **LARGE)
         first, *_, last = fit(module, tmp_path, max_steps=2).states
         moved = {name for name in changed(first, last) if name.startswith("teacher.")}
         assert moved and not any("teacher.encoder" in name for name in moved)
 
     def test_fit__resumed_run_goes_on_counting(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=3, **STILL)
+        module = tiny(head_warmup_steps=3, **LARGE)
         fit(module, tmp_path, max_steps=2)
         module.trainer.save_checkpoint(tmp_path / "two.ckpt")
-        again, recorder = tiny(head_warmup_steps=3, **STILL), Recorder()
+        again, recorder = tiny(head_warmup_steps=3, **LARGE), Recorder()
         resumed = trainer(tmp_path, max_steps=4, max_epochs=-1, callbacks=[recorder])
         resumed.fit(again, loader(), ckpt_path=tmp_path / "two.ckpt")
         third, fourth = (
@@ -121,7 +119,7 @@ class TestHeadWarmup:
 
     @pytest.mark.slow
     def test_fit__two_processes(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=2, **STILL)
+        module = tiny(head_warmup_steps=2, **LARGE)
         before = copy.deepcopy(module.state_dict())
         # Four images per process in two batches: two steps, then two more.
         options = {"strategy": "ddp_spawn", "devices": 2, "max_epochs": -1}
@@ -131,7 +129,7 @@ class TestHeadWarmup:
             names = changed(before, module.state_dict())
             assert any(map(is_encoder, names)) == moves
             assert any(name.startswith("sparse_head.") for name in names)
-            module = tiny(head_warmup_steps=2, **STILL)
+            module = tiny(head_warmup_steps=2, **LARGE)
 
     def test_init__negative(self) -> None:
         with pytest.raises(ValueError, match="head_warmup_steps must be 0 or more"):

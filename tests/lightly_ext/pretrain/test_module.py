@@ -19,10 +19,7 @@ from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import module as pretrain_module
 from tests import reference
 from tests.pretraining import (
-    STILL,
     TINY,
-    StopAfterTwoEpochs,
-    assert_same_training,
     loader,
     reference_module,
     reference_step,
@@ -378,20 +375,6 @@ class TestStellarPretraining:
             trainer(tmp_path, log_every_n_steps=3, max_epochs=4).fit(module, loader())
         assert steps == [0, 1, 2]
 
-    def test_fit__resumed_run_ends_like_an_unbroken_one(self, tmp_path: Path) -> None:
-        whole, first, second = (tiny(**STILL, teacher_momentum=0.9) for _ in range(3))
-        trainer(tmp_path, max_epochs=4).fit(whole, loader())
-        fit = trainer(tmp_path, max_epochs=4, callbacks=[StopAfterTwoEpochs()])
-        fit.fit(first, loader())
-        assert fit.global_step == 4
-        fit.save_checkpoint(tmp_path / "half.ckpt")
-        for parameter in second.parameters():
-            parameter.data += 0.5  # a run from the start would end elsewhere
-        trainer(tmp_path, max_epochs=4).fit(
-            second, loader(), ckpt_path=tmp_path / "half.ckpt"
-        )
-        assert_same_training(second, whole)
-
     def test_load_from_checkpoint__without_the_priors_file(
         self, tmp_path: Path
     ) -> None:
@@ -411,16 +394,19 @@ class TestStellarPretraining:
         for name, value in module.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value), name
 
-    def test_on_train_start__processes_draw_differently(self) -> None:
+    def test_on_train_batch_start__draws_differ_by_step_and_process(self) -> None:
         draws = []
-        for rank, steps in ((0, 0), (1, 0), (0, 1)):
+        for rank, epoch, batch, seed in (
+            *((0, 0, 0, 3), (1, 0, 0, 3), (0, 1, 0, 3)),
+            *((0, 0, 1, 3), (0, 0, 0, 4), (0, 0, 0, 3)),
+        ):
             module = tiny()
-            seed_everything(3)
-
-            module.trainer = Mock(world_size=2, global_rank=rank, global_step=steps)
-            module.on_train_start()
+            seed_everything(seed)
+            module.trainer = Mock(global_rank=rank, current_epoch=epoch)
+            module.on_train_batch_start(None, batch)
             draws.append(torch.rand(1).item())
-        assert len(set(draws)) == 3
+        assert len(set(draws)) == 5
+        assert draws[0] == draws[-1]
 
     def test_init__bad_momentum(self) -> None:
         with pytest.raises(ValueError, match="teacher_momentum"):
