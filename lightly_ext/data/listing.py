@@ -49,7 +49,7 @@ def list_images(folder: Path) -> list[str]:
             f"{', '.join(EXTENSIONS)}.{left_out and f' There is: {left_out}.'}"
         )
     if left_out:
-        rank_zero_warn(f"Not read below {printable(folder)}: {left_out}.")
+        rank_zero_warn(f"Not read as images below {printable(folder)}: {left_out}.")
     names.sort()
     for number, name in enumerate(names):  # in place, there may be millions
         names[number] = name.replace(_SEPARATOR, "/")

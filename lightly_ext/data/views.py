@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.randomness import Stream, mix_seeds
-from lightly_ext.transforms.image_conversion import to_uint8_rgb
+from lightly_ext.transforms.image_conversion import cut_ends, to_uint8_rgb
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class SingleViewTransform:
     def __call__(self, image: Tensor) -> Tensor:
         """Returns the view, uint8 (3, size, size), of an image, uint8 (3, H, W)."""
         resized = F.resize_image(
-            to_uint8_rgb(image),
+            cut_ends(to_uint8_rgb(image)),
             size=[self.size],
             interpolation=InterpolationMode.BICUBIC,
             antialias=True,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightly_ext.data import printable
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import (
@@ -159,7 +160,7 @@ def say_unreadable(
     """
     if not unreadable:
         return
-    first = ", ".join(str(files.root / files.names[i]) for i in unreadable[:3])
+    first = ", ".join(printable(files.root / files.names[i]) for i in unreadable[:3])
     text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
     text += ", ...)" if len(unreadable) > 3 else ")"
     check_unreadable(len(unreadable), files, text, remedy)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images, read_image
+from lightly_ext.transforms.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 
@@ -110,12 +111,12 @@ class EvaluationImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Reads an image."""
+        path = self.files.root / self.files.names[index]
         try:
-            image = read_image(self.files.root / self.files.names[index])
-        except Exception:  # decoders raise anything on broken files
+            return Sample(self.transform(read_image(path)), index, True)
+        except Exception:  # decoders raise anything; a wrong transform raises again
             blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
             return Sample(self.transform(blank), index, False)
-        return Sample(self.transform(image), index, True)
 
 
 def folder_images(folder: Path | str) -> ImageFiles:
@@ -138,7 +139,7 @@ def centre_crop(protocol: CropProtocol, interpolation: str) -> v2.Transform:
     """
     mode = InterpolationMode(interpolation)
     resize = v2.Resize(protocol.resize, mode, antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(protocol.crop)])
+    return v2.Compose([cut_ends, resize, v2.CenterCrop(protocol.crop)])
 
 
 def train_crop(protocol: RandomCropProtocol, interpolation: str) -> v2.Transform:

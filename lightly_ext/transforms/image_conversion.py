@@ -35,6 +35,27 @@ def to_uint8_rgb(image: Tensor | Image) -> Tensor:
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
+def cut_ends(image: Tensor) -> Tensor:
+    """Cuts the ends off an image that is much longer than wide.
+
+    For centre crops, which do not see them: with a shorter side of 224 pixels, an image
+    of 1 x 20000 would take gigabytes.
+
+    Args:
+        image:
+            Tensor with shape (..., H, W).
+
+    Returns:
+        Its middle, at most 32 times as long as wide; most often all of it.
+
+    """
+    for axis, other in ((-2, -1), (-1, -2)):
+        length, longest = image.shape[axis], 32 * image.shape[other]
+        if length > longest:
+            return image.narrow(axis, (length - longest) // 2, longest)
+    return image
+
+
 def _to_eight_bit(image: Image) -> Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion would clip at 255 instead of scaling.

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightly_ext.data import printable
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -194,7 +195,7 @@ def _read(
     loader = devices.loader(EvaluationImages(files, transform), range(len(files)))
     batches = list(loader)
     readable = torch.cat([batch.readable for batch in batches])
-    broken = [files.names[i] for i in (~readable).nonzero()[:, 0].tolist()]
+    broken = [printable(files.names[i]) for i in (~readable).nonzero()[:, 0].tolist()]
     if len(broken) == len(files):
         raise ValueError(
             f"None of the {len(files)} images in '{files.root}' is readable."

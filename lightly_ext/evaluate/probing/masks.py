@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.transforms.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol
 
 # JPEG and WebP change the values that they store.
@@ -107,7 +108,7 @@ class MaskedImages(Dataset[MaskedSample]):
         # NEAREST would be half a px off the image.
         mode = InterpolationMode.NEAREST_EXACT
         self.cut = v2.Compose(
-            [v2.Resize(protocol.resize, mode), v2.CenterCrop(protocol.crop)]
+            [cut_ends, v2.Resize(protocol.resize, mode), v2.CenterCrop(protocol.crop)]
         )
 
     def __len__(self) -> int:

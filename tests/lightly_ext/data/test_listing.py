@@ -41,7 +41,7 @@ class TestListImages:
             assert list_images(tmp_path) == ["0.png"]
         (warning,) = record
         counts = r"2 .txt, 1 .heic, 1 without suffix, 1 .x\ny"
-        assert str(warning.message) == f"Not read below {tmp_path}: {counts}."
+        assert str(warning.message) == f"Not read as images below {tmp_path}: {counts}."
 
     def test_list_images__counts_many_other_suffixes(self, tmp_path: Path) -> None:
         _touch(tmp_path / "0.png")

@@ -79,6 +79,12 @@ class TestSingleViewTransform:
         assert view.shape == (3, 30, 30)
         assert sorted(set(view.flatten().tolist())) == list(range(30, 60))
 
+    @pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
+    def test_call__lines(self, size: tuple[int, int]) -> None:
+        view = SingleViewTransform(224)(torch.full((3, *size), 7, dtype=torch.uint8))
+        assert view.shape == (3, 224, 224)
+        assert set(view.flatten().tolist()) == {7}
+
     @pytest.mark.parametrize("height", [20, 75])
     def test_call__bicubic_with_antialiasing(self, height: int) -> None:
         generator = torch.Generator().manual_seed(0)

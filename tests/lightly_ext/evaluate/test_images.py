@@ -84,6 +84,25 @@ class TestEvaluationImages:
         assert (number, readable) == (1, False)
         assert image.shape == (3, 16, 16) and not image.any()
 
+    def test_getitem__images_that_the_transform_fails_on(self, tmp_path: Path) -> None:
+        def check(image: torch.Tensor) -> torch.Tensor:
+            if image.shape[1] > 8 and image[0, 0, 0] == values[1]:
+                raise ValueError("not this one")
+            return image[:, :8, :8]
+
+        files = folder_images(write_images(tmp_path, 3))
+        values = [read_image(tmp_path / name)[0, 0, 0] for name in files.names]
+        images = EvaluationImages(files, check)
+        assert [images[i].readable for i in range(3)] == [True, False, True]
+
+    def test_getitem__lines(self, tmp_path: Path) -> None:
+        for number, size in enumerate([(1, 20000), (20000, 1)]):
+            Image.new("RGB", size, (9, 9, 9)).save(tmp_path / f"{number}.png")
+        crop = centre_crop(KNN, "bicubic")
+        for image, _, readable in EvaluationImages(folder_images(tmp_path), crop):
+            assert readable and image.shape == (3, KNN.crop, KNN.crop)
+            assert set(image.flatten().tolist()) == {9}
+
     def test_getitem__a_missing_file_is_unreadable(self, tmp_path: Path) -> None:
         files = ImageFiles(tmp_path, ["gone.png"])
         assert not EvaluationImages(files, v2.Identity())[0].readable
