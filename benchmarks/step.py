@@ -178,7 +178,7 @@ class Step:
             views = self.module.augment(*self.views)
             keep = random_focal_mask(num_masks, grid, MASK_RATIO, device=self.device)
             keep = keep.unflatten(0, (self.batch_size, self.sizes.views))
-            terms, _ = self.module.loss_terms(views, keep)
+            terms, *_ = self.module.loss_terms(views, keep)
         return terms.total
 
     def update(self) -> None:

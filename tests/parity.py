@@ -170,7 +170,7 @@ def step_rows(path: Path, teacher: bool) -> Iterator[Row]:
     name = "step with teacher" if teacher else "step"
     expected = reference.load("train_teacher" if teacher else "train")
     views, keep = reference_batch()
-    terms, sparse = module.loss_terms(views, keep)
+    terms, sparse, _ = module.loss_terms(views, keep)
     for label, ours, theirs in _terms(terms):
         distance = _relative(ours, expected[f"loss.{theirs}"])
         yield Row(f"{name}, {label}", distance, LOSS, RELATIVE)
@@ -198,7 +198,7 @@ def momentum_rows(path: Path) -> Iterator[Row]:
     ours = module.teacher.state_dict()
     worst = _worst(_distance(value, theirs[name]) for name, value in ours.items())
     yield Row("teacher after one update, weights", worst, 1e-6)
-    terms, _ = module.loss_terms(*reference_batch())
+    terms, *_ = module.loss_terms(*reference_batch())
     for label, ours, name in _terms(terms):
         distance = _relative(ours, expected[f"ema.then_loss.{name}"])
         yield Row(f"step after that, {label}", distance, LOSS, RELATIVE)

@@ -75,7 +75,7 @@ def model_scores(
     scores["psnr"] = mean_psnr(decoded, to_unit_range(sets.test.images))
     with torch.no_grad():
         usage = prototype_usage(head(test.sparse), head.prototypes.weight)
-    scores["prototype_usage"] = float(usage)
+    scores["prototype_usage"] = float(usage.entropy)
     return scores
 
 

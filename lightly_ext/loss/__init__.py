@@ -9,6 +9,7 @@ from lightly_ext.loss.set_matching import TokenMatching, match_tokens
 from lightly_ext.loss.sinkhorn import sinkhorn_knopp
 from lightly_ext.loss.stellar_loss import STELLARLoss
 from lightly_ext.loss.stellar_terms import (
+    MATCHING_FIGURES,
     CLSViews,
     SparseViews,
     STELLARLossTerms,
@@ -16,6 +17,7 @@ from lightly_ext.loss.stellar_terms import (
 )
 
 __all__ = [
+    "MATCHING_FIGURES",
     "CLSViews",
     "PrototypeTarget",
     "STELLARLoss",

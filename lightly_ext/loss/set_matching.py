@@ -84,11 +84,16 @@ def match_by_number(tokens: Tensor) -> TokenMatching:
 
 
 def matching_statistics(matching: TokenMatching) -> dict[str, Tensor]:
-    """`non_identity_matches` and `matching_entropy`, see `STELLARLossTerms`."""
+    """The figures of a matching among `STELLARLossTerms`, by name."""
     indices, plan = matching
     identity = torch.arange(indices.shape[-1], device=indices.device)
-    rows = plan / plan.sum(dim=-1, keepdim=True)
+    matches = torch.zeros(*plan.shape[:-2], plan.shape[-1], device=plan.device)
+    matches.scatter_add_(-1, indices, torch.ones_like(indices, dtype=matches.dtype))
+    # A row underflows where a token is far from every target.
+    mass = plan.sum(dim=-1, keepdim=True)
+    rows = plan / mass.clamp(min=torch.finfo(plan.dtype).tiny)
     return {
         "non_identity_matches": (indices != identity).float().mean(),
+        "matching_collisions": (matches != 1).float().mean(),
         "matching_entropy": torch.special.entr(rows).sum(dim=-1).mean(),
     }

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# Fields of `STELLARLossTerms` that are figures of the matching, and no losses.
+MATCHING_FIGURES = ("non_identity_matches", "matching_collisions", "matching_entropy")
+
 
 class SparseViews(NamedTuple):
     """Sparse tokens of a batch. Embeddings are None if no term reads them.
@@ -99,6 +102,8 @@ class STELLARLossTerms(NamedTuple):
             Set KoLeo of the masked views.
         non_identity_matches:
             Share of tokens of masked views matched with a token of another number.
+        matching_collisions:
+            Share of target tokens that no or several tokens of a view are matched with.
         matching_entropy:
             Mean entropy of the rows of the transport plan, in nats.
     """
@@ -113,4 +118,13 @@ class STELLARLossTerms(NamedTuple):
     koleo: Tensor | None = None
     koleo_views: Tensor | None = None
     non_identity_matches: Tensor | None = None
+    matching_collisions: Tensor | None = None
     matching_entropy: Tensor | None = None
+
+    def losses(self) -> dict[str, Tensor]:
+        """Total and parts by name, without gradient, the total first."""
+        return {
+            name: value.detach()
+            for name, value in self._asdict().items()
+            if value is not None and name not in MATCHING_FIGURES
+        }

@@ -1,19 +1,27 @@
 """Figures of features and tokens: pure functions of tensors."""
 
-from lightly_ext.metrics.collapse import (
+from lightly_ext.metrics.health import (
+    LocalizationEntropy,
+    PrototypeUsage,
     effective_rank,
+    health_figures,
+    localization_entropy,
     mean_token_cosine,
+    nearest_token_distance,
     prototype_usage,
-    signs_of_collapse,
 )
 from lightly_ext.metrics.knn import Voters, check_knn_options, knn_accuracy
 
 __all__ = [
+    "LocalizationEntropy",
+    "PrototypeUsage",
     "Voters",
     "check_knn_options",
     "effective_rank",
+    "health_figures",
     "knn_accuracy",
+    "localization_entropy",
     "mean_token_cosine",
+    "nearest_token_distance",
     "prototype_usage",
-    "signs_of_collapse",
 ]

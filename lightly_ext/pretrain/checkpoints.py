@@ -137,6 +137,7 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Any) -> None:
         if trainer.global_step == self._saved_step:
             return
+        trainer.lightning_module.nonfinite.settle()
         improved = self._score is not None and (
             self._best is None or self._score > self._best
         )

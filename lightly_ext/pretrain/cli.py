@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -119,7 +119,22 @@ class PretrainCLI(LightningCLI):
             default=30.0,
             help="Save when so many minutes have passed since the last time.",
         )
+        parser.add_argument(
+            "--on_nonfinite",
+            type=Literal["stop", "skip"],
+            default="stop",
+            help="What to do in a step whose loss or gradient is not finite: stop "
+            "training, or skip the step. Neither lets it reach a weight.",
+        )
+        parser.add_argument(
+            "--nonfinite_limit",
+            type=int,
+            default=10,
+            help="Number of such steps in a row at which skip ends training, too.",
+        )
         parser.link_arguments("output", "trainer.default_root_dir")
+        for name in ("on_nonfinite", "nonfinite_limit"):
+            parser.link_arguments(name, f"model.{name}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks of every run, and loggers if the recipe names none."""

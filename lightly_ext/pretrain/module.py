@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -20,12 +19,13 @@ from lightly_ext.loss import (
     STELLARLossTerms,
     TeacherTargets,
 )
-from lightly_ext.metrics import signs_of_collapse
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
 from lightly_ext.pretrain.checks import check_views
 from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
 from lightly_ext.pretrain.continuation import Continuation
+from lightly_ext.pretrain.health import HealthMonitor, training_figures
 from lightly_ext.pretrain.knn import OnlineKNN
+from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
 from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.randomness import mix_seeds, run_seed
@@ -102,6 +102,11 @@ class StellarPretraining(LightningModule):
             Whether torch compiles the transformer blocks for training: the first step
             takes longer, the others less time. "auto" compiles them on a CUDA device,
             if there is a compiler.
+        on_nonfinite:
+            What to do in a step whose loss or gradient is not finite: "stop" training,
+            or "skip" the step. Neither lets it reach a weight.
+        nonfinite_limit:
+            Number of such steps in a row at which "skip" ends training, too.
 
     Raises:
         FileNotFoundError: If a file to start from, or the tokenizer's, does not exist.
@@ -129,6 +134,8 @@ class StellarPretraining(LightningModule):
         weight_decay: float = 0.04,
         betas: tuple[float, float] = (0.9, 0.999),
         compile: bool | Literal["auto"] = "auto",
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         super().__init__()
         if head_warmup_steps < 0:
@@ -166,6 +173,8 @@ class StellarPretraining(LightningModule):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
+        self.health = HealthMonitor()
+        self.nonfinite = NonFiniteGuard(on_nonfinite, nonfinite_limit)
         self.teacher = None
         if teacher_momentum is not None and self.sparse_head is None:
             raise ValueError(
@@ -217,7 +226,7 @@ class StellarPretraining(LightningModule):
         self, batch: ViewBatch | tuple[Tensor, Tensor | None], batch_idx: int
     ) -> Tensor:
         """Draws colours and masks, computes the loss and logs its terms."""
-        global_views, local_views, seeds, _ = ViewBatch(*batch)
+        global_views, local_views, seeds, indices = ViewBatch(*batch)
         generator = None
         if seeds is not None:
             # For what is drawn once for the batches of all processes.
@@ -234,13 +243,14 @@ class StellarPretraining(LightningModule):
             device=self.device,
             seeds=seeds,
         )
-        terms, sparse = self.loss_terms(views, keep.unflatten(0, (size, num_views)))
-        self._log_training(terms, sparse)
+        keep = keep.unflatten(0, (size, num_views))
+        terms, sparse, target = self.loss_terms(views, keep)
+        self._watch(terms, sparse, target, indices)
         return terms.total
 
     def loss_terms(
         self, views: STELLARViews, keep: Tensor
-    ) -> tuple[STELLARLossTerms, SparseViews]:
+    ) -> tuple[STELLARLossTerms, SparseViews, Factorization]:
         """Encodes all views and computes the loss.
 
         Args:
@@ -251,7 +261,8 @@ class StellarPretraining(LightningModule):
                 (batch_size, num_views, num_kept).
 
         Returns:
-            Terms of the loss, and the sparse tokens and embeddings behind them.
+            Terms of the loss; the sparse tokens and embeddings behind them; the
+            factorization of the target view.
         """
         size, num_views = views.global_views.shape[:2]
         target = self.model(views.target)
@@ -271,7 +282,7 @@ class StellarPretraining(LightningModule):
             teacher=self._teacher_targets(views),
             **self._reconstruction(target, views),
         )
-        return terms, sparse
+        return terms, sparse, target
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keeps the encoder as it is while the heads warm up.
@@ -290,17 +301,20 @@ class StellarPretraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as Lightning does, whose mixed precision refuses fused optimisers.
+        """Looks whether the step is finite, and clips by the norm that this takes.
 
-        They must not clip what a scaler scales; ours is not fused where there is one.
+        Lightning's mixed precision refuses to clip with fused optimisers: they must not
+        clip what a scaler scales. Ours is not fused where there is one.
         """
-        plugin, algorithm = self.trainer.precision_plugin, gradient_clip_algorithm
-        if not isinstance(plugin, MixedPrecision):
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, algorithm)
-        elif gradient_clip_val and algorithm == "value":
-            plugin.clip_grad_by_value(optimizer, gradient_clip_val)
+        norm = self.nonfinite.check(self, optimizer)
+        if self._is_logged():
+            self.log("health/gradient_norm", norm)
+            self.health.note({"gradient_norm": norm})
+        parameters = list(self.trainer.precision_plugin.main_params(optimizer))
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
-            plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
@@ -339,11 +353,16 @@ class StellarPretraining(LightningModule):
         return {"features": features, "labels": labels}
 
     def configure_callbacks(self) -> list[Callback]:
-        """What reads the validation steps, and goes on exactly after a restart."""
-        return [OnlineKNN(), Continuation()]
+        """What reads validation steps and figures, and goes on after a restart."""
+        return [OnlineKNN(), Continuation(), self.nonfinite, self.health]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Lets the figures be read, behind all callbacks."""
+        self.health.step_ended(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes a checkpoint loadable without the files that training started from."""
+        self.nonfinite.settle()
         checkpoint["hyper_parameters"] |= {"prior": None, "weights": None}
         checkpoint["state_dict"] = {
             name: tensor
@@ -389,7 +408,8 @@ class StellarPretraining(LightningModule):
 
     def _update_teacher(self, *_: Any) -> None:
         assert self.teacher is not None
-        self.teacher.follow(self._student_parts())
+        if not self.nonfinite.dropped:
+            self.teacher.follow(self._student_parts(), self.nonfinite.found_inf)
 
     def _teacher_targets(self, views: STELLARViews) -> TeacherTargets | None:
         if self.teacher is None:
@@ -431,22 +451,34 @@ class StellarPretraining(LightningModule):
             prototypes=self.cls_head.prototypes.weight,
         )
 
-    def _log_training(self, terms: STELLARLossTerms, sparse: SparseViews) -> None:
+    def _is_logged(self) -> bool:
+        """Whether Lightning logs this step."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    def _watch(
+        self,
+        terms: STELLARLossTerms,
+        sparse: SparseViews,
+        target: Factorization,
+        indices: Tensor | None,
+    ) -> None:
+        """Logs the terms; lets the guard see the step, and the monitor if logged."""
+        losses = terms.losses()
+        self.nonfinite.add_batch(losses, [sparse.tokens, sparse.view_tokens], indices)
         self.log("loss", terms.total)
-        parts = {k: v.detach() for k, v in terms._asdict().items() if v is not None}
-        self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        # The steps that Lightning logs.
-        trainer: Any = self.trainer
-        if (self.global_step + 1) % trainer.log_every_n_steps:
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        if not self._is_logged():
             return
-        if not torch.isfinite(terms.total):
-            values = {name: float(value) for name, value in parts.items()}
-            raise RuntimeError(
-                f"The loss is not finite at step {self.global_step}: {values}. Lower "
-                "the learning rate, or continue from the last checkpoint."
-            )
-        signs = signs_of_collapse(sparse.tokens, sparse.embeddings, sparse.prototypes)
-        self.log_dict({f"collapse/{name}": value for name, value in signs.items()})
+        head = self.sparse_head or self.cls_head
+        figures = training_figures(
+            terms,
+            sparse,
+            target.localization if self.criterion.uses_reconstruction else None,
+            None if head is None else head.prototypes.out_features,
+        )
+        self.log_dict({f"health/{name}": value for name, value in figures.items()})
+        self.health.note(figures)
 
     def _scaled_lr(self) -> float:
         """Learning rate for the global batch size; says what it is."""

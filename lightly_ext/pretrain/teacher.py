@@ -32,10 +32,27 @@ class MomentumTeacher(nn.ModuleDict):
         self.requires_grad_(False)
         self.momentum = momentum
 
-    def follow(self, student: dict[str, nn.Module]) -> None:
-        """Moves every part a step towards the student's."""
+    @torch.no_grad()
+    def follow(
+        self, student: dict[str, nn.Module], found_inf: Tensor | None = None
+    ) -> None:
+        """Moves every part a step towards the student's.
+
+        Args:
+            student:
+                Its parts by name.
+            found_inf:
+                Scalar on their device: if it is not 0, nothing moves.
+        """
         for name, part in student.items():
-            update_momentum(part, self[name], self.momentum)
+            if found_inf is None:
+                update_momentum(part, self[name], self.momentum)
+                continue
+            kept = torch.where(found_inf > 0, 1.0, self.momentum)
+            own: list[Tensor] = [*self[name].parameters()]
+            torch._foreach_mul_(own, kept)
+            moves = torch._foreach_mul([*part.parameters()], 1 - kept)
+            torch._foreach_add_(own, list(moves))
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> TeacherTargets:

@@ -65,8 +65,8 @@ class TestPretrain:
         assert trainer.global_step == 2 * (13 // 4)
         for term in ("total", "reconstruction", "clustering", "alignment", "koleo"):
             assert len(logged(tmp_path, 0, f"train/{term}")) == 6
-        assert all(0 <= x <= 1 for x in logged(tmp_path, 0, "collapse/prototype_usage"))
-        assert all(1 <= x <= 32 for x in logged(tmp_path, 0, "collapse/token_rank"))
+        assert all(0 <= x <= 1 for x in logged(tmp_path, 0, "health/prototype_usage"))
+        assert all(1 <= x <= 32 for x in logged(tmp_path, 0, "health/token_rank"))
         assert min(logged(tmp_path, 0, "images_per_s")) > 0
         assert logged(tmp_path, 0, "unreadable_images")[-1] == 1
         assert "Skipped 1 unreadable of 13 images" in capsys.readouterr().out
@@ -95,12 +95,15 @@ class TestPretrain:
         run(
             *(f"--data.path={images}", f"--output={tmp_path / 'first'}"),
             *("--trainer.max_epochs=1", "--model.mask_ratio=0.5"),
+            *("--on_nonfinite=skip", "--nonfinite_limit=3"),
         )
         again = tmp_path / "second"
         trainer = pretrain_cli.main(
             [f"--config={tmp_path / 'first' / 'config.yaml'}", f"--output={again}"]
         )
         assert trainer.lightning_module.hparams["mask_ratio"] == 0.5
+        guard = trainer.lightning_module.nonfinite
+        assert (guard.action, guard.limit) == ("skip", 3)
         first = logged(tmp_path / "first", 0, "train/total")
         assert logged(again, 0, "train/total") == pytest.approx(first, rel=1e-4)
 

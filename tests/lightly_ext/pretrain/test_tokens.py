@@ -57,7 +57,7 @@ class TestTokenTarget:
         module = tiny(model=TOKENS, tokenizer=tokenizer).eval()
         views, keep = views_and_keep()
         with torch.no_grad():
-            terms, _ = module.loss_terms(views, keep)
+            terms, *_ = module.loss_terms(views, keep)
             result = module.model(views.target)
             logits = module.model.predict_codes(result.lowrank, result.grid_size)
         # 4 x 4 patches of 8 px, so 64 px for codes of 16 px.
@@ -78,8 +78,8 @@ class TestTokenTarget:
             **settings,
         )
         losses = []
-        log = module._log_training
-        module._log_training = lambda t, s: losses.append(t.reconstruction) or log(t, s)
+        watch = module._watch
+        module._watch = lambda t, *x: losses.append(t.reconstruction) or watch(t, *x)
         trainer(tmp_path, max_epochs=10).fit(module, loader())
         assert losses[-1] < losses[0] - 0.5
 

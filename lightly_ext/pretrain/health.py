@@ -1,0 +1,259 @@
+"""Health of a training: figures of logged steps, and a word when one goes wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightly_ext.loss import MATCHING_FIGURES, SparseViews, STELLARLossTerms
+from lightly_ext.metrics import health_figures
+
+CROSS_ENTROPIES = (
+    *("clustering", "alignment"),
+    *("cls_clustering", "cls_alignment", "cls_local_alignment"),
+)
+# Logged steps in a row after which a figure is sick, or well again: single batches lie.
+PATIENCE = 3
+# Logged steps whose gradient norms the next is compared with.
+HISTORY = 50
+
+
+class Symptom(NamedTuple):
+    """A figure beyond a limit, and what that means.
+
+    Attributes:
+        figure:
+            Name of the figure, see docs/pretraining.md.
+        side:
+            On which side of the limit it is sick.
+        limit:
+            Limit of the healthy.
+        cause:
+            What it means and its likely cause.
+    """
+
+    figure: str
+    side: Literal["above", "below"]
+    limit: float
+    cause: str
+
+    def is_seen(self, value: float) -> bool:
+        """Whether a value is beyond the limit; one that is not finite is not."""
+        beyond = value > self.limit if self.side == "above" else value < self.limit
+        return math.isfinite(value) and beyond
+
+
+COLLAPSED = (
+    "Likely causes: too high a learning rate, or alignment or KoLeo switched off."
+)
+UNIFORM = (
+    "The prediction knows no more than that there are K prototypes. Likely causes: too "
+    "low a learning rate, frozen heads, too high a temperature, or far fewer tokens in "
+    "a step than prototypes."
+)
+# How the limits were found: docs/pretraining.md, section Health.
+SYMPTOMS = (
+    Symptom(
+        *("token_cosine", "above", 0.95),
+        f"The tokens of an image are nearly the same. {COLLAPSED}",
+    ),
+    Symptom(
+        *("token_distance", "below", 0.02),
+        f"Tokens of an image have twins. {COLLAPSED}",
+    ),
+    Symptom(
+        *("token_rank", "below", 1.5),
+        f"The tokens of all images are nearly the same. {COLLAPSED}",
+    ),
+    Symptom(
+        *("prototype_usage", "below", 0.1),
+        f"A few prototypes take nearly all tokens. {COLLAPSED}",
+    ),
+    *(Symptom(f"{name}_over_ln_k", "above", 0.99, UNIFORM) for name in CROSS_ENTROPIES),
+    Symptom(
+        *("localization_entropy", "above", 0.95),
+        "Every patch belongs to all tokens alike: there is no localization. Likely "
+        "causes: collapsed tokens, or too high a learning rate.",
+    ),
+    Symptom(
+        *("localization_usage", "below", 0.01),
+        "One token takes all patches of an image. Likely causes: collapsed tokens, or "
+        "images without content.",
+    ),
+    Symptom(
+        *("matching_collisions", "above", 0.5),
+        "Most target tokens are matched with no token of a view, or with several: the "
+        "matching does not tell tokens apart. Likely cause: collapsed tokens.",
+    ),
+    Symptom(
+        *("gradient_norm_over_median", "above", 100.0),
+        "The gradient explodes. Likely cause: too high a learning rate, or too short a "
+        "warm-up. Lower --model.lr.",
+    ),
+    Symptom(
+        *("loader_wait", "above", 0.5),
+        "The device waits for images most of the time. Raise --data.num_workers, store "
+        "smaller images, or use a faster disk.",
+    ),
+)
+
+
+def training_figures(
+    terms: STELLARLossTerms,
+    sparse: SparseViews,
+    localization: Tensor | None,
+    num_prototypes: int | None,
+) -> dict[str, Tensor]:
+    """Figures of a step, by name.
+
+    Args:
+        terms:
+            Terms of its loss.
+        sparse:
+            Its sparse tokens and embeddings.
+        localization:
+            That of the target view with shape (batch_size, num_patches, num_tokens), or
+            None without reconstruction.
+        num_prototypes:
+            Number K of prototypes, None without heads.
+
+    Returns:
+        Those of `health_figures`; of every cross-entropy with prototypes its part of
+        ln K, the value of a prediction that knows nothing; those of the matching.
+    """
+    figures = health_figures(
+        sparse.tokens, sparse.embeddings, sparse.prototypes, localization
+    )
+    if num_prototypes is not None and num_prototypes > 1:
+        losses, largest = terms.losses(), math.log(num_prototypes)
+        for name in CROSS_ENTROPIES:
+            if name in losses:
+                figures[f"{name}_over_ln_k"] = losses[name] / largest
+    values = {name: getattr(terms, name) for name in MATCHING_FIGURES}
+    return figures | {k: v for k, v in values.items() if v is not None}
+
+
+class HealthMonitor(Callback):
+    """Reads the figures of logged steps and says once when one goes wrong.
+
+    And once more when it is well again. The figures come from a module, by `note`.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[str, Tensor] = {}
+        # Steps in a row in which a figure was not what it was last said to be.
+        self._streaks = dict.fromkeys((s.figure for s in SYMPTOMS), 0)
+        self._sick: set[str] = set()
+        self._norms: deque[float] = deque(maxlen=HISTORY)
+        self._warmup = 0
+        self._steps: list[tuple[_Mark, _Mark]] = []
+        self._end: _Mark | None = None
+
+    def note(self, figures: dict[str, Tensor]) -> None:
+        """Keeps figures of this step, scalars, until it ends."""
+        self._noted |= figures
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learns how long the learning rate warms up: until then nothing is judged."""
+        steps = trainer.estimated_stepping_batches
+        self._warmup = int(pl_module.hparams["warmup_fraction"] * steps)
+
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Forgets the time between epochs, in which loaders start."""
+        self._end = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the time of a validation."""
+        self._end = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the wait for this batch."""
+        if self._end is not None:
+            self._steps.append((self._end, _Mark(pl_module.device)))
+
+    def step_ended(self, module: LightningModule) -> None:
+        """Judges what was noted; begins to wait for the next batch.
+
+        Called behind all callbacks: a checkpoint that is saved is no wait for data.
+        """
+        if self._noted:
+            wait = self._loader_wait(module.device)
+            values = torch.stack([x.float() for x in self._noted.values()]).tolist()
+            figures = dict(zip(self._noted, values, strict=True))
+            self._noted = {}
+            if wait is not None:
+                module.log("health/loader_wait", wait)
+                figures["loader_wait"] = wait
+            if module.global_step > self._warmup:
+                self._judge_all(figures, module)
+        self._end = _Mark(module.device)
+
+    def _judge_all(self, figures: dict[str, float], module: LightningModule) -> None:
+        norm = figures.get("gradient_norm", math.nan)
+        if self._norms:
+            figures["gradient_norm_over_median"] = norm / median(self._norms)
+        for symptom in SYMPTOMS:
+            if symptom.figure in figures:
+                self._judge(symptom, figures[symptom.figure], module)
+        if math.isfinite(norm) and norm > 0:
+            self._norms.append(norm)
+
+    def _judge(self, symptom: Symptom, value: float, module: LightningModule) -> None:
+        name = symptom.figure
+        if symptom.is_seen(value) == (name in self._sick):
+            self._streaks[name] = 0
+            return
+        self._streaks[name] += 1
+        if self._streaks[name] < PATIENCE:
+            return
+        self._streaks[name] = 0
+        self._sick ^= {name}
+        shown = f"health/{name} is {value:.3g} at step {module.global_step - 1}"
+        beyond = f"{symptom.side} {symptom.limit:g}"
+        if name in self._sick:
+            shown = f"Warning: {shown}, {beyond}. {symptom.cause}"
+        else:
+            shown = f"{shown}: well again, no longer {beyond}."
+        module.print(shown)
+
+    def _loader_wait(self, device: torch.device) -> float | None:
+        """Share of the time since the last call in which the device had no batch."""
+        steps, self._steps = self._steps, []
+        if not steps:
+            return None
+        end = _Mark(device)
+        waits = sum(start.seconds_to(stop) for start, stop in steps)
+        return waits / steps[0][0].seconds_to(end)
+
+
+class _Mark:
+    """A point in the work of the device: a CUDA event, or the time elsewhere.
+
+    A host that is ahead of its device may wait for data while the device has work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.event: Any = None
+        self.time = time.perf_counter()
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+
+    def seconds_to(self, later: _Mark) -> float:
+        """Seconds until another mark; waits for the device."""
+        if self.event is None:
+            return later.time - self.time
+        later.event.synchronize()
+        milliseconds: float = self.event.elapsed_time(later.event)
+        return milliseconds / 1000
