@@ -21,6 +21,9 @@ CROSS_ENTROPIES = (
 )
 # Logged steps in a row after which a figure is sick, or well again: single batches lie.
 PATIENCE = 3
+# Steps before which, or while the learning rate warms up, nothing is judged: random
+# weights look sick in every way.
+MIN_STEPS = 100
 # Logged steps whose gradient norms the next is compared with.
 HISTORY = 50
 
@@ -152,7 +155,7 @@ class HealthMonitor(Callback):
         self._streaks = dict.fromkeys((s.figure for s in SYMPTOMS), 0)
         self._sick: set[str] = set()
         self._norms: deque[float] = deque(maxlen=HISTORY)
-        self._warmup = 0
+        self._start = MIN_STEPS
         self._steps: list[tuple[_Mark, _Mark]] = []
         self._end: _Mark | None = None
 
@@ -161,9 +164,10 @@ class HealthMonitor(Callback):
         self._noted |= figures
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learns how long the learning rate warms up: until then nothing is judged."""
-        steps = trainer.estimated_stepping_batches
-        self._warmup = int(pl_module.hparams["warmup_fraction"] * steps)
+        """Learns from which step on figures are judged."""
+        warmup = pl_module.hparams["warmup_fraction"]
+        steps = warmup * trainer.estimated_stepping_batches
+        self._start = max(MIN_STEPS, int(steps))
 
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule
@@ -195,7 +199,7 @@ class HealthMonitor(Callback):
             if wait is not None:
                 module.log("health/loader_wait", wait)
                 figures["loader_wait"] = wait
-            if module.global_step > self._warmup:
+            if module.global_step > self._start:
                 self._judge_all(figures, module)
         self._end = _Mark(module.device)
 

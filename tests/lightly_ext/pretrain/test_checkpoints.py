@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 import safetensors.torch
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from lightly_ext.pretrain import StellarPretraining, checkpoint_files, durable
@@ -196,17 +196,22 @@ class TestRunCheckpoint:
         fit(tmp_path, max_epochs=1)
         before = files(tmp_path)
         start = checkpoint_to_start_from(tmp_path, True)
+
+        class Damage(Callback):
+            """Weights that no step has made so."""
+
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+                if trainer.is_last_batch:
+                    pl_module.model.encoder.vit.norm.bias.data.fill_(torch.nan)
+
         run = trainer(
             tmp_path,
             max_epochs=2,
-            callbacks=[RunCheckpoint(tmp_path)],
+            callbacks=[Damage(), RunCheckpoint(tmp_path)],
             plugins=[DurableCheckpointIO()],
             enable_checkpointing=True,
         )
         module = tiny()
-        module.on_before_zero_grad = lambda _: (
-            module.model.encoder.vit.norm.bias.data.fill_(torch.nan)
-        )
         with pytest.raises(RuntimeError, match=r"encoder\.vit\S+ is not finite"):
             run.fit(module, loader(), ckpt_path=start, weights_only=True)
         assert files(tmp_path) == before

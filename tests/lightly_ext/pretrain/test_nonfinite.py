@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.gpu.training import StepWatch
+from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
 from lightly_ext.pretrain import module as pretrain_module
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
