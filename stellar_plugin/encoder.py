@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stellar_plugin import vit as stellar_vits
+from stellar_plugin.arguments import check_arguments
 
 # Letters in shape comments:
 # B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
@@ -100,8 +101,9 @@ class StellarEncoder(nn.Module):
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
     Raises:
-        ValueError: If `model_name` is unknown to timm or no plain VisionTransformer,
-            or `num_queries` is negative.
+        ValueError: If `model_name` is unknown to timm or no plain VisionTransformer, or
+            an argument is unknown, of another type, out of range or does not fit the
+            others.
 
     Examples:
         >>> encoder = StellarEncoder("stellar_vit_base_patch16_224")
@@ -120,8 +122,15 @@ class StellarEncoder(nn.Module):
         **vit_kwargs: Any,
     ) -> None:
         super().__init__()
-        if num_queries < 0:
-            raise ValueError(f"num_queries must be 0 or more, got {num_queries}.")
+        arguments = {
+            "model_name": model_name,
+            "num_queries": num_queries,
+            "norm_eps": norm_eps,
+            "pos_antialias": pos_antialias,
+            "localization": localization,
+            **vit_kwargs,
+        }
+        check_arguments(arguments, StellarEncoder, VisionTransformer)
         if norm_eps is not None:
             vit_kwargs["norm_layer"] = partial(nn.LayerNorm, eps=norm_eps)
         self.vit = _create_vit(model_name, num_queries, vit_kwargs)
@@ -345,13 +354,18 @@ def _create_vit(
         )
     num_registers = vit_kwargs.pop("reg_tokens", None)
     kwargs = {"num_classes": 0, "global_pool": "", **vit_kwargs}
-    if num_registers is None:
-        num_registers = _own_registers(model_name, kwargs)
+    own_registers = _own_registers(model_name)
+    registers = own_registers if num_registers is None else num_registers
     # With a dynamic size timm's patch_embed takes any image and returns a map.
     kwargs |= {"no_embed_class": True, "dynamic_img_size": True}
-    vit = timm.create_model(
-        model_name, reg_tokens=num_registers + num_queries, **kwargs
-    )
+    try:
+        vit: Any = timm.create_model(
+            model_name, reg_tokens=registers + num_queries, **kwargs
+        )
+    except (AssertionError, RuntimeError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"timm cannot build '{model_name}' with {kwargs}: {error}."
+        ) from error
     patch_embed: Any = vit.patch_embed
     patch_size = getattr(patch_embed, "patch_size", (0, 1))
     if not isinstance(patch_embed.proj, nn.Conv2d) or len(set(patch_size)) > 1:
@@ -359,15 +373,20 @@ def _create_vit(
             f"'{model_name}' does not cut square patches by one convolution; "
             "use a plain ViT."
         )
+    if 0 in patch_embed.grid_size:
+        raise ValueError(
+            f"An image of img_size {kwargs.get('img_size')} has not one patch of "
+            f"{patch_size[0]} px; use larger images or smaller patches."
+        )
     return vit
 
 
-def _own_registers(model_name: str, kwargs: dict[str, Any]) -> int:
+def _own_registers(model_name: str) -> int:
     """Registers that a timm model has by itself; those of STELLAR sizes are queries."""
     if model_name in stellar_vits.default_cfgs:
         return 0
     with torch.device("meta"):
-        vit = timm.create_model(model_name, **kwargs)
+        vit = timm.create_model(model_name)
     if not isinstance(vit, VisionTransformer):
         raise ValueError(
             f"'{model_name}' is a {type(vit).__name__}; the encoder needs a timm "

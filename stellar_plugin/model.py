@@ -14,6 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
     CONFIG_NAME,
@@ -21,7 +22,7 @@ from stellar_plugin.checkpoints.files import (
     WEIGHTS_NAME,
 )
 from stellar_plugin.checkpoints.layouts import STELLAR
-from stellar_plugin.checkpoints.load import load_model_weights
+from stellar_plugin.checkpoints.load import fitted_model, load_model_weights
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
@@ -75,8 +76,9 @@ class Stellar(
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
     Raises:
-        ValueError: If `num_queries` is less than 1, `target` unknown, a size does not
-            fit, or the tokenizer does not fit the target.
+        ValueError: If `num_queries` is less than 1, an argument is unknown, of another
+            type or out of range, a size does not fit, or the tokenizer does not fit the
+            target.
 
     Examples:
         >>> model = Stellar("stellar_vit_base_patch16_224")
@@ -104,30 +106,33 @@ class Stellar(
         **vit_kwargs: Any,
     ) -> None:
         super().__init__()
+        arguments = {
+            "model_name": model_name,
+            "num_queries": num_queries,
+            "target": target,
+            "num_codes": num_codes,
+            "tokenizer": tokenizer,
+            "decoder_dim": decoder_dim,
+            "decoder_depth": decoder_depth,
+            "decoder_num_heads": decoder_num_heads,
+            "decoder_mlp_ratio": decoder_mlp_ratio,
+            "mean": mean,
+            "std": std,
+            "norm_eps": norm_eps,
+            "pos_antialias": pos_antialias,
+        }
+        check_arguments(arguments, Stellar)
         if num_queries < 1:
             raise ValueError(
                 f"Stellar needs num_queries >= 1, got {num_queries}; for a plain ViT "
                 "use StellarEncoder(num_queries=0)."
             )
-        if target not in ("pixels", "tokens", None):
-            raise ValueError(
-                f"target must be 'pixels', 'tokens' or None, got '{target}'."
-            )
         self.config: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "model_name": model_name,
-            "num_queries": num_queries,
-            "target": target,
-            "num_codes": num_codes,
+            **arguments,
             "tokenizer": None,
-            "decoder_dim": decoder_dim,
-            "decoder_depth": decoder_depth,
-            "decoder_num_heads": decoder_num_heads,
-            "decoder_mlp_ratio": decoder_mlp_ratio,
             "mean": list(mean),
             "std": list(std),
-            "norm_eps": norm_eps,
-            "pos_antialias": pos_antialias,
             **vit_kwargs,
         }
         self.mean = tuple(mean)
@@ -137,6 +142,7 @@ class Stellar(
         self.decoder = _create_decoder(self.encoder, self.config)
         self.tokenizer: MaskGITVQGAN | None = None
         if tokenizer is not None:
+            check_arguments(tokenizer, MaskGITVQGAN)
             self._set_tokenizer(MaskGITVQGAN(**tokenizer))
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
@@ -332,10 +338,18 @@ class Stellar(
                 "save_pretrained writes them."
             )
         config = model_config(checkpoint, num_heads, decoder_num_heads)
-        # Sizes first, on meta: no time is spent on weights that are replaced.
-        with torch.device("meta"):
+        # Sizes first, on meta: no time is spent on weights that are replaced, or that
+        # do not fit.
+        with checkpoint.building(), torch.device("meta"):
             model = cls(**config)
         if not model.state_dict().keys() <= checkpoint.state.keys():
+            _, missing, _ = fitted_model(model, checkpoint, num_heads)
+            if any(name.startswith("tokenizer.") for name in missing):
+                raise ValueError(
+                    f"'{checkpoint.path}' does not hold the tokenizer that its config "
+                    "names; take the file as it was saved, or set 'tokenizer' to null "
+                    "and use load_tokenizer."
+                )
             model = cls(**config)
         load_model_weights(model, checkpoint, num_heads=num_heads)
         return model.eval()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellar_plugin.arguments import check_arguments
 from stellar_plugin.state_dict import misfits, shown
 from stellar_plugin.vqgan import NUM_GROUPS, Codebook, VQGANDecoder, VQGANEncoder
+from stellar_plugin.weight_files import read_tensors, usable
 
 TOKENIZER_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
 WHERE_TO_GET_IT = (
@@ -47,7 +48,7 @@ class MaskGITVQGAN(nn.Module):
             Size of the codebook.
 
     Raises:
-        ValueError: If `channels` is no multiple of 32.
+        ValueError: If `channels` is no multiple of 32, or a size is out of range.
 
     Examples:
         >>> tokenizer = MaskGITVQGAN.from_pretrained(
@@ -66,18 +67,20 @@ class MaskGITVQGAN(nn.Module):
         num_codes: int = 1024,
     ) -> None:
         super().__init__()
-        if channels < NUM_GROUPS or channels % NUM_GROUPS:
-            raise ValueError(
-                f"channels must be a multiple of {NUM_GROUPS}, the groups of the "
-                f"normalisation, got {channels}."
-            )
-        self.config: dict[str, Any] = {
+        sizes = {
             "channels": channels,
             "channel_multipliers": list(channel_multipliers),
             "num_blocks": num_blocks,
             "latent_dim": latent_dim,
             "num_codes": num_codes,
         }
+        check_arguments(sizes, MaskGITVQGAN)
+        if channels % NUM_GROUPS:
+            raise ValueError(
+                f"channels must be a multiple of {NUM_GROUPS}, the groups of the "
+                f"normalisation, got {channels}."
+            )
+        self.config: dict[str, Any] = sizes
         self.num_codes = num_codes
         self.downsample_factor = 2 ** (len(channel_multipliers) - 1)
         widths = [channels * multiplier for multiplier in channel_multipliers]
@@ -184,10 +187,21 @@ class MaskGITVQGAN(nn.Module):
                 of another shape.
         """
         path = Path(path)
-        state = _read_tensors(path)
-        with torch.device("meta"):
-            tokenizer = cls(**tokenizer_sizes(state, str(path)))
-        _check_tensors(tokenizer.state_dict(), state, str(path))
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no tokenizer file '{path}'. {WHERE_TO_GET_IT}."
+            )
+        try:
+            state = _only_tensors(read_tensors(path)[0], path)
+            with torch.device("meta"):
+                tokenizer = cls(**tokenizer_sizes(state, str(path)))
+            _check_tensors(tokenizer.state_dict(), state, str(path))
+        except ValueError as error:
+            raise ValueError(
+                f"There is no tokenizer in '{path}': {error} {WHERE_TO_GET_IT}."
+            ) from error
+        dtype = state["quantize.embedding.weight"].dtype
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
         tokenizer.load_state_dict(state, strict=True, assign=True)
         return tokenizer
 
@@ -224,10 +238,10 @@ def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
             for level in range(num_levels)
         ]
         num_codes, latent_dim = state["quantize.embedding.weight"].shape
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"'{source}' holds no MaskGIT-VQGAN tokenizer ({error}). Its keys: "
-            f"{shown(list(state))}. {WHERE_TO_GET_IT}."
+            f"{shown(list(state))}."
         ) from error
     return {
         "channels": channels,
@@ -238,27 +252,11 @@ def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
     }
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no tokenizer file '{path}'. {WHERE_TO_GET_IT}."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what the unpickler raises depends on the bytes
-        raise ValueError(
-            f"'{path}' is damaged, or no file of weights only. {WHERE_TO_GET_IT}."
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise ValueError(
-            f"'{path}' is no dictionary of tensors, so not the tokenizer's weights. "
-            f"{WHERE_TO_GET_IT}."
-        )
-    return dict(state)
+def _only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    of_tensors = all(isinstance(value, Tensor) for value in content.values())
+    if not of_tensors or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"'{path}' is no dictionary of tensors.")
+    return usable(content, path)
 
 
 def _check_tensors(
@@ -266,10 +264,7 @@ def _check_tensors(
 ) -> None:
     found = misfits(expected, state)
     if found:
-        raise ValueError(
-            f"'{source}' is no complete MaskGIT-VQGAN tokenizer; {found}. "
-            f"{WHERE_TO_GET_IT}."
-        )
+        raise ValueError(f"'{source}' is no complete MaskGIT-VQGAN tokenizer; {found}.")
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:

@@ -23,11 +23,12 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
     untrained_encoder,
 )
-from stellar_plugin.checkpoints.files import TIMM_PREFIX, read_tensors
+from stellar_plugin.checkpoints.files import TIMM_PREFIX
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.hashes import file_sha256, weights_sha256
+from stellar_plugin.weight_files import read_tensors, usable
 
 NOT_A_VIT = "pooled by the network"
 PATCHES = "patches"
@@ -206,6 +207,7 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
     for prefix in sorted(ends):
         state = {k: tensors[prefix + k] for k in wanted if prefix + k in tensors}
         if all(k in state and state[k].shape == v.shape for k, v in wanted.items()):
+            usable({k: v for k, v in state.items() if v.is_floating_point()}, path)
             model.load_state_dict(state)
             return
     raise ValueError(

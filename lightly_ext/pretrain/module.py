@@ -31,6 +31,7 @@ from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.randomness import mix_seeds, run_seed
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
 from stellar_plugin import Factorization, Stellar
+from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import (
     Checkpoint,
     load_encoder_weights,
@@ -153,6 +154,9 @@ class StellarPretraining(LightningModule):
         if checkpoint is not None:
             model = {**numerics(checkpoint), **model}
             self.hparams["model"] = model
+        check_arguments(head or {}, STELLARProjectionHead, taken=("input_dim",))
+        check_arguments(loss or {}, STELLARLoss, taken=("target",))
+        check_arguments(augment or {}, STELLARColorAugment, taken=("mean", "std"))
         target: Any = model.get("target") or "pixels"
         self.criterion = STELLARLoss(target=target, **(loss or {}))
         if not self.criterion.uses_reconstruction:

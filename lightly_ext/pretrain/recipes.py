@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import get_loader
 
 from stellar_cli.errors import OptionError, did_you_mean
@@ -69,8 +68,9 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        recipe = get_loader("yaml")(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        recipe = json.loads(json.dumps(get_loader("yaml")(text) or {}))
+    except Exception as error:  # no YAML, nested without end, dates: by the bytes
         raise OptionError(f"'{path}' is no recipe in YAML: {error}.") from error
     if not isinstance(recipe, dict):
         raise OptionError(f"'{path}' is no recipe: it has no options by name.")

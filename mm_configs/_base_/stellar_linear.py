@@ -82,6 +82,8 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )
-# Writes result.json. protocol is a constant of stellar_plugin.protocols.
-custom_hooks = [dict(type="SegmentationResultHook")]
+# The first writes result.json; by the second, --resume follows this config and not the
+# one that the checkpoint was trained with.
+custom_hooks = [dict(type="SegmentationResultHook"), dict(type="ResumeByConfigHook")]
+# protocol is a constant of stellar_plugin.protocols.
 evaluation = dict(model="STELLAR ViT-B", protocol="SEGMENTATION")

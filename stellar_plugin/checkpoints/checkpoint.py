@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,14 @@ class Checkpoint:
         """What the file was recognised as, in words."""
         layout = f"layout '{self.layout}'"
         return f"{self.method.name} in {layout}" if self.method else layout
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """Names the file in errors of models that are built from what it tells."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"What '{self.path}' and its config tell makes no model: {error} Take "
+                "the files as they were saved, or name the right values."
+            ) from error

@@ -1,32 +1,30 @@
-"""Tensors from files, folders, the Hugging Face hub and timm, never by unpickling."""
+"""Checkpoints from files, folders, the Hugging Face hub and timm."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import pickle
-import re
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import timm
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+
+from stellar_plugin.weight_files import read_json, read_tensors
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
-# files in `read_config`.
+# files in `checked_config`.
 SCHEMA_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 HEADS_NAME = "heads.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
+# What changes the outputs of a model and the shape of no tensor.
+NEEDED = ("model_name", "num_queries", "norm_eps", "pos_antialias", "mean", "std")
 
 OFFICIAL_REPO = "microsoft/STELLAR"
 OFFICIAL_VARIANTS = ("b8", "b16", "b24", "l16", "h16")
@@ -78,9 +76,10 @@ def read_source(
         ValueError: If the file cannot be read, or `variant` does not exist.
     """
     path = Path(source)
-    if path.is_dir():
+    # Of os.path: not raised for texts that are no path at all.
+    if os.path.isdir(path):
         return _read_file(_weights_in(path))
-    if path.is_file():
+    if os.path.isfile(path):
         return _read_file(path)
     name = str(source)
     if name.startswith(TIMM_PREFIX) or timm.is_model(name):
@@ -95,80 +94,26 @@ def read_source(
     return _read_hub(name, variant, hub_kwargs)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads the arguments of `Stellar` from a config.json.
-
-    Args:
-        path:
-            The file.
-
-    Raises:
-        ValueError: If it is no JSON or of a schema version that is not known.
-    """
-    return checked_config(_read_json(path), path)
-
-
 def checked_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Arguments of `Stellar` from the content of a config.json.
 
     Raises:
-        ValueError: If the schema version is not known.
+        ValueError: If the schema version is not known, or an argument is missing that
+            no tensor shows.
     """
     version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version is True or version != SCHEMA_VERSION:
         raise ValueError(
-            f"'{path}' has schema version {version}, this package reads "
+            f"'{path}' has schema version {reprlib.repr(version)}, this package reads "
             f"{SCHEMA_VERSION}; install the version of stellar-plugin that wrote it."
         )
-    return {name: value for name, value in config.items() if name != "schema_version"}
-
-
-def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Content of a weight file and, for safetensors, its metadata.
-
-    Raises:
-        ValueError: If the file is empty, cut short, of another format or a pickle with
-            objects other than tensors and plain containers.
-    """
-    if path.stat().st_size == 0:
-        raise ValueError(f"'{path}' is empty; download or copy it again.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        # MAE and DINO save their arguments beside the weights; a Namespace is a plain
-        # bag of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+    missing = [name for name in NEEDED if name not in config]
+    if missing:
         raise ValueError(
-            f"'{path}' is damaged, or no file of tensors alone"
-            + (f": it holds {found[1]}. " if found else ". ")
-            + "Such objects are not unpickled, since that runs code; where you trust "
-            "the file, save its state_dict as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(
-            f"'{path}' cannot be read as a PyTorch file: {error}. It is damaged, cut "
-            "short or of another format."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"'{path}' holds a {type(content).__name__} instead of named tensors; save "
-            "a state_dict."
+            f"'{path}' has no {', '.join(missing)}, which the weights do not show; "
+            "take the file that save_pretrained wrote."
         )
-    return content, {}
-
-
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(
-            f"'{path}' cannot be read, it is no safetensors file or cut short: {error}."
-        ) from error
+    return {name: value for name, value in config.items() if name != "schema_version"}
 
 
 def _weights_in(folder: Path) -> Path:
@@ -189,18 +134,8 @@ def _read_file(path: Path) -> RawCheckpoint:
     content, metadata = read_tensors(path)
     config = path.parent / CONFIG_NAME
     return RawCheckpoint(
-        path, content, metadata, _read_json(config) if config.is_file() else {}
+        path, content, metadata, read_json(config) if config.is_file() else {}
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds no JSON object.")
-    return content
 
 
 def _read_hub(

@@ -44,9 +44,10 @@ def fitted(
         state = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
     if encoder.num_queries and checkpoint.num_queries == 0:
         queries = fresh[QUERY_KEY][:, -encoder.num_queries :]
-        registers = [state[QUERY_KEY].to(queries)] if QUERY_KEY in state else []
-        state[QUERY_KEY] = torch.cat([*registers, queries], dim=1)
-        missing.append(QUERY_KEY)
+        registers = state.get(QUERY_KEY, queries[:, :0]).to(queries)
+        if registers.shape[::2] == queries.shape[::2]:
+            state[QUERY_KEY] = torch.cat([registers, queries], dim=1)
+            missing.append(QUERY_KEY)
     resized = _resample_position(encoder, state, checkpoint)
     check_tensors(encoder, state, checkpoint, "encoder")
     return state, missing, resized
@@ -85,10 +86,7 @@ def _settings(encoder: StellarEncoder) -> dict[str, Any]:
 def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
     """The same of the checkpoint, as far as it is known."""
     if checkpoint.layout == STELLAR:
-        if not checkpoint.config:
-            return {}
-        with torch.device("meta"):
-            return _settings(StellarEncoder(**encoder_config(checkpoint)))
+        return _settings(_own_encoder(checkpoint)) if checkpoint.config else {}
     names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:
@@ -120,10 +118,14 @@ def _resample_position(
 
 def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
     if checkpoint.layout == STELLAR and checkpoint.config:
-        with torch.device("meta"):
-            return StellarEncoder(**encoder_config(checkpoint)).grid_size
+        return _own_encoder(checkpoint).grid_size
     side = isqrt(table.shape[1])
     return side, side
+
+
+def _own_encoder(checkpoint: Checkpoint) -> StellarEncoder:
+    with checkpoint.building(), torch.device("meta"):
+        return StellarEncoder(**encoder_config(checkpoint))
 
 
 def check_tensors(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
@@ -128,6 +129,21 @@ def load_model_weights(
         ValueError: If something does not fit, see `load_encoder_weights`.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    state, missing, resized = fitted_model(model, checkpoint, num_heads)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    state = {name: tensor.to(dtypes[name]) for name, tensor in state.items()}
+    model.load_state_dict(state, assign=_on_meta(model))
+    return _reported(checkpoint, state, missing, resized)
+
+
+def fitted_model(
+    model: Stellar, checkpoint: Checkpoint, num_heads: int | None
+) -> tuple[State, list[str], list[str]]:
+    """State for the model, what of it is fresh, and what was resampled.
+
+    Raises:
+        ValueError: If something does not fit, see `load_encoder_weights`.
+    """
     encoder, missing, resized = fitted(model.encoder, checkpoint, num_heads)
     state = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
     missing = [f"encoder.{name}" for name in missing]
@@ -141,10 +157,7 @@ def load_model_weights(
             found = module.state_dict()
             missing += [f"{name}.{key}" for key in found]
         state |= {f"{name}.{key}": tensor for key, tensor in found.items()}
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    state = {name: tensor.to(dtypes[name]) for name, tensor in state.items()}
-    model.load_state_dict(state, assign=_on_meta(model))
-    return _reported(checkpoint, state, missing, resized)
+    return state, missing, resized
 
 
 def create_encoder(
@@ -168,6 +181,10 @@ def create_encoder(
         ValueError: If the sizes are not known or do not fit.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    # Without memory first: what a config claims may be larger than the file by far.
+    with torch.device("meta"):
+        encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
+    fitted(encoder, checkpoint, num_heads)
     encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
     load_encoder_weights(encoder, checkpoint, num_heads=num_heads)
     return encoder.eval()
@@ -189,7 +206,8 @@ def untrained_encoder(
     Raises:
         ValueError: If the sizes are not known.
     """
-    return StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
+    with checkpoint.building():
+        return StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
 
 
 def _reported(

@@ -61,6 +61,26 @@ _TIMM_BACKBONE = (
 )
 
 
+# Of tensors whose sizes are read before they are compared with those of a model.
+_DIMENSIONS = {
+    "cls_token": 3,
+    "reg_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "blocks.0.mlp.fc1.weight": 2,
+    "blocks.0.mlp.fc2.weight": 2,
+}
+
+
+def check_dimensions(name: str, tensor: Tensor, dimensions: int) -> None:
+    """Raises ValueError if a tensor has another number of dimensions."""
+    if tensor.ndim != dimensions:
+        raise ValueError(
+            f"{name} is {tuple(tensor.shape)}, which should have {dimensions} "
+            "dimensions"
+        )
+
+
 class Names:
     """Tensors under their new names, and what became of the others.
 
@@ -82,12 +102,14 @@ class Names:
         """Adds a tensor.
 
         Raises:
-            ValueError: If two tensors get the same name.
+            ValueError: If two tensors get the same name, or it has another number of
+                dimensions.
         """
         if new in self.state:
             raise ValueError(
                 f"two tensors are {new}, one of them '{old}': the file mixes layouts"
             )
+        check_dimensions(old, tensor, _DIMENSIONS.get(new, tensor.ndim))
         self.state[new] = tensor
 
 
@@ -134,7 +156,7 @@ def from_transformers(
     if partial:
         raise ValueError(f"query, key or value is missing for {', '.join(partial)}")
     for name, parts in qkv.items():
-        names.add(name, name, torch.cat([parts[i] for i in range(3)]))
+        names.add(name, name, _fused(name, [parts[i] for i in range(3)]))
     return names
 
 
@@ -216,13 +238,21 @@ def _with_fused_bias(state: State) -> State:
     for name, tensor in state.items():
         value = state.get(name.replace(".q_bias", ".v_bias"))
         if name.endswith(".q_bias") and value is not None:
-            fused = torch.cat([tensor, torch.zeros_like(tensor), value])
-            result[name.replace(".q_bias", ".qkv.bias")] = fused
+            new = name.replace(".q_bias", ".qkv.bias")
+            result[new] = _fused(new, [tensor, torch.zeros_like(tensor), value])
         elif not (name.endswith(".v_bias") and name.replace(".v_", ".q_") in state):
             result[name] = tensor
     return result
 
 
-def part(state: State, prefix: str) -> State:
+def _fused(name: str, parts: list[Tensor]) -> Tensor:
+    kinds = {(tensor.dtype, tensor.shape, tensor.layout) for tensor in parts}
+    if len(kinds) > 1 or not parts[0].ndim:
+        shapes = [tuple(tensor.shape) for tensor in parts]
+        raise ValueError(f"query, key and value of {name} differ: {shapes}")
+    return torch.cat(parts)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> State:
     """Tensors whose names begin with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stellar_plugin.checkpoints import methods
@@ -25,11 +25,13 @@ from stellar_plugin.checkpoints.methods import Files
 from stellar_plugin.checkpoints.names import (
     Names,
     State,
+    check_dimensions,
     from_timm_like,
     from_transformers,
     part,
 )
 from stellar_plugin.vit import STELLAR_NORM_EPS
+from stellar_plugin.weight_files import read_tensors
 
 # Where our timm exports say what their tensors do not.
 METADATA_KEY = "stellar_plugin"
@@ -66,14 +68,19 @@ def read_own(
     """Reads a model, or a training checkpoint, of this package."""
     file = raw.path.parent / HEADS_NAME
     beside = raw.path.name == WEIGHTS_NAME and file.is_file()
-    tensors = load_file(file) if beside else inside | outside
-    heads = {name: part(tensors, f"{name}.") for name in HEADS}
     in_head = tuple(f"{name}." for name in HEADS)
+    tensors: Mapping[str, Any] = inside | outside
+    unexpected: list[str] = []
+    if beside:
+        tensors = read_tensors(file)[0]
+        unexpected = [k for k in tensors if not k.startswith(in_head)]
+    heads = {name: part(tensors, f"{name}.") for name in HEADS}
     # Checkpoints of training keep the arguments of the model themselves.
-    config = raw.content.get("hyper_parameters", {}).get("model")
+    settings = raw.content.get("hyper_parameters")
+    config = settings.get("model") if isinstance(settings, Mapping) else None
     if config is None and raw.config:
         config = checked_config(raw.config, raw.path.parent / CONFIG_NAME)
-    config = dict(config or {})
+    config = as_mapping(config, "hyper_parameters.model")
     if config and not any(name.startswith("decoder.") for name in inside):
         config["target"] = None  # trained without reconstruction
     return Checkpoint(
@@ -83,6 +90,7 @@ def read_own(
         heads={name: head for name, head in heads.items() if head},
         config=config,
         num_queries=config.get("num_queries", 16) if config else None,
+        unexpected=tuple(unexpected),
         ignored=(*(k for k in outside if not k.startswith(in_head)), *left),
     )
 
@@ -101,6 +109,7 @@ def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Chec
     ignored += [f"decoder.{n}" for n in decoder.ignored]
     for name, tensor in state.items():
         if name == "sparse_tokens":
+            check_dimensions(name, tensor, 2)
             result["encoder.vit.reg_token"] = tensor[None]
         elif name == OFFICIAL_FREQUENCIES:
             result["decoder.position.frequencies"] = tensor
@@ -157,7 +166,9 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
     if "norm_pre.weight" in state:
         del config["norm_eps"]  # CLIP's ViTs come with several
     # What timm knows of its own models, and what our exports say of themselves.
-    exported = json.loads(raw.metadata.get(METADATA_KEY, "{}"))
+    exported = as_mapping(
+        json.loads(raw.metadata.get(METADATA_KEY, "{}")), METADATA_KEY
+    )
     settings = {**_timm_config(raw.config), **exported}
     known = ("num_heads", "activation", "norm_eps", "pos_antialias", "mean", "std")
     config |= {name: settings[name] for name in known if name in settings}
@@ -169,7 +180,21 @@ def _timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as `read_source` gives them, or in a config.json of timm."""
     if "schema_version" in config:
         return {}  # it belongs to a model of this package that lies in the same folder
-    return {**config, **config.get("pretrained_cfg", {})}
+    nested = as_mapping(config.get("pretrained_cfg"), "pretrained_cfg")
+    return {**config, **nested}
+
+
+def as_mapping(value: Any, name: str) -> dict[str, Any]:
+    """A value of a file as dictionary, an empty one for None.
+
+    Raises:
+        ValueError: If it is something else, or has keys that are no text.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise ValueError(f"{name} must be a dictionary, got {reprlib.repr(value)}")
+    return dict(value)
 
 
 def _plain(
@@ -201,6 +226,12 @@ def _folded(state: State, grid_size: tuple[int, int] | None = None) -> State:
     tokens = [name for name in ("cls_token", "reg_token") if name in state]
     counts = [state[name].shape[1] for name in tokens]
     prefix = _prefix_rows(table.shape[1], counts, grid_size)
+    for name in tokens:
+        if prefix and state[name].shape[::2] != table.shape[::2]:
+            raise ValueError(
+                f"{name} is {tuple(state[name].shape)}, pos_embed {tuple(table.shape)}:"
+                " of different widths"
+            )
     result = {**state, "pos_embed": table[:, prefix:].contiguous()}
     start = 0
     for name, count in zip(tokens, counts, strict=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
+from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
@@ -19,7 +21,7 @@ from stellar_plugin.checkpoints.layouts import (
     TIMM,
     TRANSFORMERS,
 )
-from stellar_plugin.checkpoints.names import State
+from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.readers import (
     read_official,
     read_own,
@@ -27,6 +29,7 @@ from stellar_plugin.checkpoints.readers import (
     read_transformers,
 )
 from stellar_plugin.state_dict import shown
+from stellar_plugin.weight_files import usable
 
 # Dictionaries that anybody wraps weights in, the one to prefer first: evaluation reads
 # the average of the weights where there is one. Those of single methods come before.
@@ -47,6 +50,22 @@ READERS = {
 }
 
 
+MAX_NESTING = 16
+
+
+class Told(TypedDict, total=False):
+    """Arguments of `Stellar` that files of other layouts tell."""
+
+    num_queries: int
+    num_heads: int
+    decoder_num_heads: int
+    activation: str
+    norm_eps: float | None
+    pos_antialias: bool
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 def read_checkpoint(
     source: str | Path, *, variant: str | None = None, **hub_kwargs: Any
 ) -> Checkpoint:
@@ -63,9 +82,17 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
-        ValueError: If the file cannot be read, is of no known layout or mixes several.
+        ValueError: If the file cannot be read, is of no known layout or mixes several,
+            or holds tensors with which no model can compute.
     """
-    return parse(read_source(source, variant, **hub_kwargs))
+    found = parse(read_source(source, variant, **hub_kwargs))
+    heads = {f"{name}.{k}": v for name, h in found.heads.items() for k, v in h.items()}
+    state = usable({**found.state, **heads}, found.path)
+    return replace(
+        found,
+        state={name: state[name] for name in found.state},
+        heads={name: part(state, f"{name}.") for name in found.heads},
+    )
 
 
 def parse(raw: RawCheckpoint) -> Checkpoint:
@@ -91,12 +118,19 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         layout, {*inside, *outside}, {*wrappers, *prefix.split(".")}
     )
     try:
+        _check_alike(inside)
         if layout == STELLAR:
-            return replace(read_own(raw, inside, outside, left), method=method)
-        result = READERS[layout](raw, inside, files)
+            result = read_own(raw, inside, outside, left)
+        else:
+            result = READERS[layout](raw, inside, files)
+            left = [*result.ignored, *outside, *left]
+            result = replace(result, ignored=tuple(left))
+        told = {k: v for k, v in result.config.items() if k in Told.__annotations__}
+        check_arguments(told, Told)
     except ValueError as error:
-        raise ValueError(f"'{raw.path}' cannot be used: {error}.") from error
-    return replace(result, method=method, ignored=(*result.ignored, *outside, *left))
+        text = str(error).removesuffix(".")
+        raise ValueError(f"'{raw.path}' cannot be used: {text}.") from error
+    return replace(result, method=method)
 
 
 def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
@@ -112,16 +146,32 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
     wrappers: list[str] = []
     left: list[str] = []
     known = (*_method_wrappers(), *WRAPPERS)
-    while True:
+    while len(wrappers) < MAX_NESTING:  # a pickle may hold itself
         inner = [w for w in known if isinstance(content.get(w), Mapping)]
         if not inner:
             break
-        left += [name for name in content if name != inner[0]]
+        left += [str(name) for name in content if name != inner[0]]
         wrappers.append(inner[0])
         content = content[inner[0]]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    left += [name for name in content if name not in tensors]
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    left += [str(name) for name in content if name not in tensors]
     return tensors, wrappers, left
+
+
+def _check_alike(tensors: State) -> None:
+    """Refuses what cannot be put together with other tensors."""
+    devices = {tensor.device for tensor in tensors.values()}
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.layout is not torch.strided or (tensor.is_meta and len(devices) > 1)
+    ]
+    if odd:
+        raise ValueError(f"it holds tensors without values, or sparse: {shown(odd)}")
 
 
 def _method_wrappers() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from stellar_plugin.tokenizer import tokenizer_sizes
 from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
 DECODER_HEAD_WIDTH = 64
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 # Arguments of `Stellar` that are not its encoder's.
 NOT_OF_ENCODER = (
     "schema_version",
@@ -146,7 +148,7 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
     if num_heads is not None:
         return num_heads
     if "num_heads" in checkpoint.config:
-        return int(checkpoint.config["num_heads"])
+        return checkpoint.config["num_heads"]
     width = _patches(part(checkpoint.state, "encoder.vit."), checkpoint)[0]
     if width not in HEADS_OF_WIDTH:
         raise ValueError(
@@ -160,10 +162,12 @@ def _decoder_config(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, 
     decoder = part(checkpoint.state, "decoder.")
     if not decoder:
         return {}
-    missing = {"proj.weight", "blocks.0.mlp.fc1.weight", "head.weight"} - set(decoder)
+    needed = {"proj.weight", "blocks.0.mlp.fc1.weight", "head.weight"}
+    missing = needed - {name for name, tensor in decoder.items() if tensor.ndim > 1}
     if missing:
         raise ValueError(
-            f"'{checkpoint.path}' has a decoder without {', '.join(sorted(missing))}."
+            f"'{checkpoint.path}' has a decoder without {', '.join(sorted(missing))} "
+            "as matrices."
         )
     width = decoder["proj.weight"].shape[0]
     num_heads = num_heads or checkpoint.config.get("decoder_num_heads")
@@ -203,13 +207,18 @@ def _patches(vit: State, checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def _depth(vit: State) -> int:
-    blocks = {int(name.split(".")[1]) for name in vit if name.startswith("blocks.")}
+    blocks = [int(found[1]) for name in vit if (found := _BLOCK.match(name))]
     return max(blocks, default=-1) + 1
 
 
 def _mlp_ratio(vit: State, checkpoint: Checkpoint) -> float:
     inner, outer = (vit.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
-    if inner is None or outer is None or inner.shape[0] != outer.shape[1]:
+    if (
+        inner is None
+        or outer is None
+        or not inner.ndim == outer.ndim == 2
+        or inner.shape[0] != outer.shape[1]
+    ):
         raise ValueError(
             f"'{checkpoint.path}' ({checkpoint.read_as}) has no plain MLP in block 0; "
             "for a gated one create the encoder by its timm name and use "

@@ -25,6 +25,7 @@ from stellar_plugin.mmseg.head import LinearProbeHead  # noqa: E402
 from stellar_plugin.mmseg.loss import LabelledDiceLoss  # noqa: E402
 from stellar_plugin.mmseg.metric import BatchJaccard  # noqa: E402
 from stellar_plugin.mmseg.result import SegmentationResultHook  # noqa: E402
+from stellar_plugin.mmseg.resume import ResumeByConfigHook  # noqa: E402
 from stellar_plugin.mmseg.schedule import WarmUpLR  # noqa: E402
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor  # noqa: E402
 from stellar_plugin.mmseg.views import TorchvisionTransform  # noqa: E402
@@ -34,6 +35,7 @@ __all__ = [
     "LabelledDiceLoss",
     "LinearProbeHead",
     "PatchGridSegmentor",
+    "ResumeByConfigHook",
     "SegmentationResultHook",
     "StellarViT",
     "TorchvisionTransform",

@@ -163,7 +163,8 @@ class TestEveryConfig:
         torch.testing.assert_close(normalised[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
 
     def test_result_is_stored(self, name: str) -> None:
-        assert load(name).custom_hooks == [{"type": "SegmentationResultHook"}]
+        hooks = ("SegmentationResultHook", "ResumeByConfigHook")
+        assert load(name).custom_hooks == [{"type": hook} for hook in hooks]
 
 
 @pytest.mark.parametrize("name", [*COMMUNITY, *PAPER, *FINETUNE])

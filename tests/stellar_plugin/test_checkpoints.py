@@ -56,7 +56,7 @@ class TestReadCheckpoint:
 
     def test_no_safetensors_file(self, tmp_path: Path) -> None:
         (tmp_path / "model.safetensors").write_text("not weights")
-        with pytest.raises(ValueError, match="no safetensors file"):
+        with pytest.raises(ValueError, match="cannot be read as safetensors"):
             read_checkpoint(tmp_path)
 
     def test_no_encoder(self, tmp_path: Path) -> None:

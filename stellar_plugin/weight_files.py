@@ -1,0 +1,137 @@
+"""Files of tensors and settings: read without running what is in them, or refused."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from stellar_plugin.state_dict import shown
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_REASON = 300
+
+
+@contextlib.contextmanager
+def parsing(path: Path, what: str) -> Iterator[None]:
+    """Makes one error of all that parsers raise where the bytes are not what they read.
+
+    Args:
+        path:
+            The file, for the error.
+        what:
+            What it is read as.
+
+    Raises:
+        ValueError: If something is raised inside, other than for lack of permission.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"'{path}' is damaged, or no file of tensors alone"
+            + (f": it holds {found[1]}. " if found else ". ")
+            + "Such objects are not unpickled, since that runs code; where you trust "
+            "the file, save its state_dict as safetensors."
+        ) from error
+    except Exception as error:  # what it is depends on the bytes
+        reason = f"{error}"[:MAX_REASON] or type(error).__name__
+        raise ValueError(
+            f"'{path}' cannot be read as {what}: {reason}. It is damaged, cut short or "
+            "of another format; copy or download it again."
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Content of a weight file and, for safetensors, its metadata.
+
+    Raises:
+        ValueError: If the file is empty, cut short, of another format or a pickle with
+            objects other than tensors and plain containers.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"'{path}' is empty; download or copy it again.")
+    if path.suffix == ".safetensors":
+        with parsing(path, "safetensors"), safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    # MAE and DINO save their arguments beside the weights; a Namespace is a plain bag
+    # of values.
+    with (
+        parsing(path, "a PyTorch file"),
+        torch.serialization.safe_globals([argparse.Namespace]),
+    ):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"'{path}' holds a {type(content).__name__} instead of named tensors; save "
+            "a state_dict."
+        )
+    return content, {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a file with a JSON object.
+
+    Raises:
+        ValueError: If it is no JSON, or no object.
+    """
+    with parsing(path, "JSON"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"'{path}' holds no JSON object, but {type(content).__name__}."
+        )
+    return content
+
+
+def usable(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, each with memory of its own, if a model can compute with them.
+
+    Args:
+        state:
+            Tensors by name.
+        path:
+            The file that they are from, for the error.
+
+    Raises:
+        ValueError: If one is not of real numbers, empty or not finite.
+    """
+    reasons = {name: _unusable(tensor) for name, tensor in state.items()}
+    wrong = [f"{name} {reason}" for name, reason in reasons.items() if reason]
+    if wrong:
+        raise ValueError(
+            f"'{path}' holds tensors that no model can use: {shown(wrong)}. Take an "
+            "earlier checkpoint, or save the weights again as float32."
+        )
+    result = {}
+    storages = set()
+    for name, tensor in state.items():
+        own = tensor.detach().contiguous()
+        if own.untyped_storage().data_ptr() in storages:
+            own = own.clone()  # else training changes two parameters at once
+        storages.add(own.untyped_storage().data_ptr())
+        result[name] = own
+    return result
+
+
+def _unusable(tensor: Tensor) -> str:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return "is sparse or without values"
+    if tensor.dtype not in FLOATS:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}"
+    if not tensor.numel():
+        return f"is empty, {tuple(tensor.shape)}"
+    return "" if tensor.isfinite().all() else "is not finite"
