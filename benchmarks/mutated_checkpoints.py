@@ -54,7 +54,8 @@ def outcome(path: Path, layout: str) -> str:
         folder = str(path if path.is_dir() else path.parent)
         if folder not in str(error) and layout != "recipe":
             return f"names no file: {_where(error)}: {error}"[:300]
-        if len(str(error)) > 4000:
+        # What is said of recipes is shortened where it is shown.
+        if len(str(error)) > 4000 and layout != "recipe":
             return f"{len(str(error))} letters: {str(error)[:200]}"
         return ""
     except SystemExit as end:

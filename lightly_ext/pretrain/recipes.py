@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader
 
 from stellar_cli.errors import OptionError, did_you_mean
@@ -17,6 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 BASE_RECIPE = RECIPES / "base.yaml"
 # The resolved recipe of a run, in its folder.
 RUN_RECIPE = "config.yaml"
+MAX_DEPTH = 50
 
 
 def recipe_names() -> list[str]:
@@ -69,12 +71,23 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
+        _check_depth(text)
         recipe = json.loads(json.dumps(get_loader("yaml")(text) or {}))
-    except Exception as error:  # no YAML, nested without end, dates: by the bytes
+    except Exception as error:  # no YAML, a list that holds itself, a date
         raise OptionError(f"'{path}' is no recipe in YAML: {error}.") from error
     if not isinstance(recipe, dict):
         raise OptionError(f"'{path}' is no recipe: it has no options by name.")
     return recipe
+
+
+def _check_depth(text: str) -> None:
+    """The loader, which is in C, ends the process where there is no end of brackets."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} times")
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
