@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ class StellarDataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self._workers(),
+            worker_init_fn=_outlive_signals,
             pin_memory=torch.cuda.is_available(),
             **arguments,
         )
@@ -237,6 +239,16 @@ class StellarDataModule(LightningDataModule):
             return self.num_workers
         local_processes = 1 if self.trainer is None else self.trainer.num_devices
         return max(1, num_cpus() // local_processes)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leaves signals that end a run to its main process, which ends the workers.
+
+    Terminals and schedulers send them to all processes: the step would fail that the
+    main process has still to do and to save.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_classes(bank: ImageFolderDataset, queries: ImageFolderDataset) -> None:

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lightly_ext.pretrain.durable import finish_replacing, move, partial
+from lightly_ext.pretrain.signals import was_requeued
 
 # In the name of a file, and what takes its place: the first digits of the SHA-256 of
 # its content, as in the names of torch.hub.
@@ -84,7 +85,8 @@ def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
         output:
             Folder of the run.
         resume:
-            Whether to continue the run in it.
+            Whether to continue the run in it. A job that Slurm runs again continues it
+            without being asked, if there is one.
 
     Raises:
         FileExistsError: If the folder holds a run that is not to be continued.
@@ -93,6 +95,7 @@ def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
     """
     names = ("config.yaml", "checkpoints", "model")
     found = [name for name in names if (output / name).exists()]
+    resume = resume or (bool(found) and was_requeued())
     if not resume and found:
         raise FileExistsError(
             f"'{output}' holds a run already ({', '.join(found)}); continue it with "
@@ -140,7 +143,8 @@ def newest_complete(folder: Path) -> Path | None:
                 trouble = "; ".join(damaged) or f"there is no '{last}'"
                 say(f"Resumes from '{path}', the newest complete one: {trouble}.")
             return path.resolve()
-        damaged.append(f"'{path}' {damage}")
+        link = f", a link to '{os.readlink(path)}'," if path.is_symlink() else ""
+        damaged.append(f"'{path}'{link} {damage}")
     if damaged:
         raise ValueError(
             f"No checkpoint is complete: {'; '.join(damaged)}. Copy a file back from "
@@ -163,8 +167,7 @@ def damage_of(path: Path) -> str | None:
     the checksums that its zip records carry.
     """
     if not path.exists():
-        target = f" (a link to '{os.readlink(path)}')" if path.is_symlink() else ""
-        return f"does not exist{target}"
+        return "does not exist"
     match = CHECKPOINT.fullmatch(path.resolve().name)
     if match is not None:
         same = _sha256(path).startswith(match[2])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightly_ext.pretrain.checkpoint_files import (
 )
 from lightly_ext.pretrain.durable import remove_partial, replace_link
 from lightly_ext.pretrain.export import export_model
+from lightly_ext.pretrain.signals import Interrupted, StopSignals
 
 # How many of the newest checkpoints are kept.
 NUM_NEWEST = 2
@@ -78,9 +80,16 @@ class RunCheckpoint(Checkpoint):
         """Continues with the accuracy of the best checkpoint."""
         self._best = state_dict["best"]
 
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        """Takes the place of Lightning's signal handlers."""
+        trainer._signal_connector = self._signals = StopSignals(trainer)
+        # In several processes it reads a number from the device in every step.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, and goes on from the checkpoint that was loaded."""
         self._agreement = Agreement()
+        self._signal = 0
         self._saved_at = time.monotonic()
         self._seen_step = trainer.global_step
         if trainer.ckpt_path is None:
@@ -92,37 +101,76 @@ class RunCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 replace_link(self.folder / LAST, loaded)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the accuracy of the weights as they are."""
-        score = trainer.callback_metrics.get(BEST_METRIC)
-        self._score = None if score is None else float(score)
-
-    def on_train_batch_end(
-        self,
-        trainer: Any,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
+        """Ends the run if a signal came."""
+        self._end_if_signalled(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Ends the run if a signal came."""
+        self._end_if_signalled(trainer)
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Saves if it is time, or if the run ends inside of an epoch."""
         step = trainer.global_step
         if step == self._seen_step:
             return  # gradients are accumulated
         self._seen_step, self._score = step, None
         last = trainer.is_last_batch
-        late = self._agreement.later(not last and self._is_late())
+        late = self._hear(self._agreement.later, not last and self._is_late())
         if last:
             return  # the end of the epoch follows
         asked = self.every_steps is not None and step % self.every_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
-        if late or asked or ends:
+        if late or asked or ends or self._signal:
             self._save(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Ends the run if a signal came; validation is repeated when it goes on."""
+        if not trainer.sanity_checking:
+            self._hear(self._agreement.later)
+            self._end_if_signalled(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the accuracy of the weights as they are."""
+        score = trainer.callback_metrics.get(BEST_METRIC)
+        self._score = None if score is None else float(score)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Saves at the end of whole epochs, and notices the best."""
+        self._hear(self._agreement.now)
         if trainer.is_last_batch:
             self._save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Says how to go on after a signal."""
+        if isinstance(exception, Interrupted) and trainer.is_global_zero:
+            how = f"Go on with: {resume_command(self.output)}"
+            if exception.requeued:
+                how = "Slurm starts the job again, which goes on by itself."
+            print(
+                f"{exception.signal.name}: step {self._saved_step} is saved in "
+                f"'{self.folder / LAST}'. {how}",
+                file=sys.stderr,
+            )
+
+    def _hear(self, hear: Callable[[int], int], late: bool = False) -> bool:
+        """Learns of signals and of lateness in any process, in all at the same step."""
+        received = self._signals.received
+        heard = hear(received + 1 if received else int(late))
+        if heard > 1:
+            self._signal = heard - 1
+        return heard == 1
+
+    def _end_if_signalled(self, trainer: Any) -> None:
+        if self._signal:
+            self._save(trainer)
+            first = trainer.is_global_zero
+            requeued = first and self._signals.requeue(self._signal)
+            raise Interrupted(self._signal, first, requeued)
 
     def _is_late(self) -> bool:
         """Whether much time has passed; said once, and heard by all a step later."""

@@ -39,6 +39,7 @@ from lightly_ext.pretrain.recipes import (
     recipe_names,
 )
 from lightly_ext.pretrain.run_folder import FailedStart
+from lightly_ext.pretrain.run_lock import RunLock
 from stellar_cli.errors import raise_errors
 
 
@@ -211,13 +212,16 @@ def main(argv: Sequence[str]) -> Trainer:
         FileExistsError: If the output folder holds a run and `--resume` is not given.
         ValueError: If the checkpoints to resume are damaged.
         OSError: If a checkpoint cannot be written.
+        RuntimeError: If a run into the folder is going on.
+        Interrupted: After a signal, once the run is saved.
     """
     # Matrix products in TF32 where the GPU has it.
     torch.set_float32_matmul_precision("high")
     cli = PretrainCLI(merge_recipes(argv))
     folder = Path(cli.config["output"])
-    checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
-    with FailedStart(folder) as start:
-        trainer = cli.build(start)
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    with RunLock(folder):
+        checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
+        with FailedStart(folder) as start:
+            trainer = cli.build(start)
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return trainer

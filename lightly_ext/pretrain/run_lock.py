@@ -1,0 +1,88 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+
+class RunLock:
+    """Refuses a second run into a folder while one is running.
+
+    A record lock on `.lock` of the folder, which the system releases when the process
+    ends in whatever way. Loader workers do not inherit it, which outlive a killed run
+    for seconds. Only the first process of a run takes it.
+
+    Attributes:
+        folder:
+            Folder of the run, which is made if it does not exist.
+
+    Raises:
+        RuntimeError: On entering, if another run holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / ".lock"
+        self._new_folders: list[Path] = []
+        self._file: IO[str] | None = None
+
+    @rank_zero_only
+    def __enter__(self) -> None:
+        """Takes the lock, and writes into the file who has it."""
+        folders = [self.folder, *self.folder.parents]
+        self._new_folders = [path for path in folders if not path.exists()]
+        while self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a+")
+            self._lock(file)
+            if self._is_named(file):
+                self._file = file  # else its owner has just removed it
+        self._file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        where = f"process {os.getpid()} on {socket.gethostname()}"
+        self._file.write(f"{where} since {since}\n")
+        self._file.flush()
+
+    @rank_zero_only
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Releases the lock; folders that were made for it alone go again."""
+        assert self._file is not None
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+        for folder in self._new_folders:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _is_named(self, file: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise RuntimeError(
+                f"A run into '{self.folder}' is going on: {file.read().strip()}. Wait "
+                "for its end, end it, or choose another --output."
+            ) from None
+        except OSError as error:
+            rank_zero_warn(
+                f"'{self._path}' cannot be locked ({error.strerror}): a second run "
+                "into the folder would not be noticed."
+            )

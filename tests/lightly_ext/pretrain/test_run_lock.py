@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lightly_ext.pretrain.run_lock import RunLock
+
+
+def hold(folder: Path) -> tuple[int, int]:
+    """A process with the lock that has forked another, as loaders fork workers.
+
+    Returns:
+        Its id, and the end of a pipe that keeps what it forked alive.
+    """
+    (told, tell), (wait, keep) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(keep)
+        with RunLock(folder):
+            os.fork()
+            os.write(tell, b"x")
+            os.read(wait, 1)
+            os._exit(0)
+    os.read(told, 2)
+    os.close(wait)
+    return child, keep
+
+
+class TestRunLock:
+    def test_enter__refused_while_a_run_is_going_on(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        child, keep = hold(folder)
+        with (
+            pytest.raises(RuntimeError, match=rf"process {child} on \S+ since 2\d+-"),
+            RunLock(folder),
+        ):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        # The forked process lives on; the lock has ended with its owner.
+        with RunLock(folder):
+            assert f"process {os.getpid()} " in (folder / ".lock").read_text()
+        assert list(folder.iterdir()) == []
+        os.close(keep)
+
+    def test_exit__leaves_no_new_folder_without_content(self, tmp_path: Path) -> None:
+        with RunLock(tmp_path / "runs" / "a"):
+            pass
+        assert list(tmp_path.iterdir()) == []
+        with RunLock(tmp_path / "runs" / "a"):
+            (tmp_path / "runs" / "a" / "file").touch()
+        assert [p.name for p in (tmp_path / "runs" / "a").iterdir()] == ["file"]
+
+    def test_enter__only_the_first_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.pretrain.run_lock.rank_zero_only.rank", 1)
+        with RunLock(tmp_path / "run"):
+            assert not (tmp_path / "run").exists()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning import Callback
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+
+from lightly_ext.pretrain.checkpoint_files import (
+    DurableCheckpointIO,
+    checkpoint_to_start_from,
+)
+from lightly_ext.pretrain.checkpoints import RunCheckpoint
+from lightly_ext.pretrain.signals import Interrupted, StopSignals
+from tests import distributed
+from tests.pretraining import loader, tiny, trainer
+
+
+class Send(Callback):
+    """Sends this process a signal in a step, as soon as it begins."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step = step
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+
+def fit(output: Path, *callbacks: Callback, **kwargs: Any) -> Any:
+    """Trains the tiny module; an epoch has eight steps."""
+    run = trainer(
+        output,
+        callbacks=[RunCheckpoint(output), *callbacks],
+        plugins=[DurableCheckpointIO()],
+        enable_checkpointing=True,
+        **kwargs,
+    )
+    run.fit(tiny(), loader(batch_size=1))
+    return run
+
+
+def saved_step(output: Path) -> int:
+    path = checkpoint_to_start_from(output, True)
+    assert path is not None
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+class TestStopSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    @pytest.mark.parametrize("step", [3, 8])
+    def test_fit__saves_behind_the_step(
+        self,
+        number: signal.Signals,
+        step: int,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        with pytest.raises(Interrupted) as error:
+            fit(tmp_path, Send(step, number), max_epochs=2)
+        assert error.value.code == 128 + number
+        assert saved_step(tmp_path) == step
+        (line,) = [
+            x for x in capsys.readouterr().err.splitlines() if x.startswith("SIG")
+        ]
+        config = tmp_path / "config.yaml"
+        assert line.startswith(f"{number.name}: step {step} is saved in '{tmp_path}")
+        assert line.endswith(f"Go on with: stellar pretrain --config {config} --resume")
+        after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        assert after == handlers
+
+    def test_fit__a_run_that_is_over_ends_well(self, tmp_path: Path) -> None:
+        run = fit(tmp_path, Send(8), max_epochs=1)
+        assert run.global_step == saved_step(tmp_path) == 8
+
+    def test_fit__accumulated_gradients(self, tmp_path: Path) -> None:
+        with pytest.raises(Interrupted):
+            fit(tmp_path, Send(2), max_epochs=1, accumulate_grad_batches=3)
+        assert saved_step(tmp_path) == 2
+
+    @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+    def test_fit__slurm_runs_the_job_again(
+        self,
+        number: signal.Signals,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        scontrol, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
+        scontrol.parent.mkdir()
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+        scontrol.chmod(0o755)
+        monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+        slurm = {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train", "PROCID": "0"}
+        for name, value in {**slurm, "LOCALID": "0", "NODEID": "0"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        output = tmp_path / "run"
+        with pytest.raises(Interrupted) as error:
+            fit(output, Send(3, number), max_epochs=1)
+        assert error.value.code == 128 + number
+        assert saved_step(output) == 3
+        assert not list(output.glob("hpc_ckpt*"))
+        if number == signal.SIGUSR1:
+            assert calls.read_text() == "requeue 77\n"
+            assert "Slurm starts the job again" in capsys.readouterr().err
+        else:
+            assert not calls.exists()
+            assert "--resume" in capsys.readouterr().err
+        # The same command, which does not ask to resume.
+        with pytest.raises(FileExistsError):
+            checkpoint_to_start_from(output, False)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        start = checkpoint_to_start_from(output, False)
+        assert start is not None and start.name.startswith("step_00000003-")
+        assert checkpoint_to_start_from(tmp_path / "new", False) is None
+
+    def test_fit__slurm_without_scontrol(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        signals = StopSignals(trainer(tmp_path, plugins=[SLURMEnvironment()]))
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.warns(UserWarning, match="The job 77 is not requeued"):
+            assert not signals.requeue(signal.SIGUSR1)
+
+    def test_second_sigint__ends_at_once(self, tmp_path: Path) -> None:
+        child = os.fork()
+        if child == 0:
+            signals = StopSignals(trainer(tmp_path))
+            signals.register_signal_handlers()
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+
+    @pytest.mark.slow
+    def test_two_processes__stop_behind_the_same_step(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        (tmp_path / "meet").mkdir()
+        first, second = distributed.run(stop_in_two_processes, tmp_path / "meet")
+        # A step later than the first signal, so that all have heard of it.
+        assert first == 3 * [(3, 128 + signal.SIGTERM)]
+        assert second == 3 * [(3, 0)]
+
+    def test_setup__lightning_reads_no_device_in_every_step(self) -> None:
+        # Replaced by `RunCheckpoint.setup`; another name would have to be found.
+        assert "item()" in inspect.getsource(
+            _TrainingEpochLoop._broadcast_sigterm_tensor
+        )
+
+
+def stop_in_two_processes(rank: int, world_size: int) -> list[tuple[int, int]]:
+    """Steps and exit status: one process gets a signal, the other, both at odds."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    results = []
+    for number, sent in enumerate(({0: 2}, {1: 2}, {0: 3, 1: 2})):
+        callbacks = [Send(sent[rank])] if rank in sent else []
+        output = Path(os.environ["TMPDIR"], str(number))
+        try:
+            fit(output, *callbacks, max_epochs=3, devices=2, strategy="ddp")
+        except Interrupted as error:
+            results.append((saved_step(output), error.code))
+    return results
