@@ -21,6 +21,8 @@ from lightly_ext.transforms.image_conversion import to_uint8_rgb
 
 # Pillow's own limit.
 MAX_PIXELS = 178_956_970
+# What lies behind is no part of the image, and a sparse file may have terabytes.
+_MAX_JPEG_BYTES = 2**28
 # No others: Pillow starts Ghostscript for an EPS file, whatever its name is.
 _FORMATS = (
     "JPEG",
@@ -65,7 +67,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
         Exception: Whatever the decoders raise when the file is broken.
 
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
         raise OSError(f"{printable(path)} is no regular file.")
     if max_pixels > MAX_PIXELS:  # Pillow's has to follow
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -81,14 +84,16 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
             )
         if image.format in ("JPEG", "MPO"):
             file.seek(0)
-            data = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
+            size = min(status.st_size, _MAX_JPEG_BYTES)
+            data = torch.from_numpy(np.fromfile(file, np.uint8, count=size))
             # On large photos three times as fast as Pillow, which reads more kinds of
             # files; and torchvision announces the removal of its decoders.
             with contextlib.suppress(RuntimeError, AttributeError):
                 return torchvision.io.decode_jpeg(
                     data, mode="RGB", apply_exif_orientation=True
                 )
-        return to_uint8_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_uint8_rgb(image)
 
 
 @contextlib.contextmanager

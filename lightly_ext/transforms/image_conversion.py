@@ -26,7 +26,8 @@ def to_uint8_rgb(image: Tensor | Image) -> Tensor:
 
     """
     if isinstance(image, Image):
-        return F.pil_to_tensor(_to_eight_bit(image).convert("RGB"))
+        image = _to_eight_bit(image)
+        return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(
             "An image tensor must be uint8 with shape (3, height, width) or "

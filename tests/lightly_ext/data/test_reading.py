@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from lightly_ext.data import read_image, reading
@@ -81,6 +82,25 @@ class TestReadImage:
             assert read_image(path, max_pixels=64 * 48).shape == (3, 48, 64)
             with pytest.raises(ValueError, match=r"64 x 48 pixels .*max_pixels=3071"):
                 read_image(path, max_pixels=64 * 48 - 1)
+
+    def test_read_image__terabytes_behind_the_image(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.data.reading._MAX_JPEG_BYTES", 2**20)
+        write_noise(tmp_path / "image.jpg")
+        expected = read_image(tmp_path / "image.jpg")
+        with (tmp_path / "image.jpg").open("r+b") as file:
+            file.truncate(2**42)
+        assert torch.equal(read_image(tmp_path / "image.jpg"), expected)
+
+    def test_read_image__frame_larger_than_its_canvas(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.gif"
+        Image.new("P", (4, 4)).save(path)
+        data = path.read_bytes()
+        place = data.index(b"\x2c\0\0\0\0") + 5
+        path.write_bytes(data[:place] + struct.pack("<HH", *HUGE) + data[place + 4 :])
+        with pytest.raises(Image.DecompressionBombError):
+            read_image(path)
 
     def test_read_image__limit_above_that_of_pillow(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
