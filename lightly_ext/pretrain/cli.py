@@ -38,6 +38,7 @@ from lightly_ext.pretrain.recipes import (
     merge_recipes,
     recipe_names,
 )
+from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart
 from lightly_ext.pretrain.run_lock import RunLock
 from stellar_cli.errors import raise_errors
@@ -80,19 +81,28 @@ class PretrainCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Leaves it to `build`."""
 
-    def build(self, *callbacks: Callback) -> Trainer:
+    def build(self, *callbacks: Callback, checkpoint: Path | None = None) -> Trainer:
         """Makes data, model and trainer.
 
         Args:
             callbacks:
                 Callbacks of the trainer, beside those of every run.
+            checkpoint:
+                Of the run to continue, or None. The files that it began with are not
+                read again.
 
         Returns:
             The trainer.
         """
+        recipe = self.config.clone()
+        if checkpoint is not None:
+            without_start(self.config["model"], checkpoint)
         super().instantiate_classes()
         trainer: Any = self.trainer
         trainer.callbacks.extend(callbacks)
+        for callback in trainer.callbacks:
+            if isinstance(callback, SaveRecipe):
+                callback.config = recipe  # of a run from the start
         return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -222,6 +232,6 @@ def main(argv: Sequence[str]) -> Trainer:
     with RunLock(folder):
         checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
         with FailedStart(folder) as start:
-            trainer = cli.build(start)
+            trainer = cli.build(start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return trainer

@@ -7,25 +7,27 @@ they are made anew from what is certain.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightly_ext.data import StellarDataModule
+from lightly_ext.pretrain.resume import changes, options
 
 
 class Position(NamedTuple):
     """Where a run stands.
 
     Attributes:
+        steps:
+            Optimiser steps done.
         epoch:
             Number of the epoch.
-        num_batches:
-            Batches of this epoch that are behind the last optimiser step; later ones
-            only have gradients, which checkpoints do not hold.
-        batch_size:
-            Images of all processes in a batch.
+        num_images:
+            Images of all processes in the batches of this epoch that are behind the
+            last step; later ones only have gradients, which checkpoints do not hold.
         whole:
             Whether no other batch follows in this epoch.
         ended:
@@ -33,55 +35,93 @@ class Position(NamedTuple):
 
     """
 
-    epoch: int
-    num_batches: int
-    batch_size: int
-    whole: bool
-    ended: bool
+    steps: int = 0
+    epoch: int = 0
+    num_images: int = 0
+    whole: bool = False
+    ended: bool = False
 
 
 class Continuation(Callback):
     """Goes on at the very next batch of a checkpoint, or ends what was left to end.
 
-    Checkpoints are written in `on_train_batch_end` or in `on_train_epoch_end`.
+    Checkpoints are written in `on_train_batch_end` or in `on_train_epoch_end`. Options
+    that have changed are applied from there on.
     """
 
     def __init__(self) -> None:
-        self._finished_steps: int | None = None
+        self._where = Position()
+        self._checkpoint: dict[str, Any] | None = None
         self._max_steps = -1
+
+    def total_steps(self, trainer: Trainer) -> int:
+        """Optimiser steps of the whole run: those done and those that remain.
+
+        Raises:
+            ValueError: If the run has no end.
+        """
+        where, epochs = self._where, trainer.max_epochs
+        steps: float = math.inf
+        batches, at_once = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if epochs is not None and epochs >= 0 and batches != math.inf:
+            left = math.ceil((batches - self._num_batches(trainer)) / at_once)
+            more = math.ceil(batches / at_once) * (epochs - where.epoch - 1)
+            steps = where.steps + max(0, left + more)
+        if trainer.max_steps >= 0:
+            steps = min(steps, trainer.max_steps)
+        if steps == math.inf:
+            raise ValueError(
+                "The schedule of the learning rate needs an end: give "
+                "--trainer.max_epochs or --trainer.max_steps."
+            )
+        return int(steps)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds where the run stands."""
+        """Adds where the run stands, and with which options."""
         checkpoint["position"] = _position(trainer)._asdict()
+        checkpoint["options"] = options(trainer)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Rewrites Lightning's counters, and tells the data where to go on."""
+        """Says what has changed, and tells the data where to go on."""
         if not trainer.training:
             return
-        steps, where = checkpoint["global_step"], Position(**checkpoint["position"])
+        where = Position(**checkpoint["position"])
         if where.whole and where.ended:
-            where = Position(where.epoch + 1, 0, where.batch_size, False, False)
-        elif not where.ended and 0 <= trainer.max_steps <= steps:
-            self._finished_steps = steps
-            where = where._replace(whole=True)  # no other batch follows
-        _rewrite(checkpoint["loops"]["fit_loop"], where, steps)
+            where = Position(where.steps, where.epoch + 1)
+        text = f"Goes on behind step {where.steps}, in epoch {where.epoch}"
+        changed = changes(trainer, checkpoint)
         data = trainer.datamodule  # type: ignore[attr-defined] # set by `fit`
         if isinstance(data, StellarDataModule):
+            at_once = data.batch_size * trainer.world_size
+            at_once *= trainer.accumulate_grad_batches
+            seen, rest = where.num_images, -where.num_images % at_once
+            if rest and not where.whole:
+                where = where._replace(num_images=seen + rest)
+                text += f" (where {rest} images are passed over, for whole batches)"
             warnings.filterwarnings("ignore", ".* your dataloader is not resumable")
-            data.continue_from(where.epoch, where.num_batches * where.batch_size)
+            data.continue_from(where.epoch, where.num_images)
+        self._where, self._checkpoint = where, checkpoint
+        pl_module.print(f"{text}{', with ' if changed else ''}{changed}.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets a run whose steps are done end its last epoch.
-
-        Lightning would return at once, without validation and exported model.
-        """
+        """Rewrites the counters, and the optimiser's options, that Lightning reads."""
         self._max_steps = trainer.max_steps
-        if self._finished_steps is not None:
-            trainer.fit_loop.epoch_loop.max_steps = self._finished_steps + 1
+        if self._checkpoint is None:
+            return
+        where = self._where
+        num_batches = self._num_batches(trainer)
+        finished = not where.ended and 0 <= trainer.max_steps <= where.steps
+        if finished:
+            # Lightning would return at once, without validation and exported model.
+            trainer.fit_loop.epoch_loop.max_steps = where.steps + 1
+        whole = finished or num_batches == trainer.num_training_batches
+        _rewrite_loops(self._checkpoint["loops"]["fit_loop"], where, num_batches, whole)
+        _rewrite_optimizer(self._checkpoint, trainer)
+        self._checkpoint = None
 
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
         """Completes the counters in mid-epoch, once Lightning has read them."""
@@ -105,34 +145,48 @@ class Continuation(Callback):
         """Ends the run after its number of steps."""
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps
 
+    def _num_batches(self, trainer: Trainer) -> int:
+        """Batches of the epoch in which the run goes on that are behind it."""
+        if self._where.whole:
+            return int(trainer.num_training_batches)
+        seen = self._where.num_images // _at_once(trainer)
+        return int(min(seen, trainer.num_training_batches))
+
 
 def _position(trainer: Trainer) -> Position:
     """Where a run stands, in or after an epoch."""
     loop: Any = trainer.fit_loop
-    loader: Any = trainer.train_dataloader
     epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
     num_batches, whole = batches.current.ready, batches.is_last_batch
     if not whole:
         num_batches -= num_batches % trainer.accumulate_grad_batches
     return Position(
+        steps=trainer.global_step,
         epoch=epochs.ready - 1,
-        num_batches=num_batches,
-        batch_size=loader.batch_size * trainer.world_size,
+        num_images=num_batches * _at_once(trainer),
         whole=whole,
         ended=epochs.processed == epochs.ready,
     )
 
 
-def _rewrite(loops: dict[str, Any], where: Position, steps: int) -> None:
-    """Makes the state of a fit loop say: behind this position and these steps."""
-    began = where.epoch + (where.num_batches > 0)
+def _at_once(trainer: Trainer) -> int:
+    """Images of all processes in a batch."""
+    loader: Any = trainer.train_dataloader
+    return int(loader.batch_size * trainer.world_size)
+
+
+def _rewrite_loops(
+    loops: dict[str, Any], where: Position, num_batches: int, whole: bool
+) -> None:
+    """Makes the state of a fit loop say: behind these steps, epochs and batches."""
+    began = where.epoch + (num_batches > 0)
     epochs = {"ready": began, "started": began}
     epochs |= {"processed": where.epoch, "completed": where.epoch}
     loops["epoch_progress"] = {"total": {**epochs}, "current": {**epochs}}
     loops["epoch_loop.batch_progress"] = {
         "total": _all(loops["epoch_loop.batch_progress"]["total"]["ready"]),
-        "current": _all(where.num_batches),
-        "is_last_batch": where.whole,
+        "current": _all(num_batches),
+        "is_last_batch": whole,
     }
     # A validation that is due is done, or done again.
     loops["epoch_loop.val_loop.batch_progress"] = {
@@ -140,7 +194,20 @@ def _rewrite(loops: dict[str, Any], where: Position, steps: int) -> None:
         "current": _all(0),
         "is_last_batch": False,
     }
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = where.steps
+
+
+def _rewrite_optimizer(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Leaves of the state of optimiser and schedule what options do not decide."""
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+    schedule: Any = config.scheduler
+    step = checkpoint["lr_schedulers"][0]["last_epoch"]
+    rates = [lr * schedule.scale_lr(step) for lr in schedule.base_lrs]
+    state = {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1}
+    checkpoint["lr_schedulers"] = [{**state, "_last_lr": rates}]
+    saved = checkpoint["optimizer_states"][0]["param_groups"]
+    for old, new, lr in zip(saved, optimizer.param_groups, rates, strict=True):
+        old.update({k: v for k, v in new.items() if k != "params"}, lr=lr)
 
 
 def _all(count: int) -> dict[str, int]:

@@ -27,6 +27,7 @@ from lightly_ext.pretrain.health import HealthMonitor, training_figures
 from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
+from lightly_ext.pretrain.resume import refuse_changes
 from lightly_ext.pretrain.teacher import MomentumTeacher
 from lightly_ext.randomness import mix_seeds, run_seed
 from lightly_ext.transforms import STELLARColorAugment, STELLARViews
@@ -42,7 +43,7 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, tokenizer_sizes
 
-# The frozen tokenizer has a file of its own and is left out of training checkpoints.
+# The frozen tokenizer is left out of training checkpoints if it has a file of its own.
 TOKENIZER_PREFIX = "model.tokenizer."
 
 
@@ -163,6 +164,7 @@ class StellarPretraining(LightningModule):
             model = {**model, "target": None}
         elif target == "tokens" and checkpoint and weights and tokenizer is None:
             model = {**model, "tokenizer": _tokenizer_inside(checkpoint)}
+            self.hparams["model"] = model
         self.model: Stellar = Stellar(**model)
         if self.criterion.uses_reconstruction:
             self._load_tokenizer(tokenizer)
@@ -177,6 +179,7 @@ class StellarPretraining(LightningModule):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
+        self.continuation = Continuation()
         self.health = HealthMonitor()
         self.nonfinite = NonFiniteGuard(on_nonfinite, nonfinite_limit)
         self.teacher = None
@@ -322,9 +325,8 @@ class StellarPretraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
-        hparams = self.hparams
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        lr = self._scaled_lr()
+        hparams, lr = self.hparams, self._scaled_lr()
+        total_steps = self.continuation.total_steps(self.trainer)
         groups = parameter_groups(self, hparams["weight_decay"])
         # The scaler of fp16 leaves unscaling to a fused optimiser, too late to clip.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -358,7 +360,7 @@ class StellarPretraining(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What reads validation steps and figures, and goes on after a restart."""
-        return [OnlineKNN(), Continuation(), self.nonfinite, self.health]
+        return [OnlineKNN(), self.continuation, self.nonfinite, self.health]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Lets the figures be read, behind all callbacks."""
@@ -368,6 +370,8 @@ class StellarPretraining(LightningModule):
         """Makes a checkpoint loadable without the files that training started from."""
         self.nonfinite.settle()
         checkpoint["hyper_parameters"] |= {"prior": None, "weights": None}
+        if self.hparams["tokenizer"] is None:
+            return  # one that the weights brought has no other file then
         checkpoint["state_dict"] = {
             name: tensor
             for name, tensor in checkpoint["state_dict"].items()
@@ -375,12 +379,12 @@ class StellarPretraining(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the tokenizer, which checkpoints do not hold."""
-        checkpoint["state_dict"] |= {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if name.startswith(TOKENIZER_PREFIX)
-        }
+        """Checks the options, adds a tokenizer that has a file of its own."""
+        if self._trainer is not None and self.trainer.training:
+            refuse_changes(self.trainer, checkpoint)
+        for name, tensor in self.state_dict().items():
+            if name.startswith(TOKENIZER_PREFIX):
+                checkpoint["state_dict"].setdefault(name, tensor)
 
     def _batch_seed(self, *numbers: int) -> int:
         return mix_seeds(run_seed(), self.current_epoch, *numbers)
@@ -492,10 +496,11 @@ class StellarPretraining(LightningModule):
         images = loader.batch_size * trainer.world_size
         batch_size = images * trainer.accumulate_grad_batches
         lr = scaled_lr(hparams["lr"], hparams["lr_scaling"], batch_size)
+        start = trainer.ckpt_path or hparams["weights"] or hparams["prior"]
+        start = start or "random weights"
         self.print(
             f"Global batch {batch_size}, learning rate {lr:.3g} "
-            f"(lr_scaling: {hparams['lr_scaling']}), starts from "
-            f"{hparams['weights'] or hparams['prior'] or 'random weights'}."
+            f"(lr_scaling: {hparams['lr_scaling']}), starts from {start}."
         )
         rows = images * self.model.encoder.num_queries
         if self.sparse_head is not None:

@@ -134,7 +134,10 @@ class STELLARTransform(MultiViewTransform):
         self.num_global_views = num_global_views
         self.num_local_views = num_local_views
         self.global_crop_size = global_crop_size
+        self.global_crop_scale = tuple(global_crop_scale)
         self.local_crop_size = local_crop_size
+        self.local_crop_scale = tuple(local_crop_scale)
+        self.hf_prob = hf_prob
         self.color_augment = _color_augment(
             normalize,
             cj_prob=cj_prob,

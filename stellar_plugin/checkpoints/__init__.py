@@ -12,12 +12,18 @@ from stellar_plugin.checkpoints.load import (
 )
 from stellar_plugin.checkpoints.readers import HEADS
 from stellar_plugin.checkpoints.recognise import read_checkpoint
-from stellar_plugin.checkpoints.sizes import encoder_config, model_config, numerics
+from stellar_plugin.checkpoints.sizes import (
+    NUMERICS,
+    encoder_config,
+    model_config,
+    numerics,
+)
 
 __all__ = [
     "CONFIG_NAME",
     "HEADS",
     "HEADS_NAME",
+    "NUMERICS",
     "WEIGHTS_NAME",
     "Checkpoint",
     "LoadReport",

@@ -15,6 +15,8 @@ from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
 DECODER_HEAD_WIDTH = 64
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+# Arguments of `Stellar` that no tensor shows.
+NUMERICS = ("norm_eps", "pos_antialias", "mean", "std")
 # Arguments of `Stellar` that are not its encoder's.
 NOT_OF_ENCODER = (
     "schema_version",
@@ -132,10 +134,9 @@ def numerics(checkpoint: Checkpoint) -> dict[str, Any]:
             Of any layout.
 
     Returns:
-        norm_eps, pos_antialias, mean, std; no tensor shows them.
+        Those of `NUMERICS`; no tensor shows them.
     """
-    names = ("norm_eps", "pos_antialias", "mean", "std")
-    values = {name: checkpoint.config.get(name) for name in names}
+    values = {name: checkpoint.config.get(name) for name in NUMERICS}
     return {name: value for name, value in values.items() if value is not None}
 
 

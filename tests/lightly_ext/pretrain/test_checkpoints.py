@@ -146,7 +146,7 @@ class TestRunCheckpoint:
 
         class Scored(StellarPretraining):
             def configure_callbacks(self) -> list[Any]:
-                return []
+                return [self.continuation]
 
             def validation_step(self, *_: Any) -> None:
                 self.log("knn_top1", next(scores))

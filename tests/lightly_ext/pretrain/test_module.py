@@ -265,7 +265,7 @@ class TestStellarPretraining:
         self, scaler: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module, optimizer = tiny(), Mock(side_effect=AdamW)
-        module.trainer = Mock(estimated_stepping_batches=10)
+        module.trainer = Mock(max_epochs=-1, max_steps=10)
         module.trainer.precision_plugin.scaler = scaler
         monkeypatch.setattr(pretrain_module, "AdamW", optimizer)
         monkeypatch.setattr(StellarPretraining, "device", torch.device("cuda"))

@@ -112,6 +112,14 @@ class TestTokenTarget:
         for name, value in first.model.state_dict().items():
             assert module.model.state_dict()[name].equal(value), name
         assert Stellar.from_pretrained(tmp_path).tokenizer is not None
+        # No other file has it, so checkpoints do.
+        fit = trainer(tmp_path, max_steps=1)
+        fit.fit(module, loader())
+        fit.save_checkpoint(tmp_path / "run.ckpt")
+        (tmp_path / "model.safetensors").unlink()
+        loaded = StellarPretraining.load_from_checkpoint(tmp_path / "run.ckpt")
+        for name, value in module.state_dict().items():
+            assert loaded.state_dict()[name].equal(value), name
 
     def test_init__no_tokenizer(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"needs tokenizer.*huggingface\.co/fun"):

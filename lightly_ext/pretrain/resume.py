@@ -1,0 +1,158 @@
+"""What a continued run does otherwise than before: said in one line, or refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightly_ext.data import StellarDataModule
+from lightly_ext.loss import STELLARLoss
+from lightly_ext.modules import STELLARProjectionHead
+from lightly_ext.randomness import run_seed
+from lightly_ext.transforms import STELLARColorAugment
+from stellar_plugin.checkpoints import NUMERICS
+
+# Options that name files or change nothing that is learned.
+_LEFT_OUT = (
+    *("model", "head", "loss", "augment"),  # groups of their own
+    *("prior", "weights", "tokenizer", "compile", "on_nonfinite", "nonfinite_limit"),
+)
+_TRAINER = (
+    *("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches"),
+    *("precision", "gradient_clip_val", "gradient_clip_algorithm"),
+)
+# Parts that only some options make, with these, by the start of their weights' names.
+_PARTS = {
+    "teacher.": ("model.teacher_momentum",),
+    "sparse_head.": ("model.loss.clustering_weight", "model.loss.alignment_weight"),
+    "cls_head.": (
+        "model.loss.cls_clustering_weight",
+        "model.loss.cls_alignment_weight",
+    ),
+    "model.decoder.": ("model.loss.reconstruction_weight",),
+}
+_SIZES = ("model.model.", "model.head.")
+
+
+def options(trainer: Any) -> dict[str, Any]:
+    """Resolved options that decide on what is learned.
+
+    Args:
+        trainer:
+            Trainer of a `StellarPretraining`.
+
+    Returns:
+        Values that JSON knows, by their names on the command line.
+    """
+    module, data = trainer.lightning_module, trainer.datamodule
+    given = module.hparams
+    groups = {
+        "model.model.": module.model.config,
+        "model.head.": _arguments(STELLARProjectionHead, given["head"]),
+        "model.loss.": _arguments(STELLARLoss, given["loss"]),
+        "model.augment.": _arguments(STELLARColorAugment, given["augment"]),
+        "model.": {k: v for k, v in given.items() if k not in _LEFT_OUT},
+        "trainer.": {name: getattr(trainer, name) for name in _TRAINER},
+        "": {"processes": trainer.world_size, "seed_everything": run_seed()},
+    }
+    if isinstance(data, StellarDataModule):
+        groups["data."] = {
+            "path": data.path,
+            "images": data.train_dataset.fingerprint,
+            "batch_size": data.batch_size,
+            "max_pixels": data.max_pixels,
+        }
+        groups["data.transform."] = {
+            name: value
+            for name, value in vars(data.transform).items()
+            if name not in ("transforms", "color_augment")
+        }
+    named = {start + k: v for start, group in groups.items() for k, v in group.items()}
+    resolved: dict[str, Any] = json.loads(json.dumps(named, default=str))
+    return resolved
+
+
+def refuse_changes(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuses to continue with options that need other weights.
+
+    Args:
+        trainer:
+            Trainer of a `StellarPretraining`.
+        checkpoint:
+            Of the run to continue.
+
+    Raises:
+        ValueError: If such an option has changed, with its name and values, or the
+            checkpoint does not say what its options were.
+    """
+    if "options" not in checkpoint:
+        raise ValueError(
+            "The checkpoint was written by an earlier version, which did not note what "
+            "its options were. Start a new run, with --model.weights=the run's model/ "
+            "folder to begin with what was learned."
+        )
+    changed = _changed(checkpoint["options"], options(trainer))
+    old, new = checkpoint["state_dict"], trainer.lightning_module.state_dict()
+    for part, names in _PARTS.items():
+        if _has(old, part) != _has(new, part):
+            _refuse({name: changed[name] for name in names if name in changed})
+    _refuse({k: v for k, v in changed.items() if k.startswith(_SIZES)})
+
+
+def changes(trainer: Any, checkpoint: dict[str, Any]) -> str:
+    """What is otherwise than before, in words; empty if nothing is."""
+    changed = _changed(checkpoint["options"], options(trainer))
+    return ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items())
+
+
+def without_start(model: Any, checkpoint: Path) -> None:
+    """Takes from a checkpoint what the weights that a run began with had told.
+
+    Args:
+        model:
+            Arguments of `StellarPretraining`; changed in place: neither `prior` nor
+            `weights` are read again.
+        checkpoint:
+            Of the run to continue.
+    """
+    content = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)
+    told = content["hyper_parameters"]["model"]
+    model["prior"] = model["weights"] = None
+    names = [name for name in (*NUMERICS, "tokenizer") if name in told]
+    model["model"] = {**{name: told[name] for name in names}, **model["model"]}
+
+
+def _arguments(
+    function: Callable[..., Any], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**defaults, **(given or {})}
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {
+        name: (old.get(name), new.get(name))
+        for name in {**new, **old}
+        if old.get(name) != new.get(name)
+    }
+
+
+def _has(state: dict[str, Any], start: str) -> bool:
+    return any(name.startswith(start) for name in state)
+
+
+def _refuse(changed: dict[str, tuple[Any, Any]]) -> None:
+    if not changed:
+        return
+    texts = [f"--{name} from {old} to {new}" for name, (old, new) in changed.items()]
+    raise ValueError(
+        f"A continued run cannot change {', '.join(texts)}: its weights would not fit. "
+        "Set it back, or start a new run with another --output; there --model.weights "
+        "may name the model/ folder of this one, to begin with what was learned."
+    )

@@ -1,0 +1,199 @@
+"""Runs that are continued with other options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightly_ext.randomness import run_seed
+from tests.exact_resume import Run, SaveAlways, images
+from tests.pretraining import TINY
+
+STEPS = {"max_epochs": -1, "max_steps": 4}
+# Behind two batches of the first epoch, which has three.
+HALF = "batch-2"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of four steps, with checkpoints of all of them."""
+    folder = tmp_path_factory.mktemp("run")
+    Run(folder, callbacks=[SaveAlways(folder)], **STEPS)
+    return folder
+
+
+def rates(run: Run) -> dict[int, list[float]]:
+    """Learning rates of the logged steps."""
+    return {
+        step: list(values.values())
+        for step, values in run.rows
+        if all(name.startswith("lr-") for name in values)
+    }
+
+
+def settings(run: Run) -> list[dict[str, Any]]:
+    groups = run.trainer.optimizers[0].param_groups
+    return [{k: v for k, v in g.items() if k != "params"} for g in groups]
+
+
+class TestChangedOptions:
+    @pytest.mark.parametrize(
+        ("module", "trainer", "text"),
+        [
+            ({}, {"max_steps": 9}, "trainer.max_steps 4 -> 9"),
+            (
+                {},
+                {"max_steps": -1, "max_epochs": 3},
+                "trainer.max_epochs -1 -> 3, trainer.max_steps 4 -> -1",
+            ),
+            (
+                {"lr": 0.5, "min_lr": 0.1, "lr_scaling": "sqrt"},
+                {},
+                "model.lr 0.01 -> 0.5, model.lr_scaling none -> sqrt, "
+                "model.min_lr 1e-06 -> 0.1",
+            ),
+            (
+                {"warmup_fraction": 0.75, "weight_decay": 0.5, "betas": (0.5, 0.6)},
+                {},
+                "model.warmup_fraction 0.2 -> 0.75, model.weight_decay 0.04 -> 0.5, "
+                "model.betas [0.9, 0.999] -> [0.5, 0.6]",
+            ),
+        ],
+    )
+    def test_fit__as_in_a_straight_run_from_there_on(
+        self,
+        module: dict[str, Any],
+        trainer: dict[str, Any],
+        text: str,
+        half: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        options = {"module": module, **STEPS, **trainer}
+        straight = Run(half, **options)
+        capsys.readouterr()
+        resumed = Run(half, half / f"{HALF}.ckpt", **options)
+        assert f"Goes on behind step 2, in epoch 0, with {text}.\n" in (
+            capsys.readouterr().out
+        )
+        expected = rates(straight)
+        assert rates(resumed) == {k: v for k, v in expected.items() if k >= 2}
+        assert len(expected) > 2
+        assert settings(resumed) == settings(straight)
+        assert resumed.seen.batches == straight.seen.batches[2:]
+
+    def test_fit__nothing_changed_nothing_said(
+        self, half: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Run(half, half / f"{HALF}.ckpt", **STEPS)
+        assert "Goes on behind step 2, in epoch 0.\n" in capsys.readouterr().out
+
+    def test_fit__other_losses_colours_precision_seed_and_images(
+        self,
+        half: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        images(tmp_path / "images")
+        (tmp_path / "images" / "1" / "1.png").unlink()
+        seed = run_seed  # of `tiny`
+        monkeypatch.setattr("lightly_ext.pretrain.resume.run_seed", lambda: seed() + 5)
+        Run(
+            tmp_path,
+            half / f"{HALF}.ckpt",
+            module={
+                "mask_ratio": 0.25,
+                "augment": {"cj_prob": 0.5, "gaussian_blur": 0.0},
+                "loss": {"koleo_weight": 0.2, "gather_distributed": True},
+            },
+            precision="bf16-mixed",
+            **STEPS,
+        )
+        said = capsys.readouterr().out
+        for text in (
+            "model.mask_ratio 0.5 -> 0.25",
+            "model.augment.cj_prob 0.8 -> 0.5",
+            "model.loss.koleo_weight 0.1 -> 0.2",
+            "trainer.precision 32-true -> bf16-mixed",
+            "seed_everything 0 -> 5",
+            f"data.path {half}/images -> {tmp_path}/images",
+        ):
+            assert text in said
+        assert re.search(r"data.images 7 images \(.*\) -> 6 images \(", said)
+
+    @pytest.mark.parametrize(
+        ("changed", "batches", "passed_over"),
+        [
+            # Four of the seven images are seen. Lengths of the batches that follow.
+            ({"data": {"batch_size": 1}}, [3, 7], 0),
+            ({"data": {"batch_size": 3}}, [0, 2], 2),
+            ({"accumulate_grad_batches": 2}, [1, 3], 0),
+            ({"accumulate_grad_batches": 3}, [0, 3], 2),
+        ],
+    )
+    def test_fit__another_batch_in_mid_epoch(
+        self,
+        changed: dict[str, Any],
+        batches: list[int],
+        passed_over: int,
+        half: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        run = Run(half, half / f"{HALF}.ckpt", max_epochs=2, **changed)
+        assert len(run.seen.batches) == sum(batches)
+        said = f"{passed_over} images are passed over, for whole batches"
+        assert (said in capsys.readouterr().out) == (passed_over > 0)
+        at_once = changed.get("accumulate_grad_batches", 1)
+        steps = 2 + sum(-(-count // at_once) for count in batches)
+        assert run.trainer.global_step == steps
+        schedule = run.trainer.lr_scheduler_configs[0].scheduler
+        assert schedule.max_epochs == steps
+        assert settings(run)[0]["lr"] == pytest.approx(1e-6)
+
+    @pytest.mark.parametrize(
+        ("module", "text"),
+        [
+            (
+                {"model": {**TINY["model"], "num_queries": 4}},
+                "--model.model.num_queries from 3 to 4",
+            ),
+            (
+                {"model": {**TINY["model"], "embed_dim": 36, "depth": 2}},
+                "--model.model.embed_dim from 24 to 36, --model.model.depth from 1 to",
+            ),
+            (
+                {"model": {**TINY["model"], "num_heads": 3}},
+                "--model.model.num_heads from 2 to 3",
+            ),
+            (
+                {"head": {**TINY["head"], "num_prototypes": 5}},
+                "--model.head.num_prototypes from 12 to 5",
+            ),
+            ({"teacher_momentum": 0.9}, "--model.teacher_momentum from None to 0.9"),
+            (
+                {"loss": {"reconstruction_weight": 0.0}},
+                "--model.loss.reconstruction_weight from None to 0.0",
+            ),
+            (
+                {"loss": {"cls_clustering_weight": 0, "cls_alignment_weight": 0}},
+                "--model.loss.cls_clustering_weight from 1.0 to 0, "
+                "--model.loss.cls_alignment_weight from 1.0 to 0",
+            ),
+        ],
+    )
+    def test_fit__what_other_weights_need_is_refused(
+        self, module: dict[str, Any], text: str, half: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=f"cannot change {re.escape(text)}"):
+            Run(half, half / f"{HALF}.ckpt", module=module, **STEPS)
+
+    def test_fit__checkpoint_without_options(self, half: Path, tmp_path: Path) -> None:
+        content = torch.load(half / f"{HALF}.ckpt", weights_only=False)
+        del content["options"]
+        torch.save(content, tmp_path / "old.ckpt")
+        with pytest.raises(ValueError, match="written by an earlier version"):
+            Run(half, tmp_path / "old.ckpt", **STEPS)
