@@ -34,20 +34,32 @@ class SetKoLeoLoss(nn.Module):
             Scalar, mean over all tokens.
 
         Raises:
-            ValueError: If an image has fewer than two tokens.
+            ValueError: If an image has fewer than two tokens, or there is no image.
         """
-        if tokens.shape[-2] < 2:
+        if tokens.shape[-2] < 2 or 0 in tokens.shape:
             raise ValueError(
                 "SetKoLeoLoss needs at least two tokens per image, got shape "
-                f"{tuple(tokens.shape)}; switch it off for a single token."
+                f"{tuple(tokens.shape)}; switch it off (koleo_weight=0) for a single "
+                "token."
             )
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):
-            x = F.normalize(tokens.to(dtype), dim=-1, eps=EPS)
+            x = _widen(tokens, dtype)
+            x = F.normalize(x, dim=-1, eps=EPS)
             neighbour = x.gather(-2, _nearest(x.detach())[..., None].expand_as(x))
             # The epsilon inside the norm keeps the gradient of identical tokens finite.
             distance = F.pairwise_distance(x, neighbour, eps=EPS)
             return -(0.5 * distance + EPS).log().mean()
+
+
+def _widen(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts, and keeps gradients finite on their way back into half precision."""
+    x = tokens.to(dtype)
+    if x is not tokens and x.requires_grad:
+        # That of identical tokens is 1e7 and more. What adds to it must fit in, too.
+        largest = torch.finfo(tokens.dtype).max / 2
+        x.register_hook(lambda gradient: gradient.clamp(-largest, largest))
+    return x
 
 
 def _nearest(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,9 @@ from lightly_ext.loss.stellar_terms import (
     SparseViews,
     STELLARLossTerms,
     TeacherTargets,
+    check_not_empty,
+    named_tensors,
+    not_finite,
 )
 
 # Weight of the reconstruction by its target.
@@ -175,8 +178,23 @@ class STELLARLoss(nn.Module):
         teacher: TeacherTargets | None = None,
         codes: Tensor | None = None,
     ) -> Tensor:
-        """Returns the total loss, see `terms`."""
-        return self.terms(sparse, cls, reconstruction, images, teacher, codes).total
+        """Returns the total loss, see `terms`.
+
+        Raises:
+            ValueError: Beside those of `terms`, on a CPU, if the total is not finite:
+                names inputs and images that are not. Elsewhere nothing waits for it.
+        """
+        inputs: dict[str, Any] = {
+            **{"sparse": sparse, "cls": cls, "reconstruction": reconstruction},
+            **{"images": images, "teacher": teacher, "codes": codes},
+        }
+        total = self.terms(**inputs).total
+        if total.device.type == "cpu" and not total.isfinite():
+            raise ValueError(
+                f"The loss is {float(total)}. Not finite in its inputs, with the first "
+                f"of the images: {not_finite(named_tensors(**inputs))}."
+            )
+        return total
 
     def terms(
         self,
@@ -212,8 +230,18 @@ class STELLARLoss(nn.Module):
             Total and parts, scalars.
 
         Raises:
-            ValueError: If an input that a switched-on term needs is missing.
+            ValueError: If an input that a switched-on term needs is missing, or an
+                input is empty.
         """
+        reads_tokens = self.uses_sparse_head or self._is_on("koleo")
+        check_not_empty(
+            named_tensors(
+                sparse=sparse if reads_tokens else None,
+                cls=cls if self.uses_cls_head else None,
+                reconstruction=reconstruction if self.uses_reconstruction else None,
+                teacher=teacher,
+            )
+        )
         parts: dict[str, Tensor] = {}
         if self.uses_reconstruction:
             if self.target == "tokens":

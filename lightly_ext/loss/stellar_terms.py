@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -128,3 +128,35 @@ class STELLARLossTerms(NamedTuple):
             for name, value in self._asdict().items()
             if value is not None and name not in MATCHING_FIGURES
         }
+
+
+def named_tensors(**inputs: Any) -> dict[str, Tensor]:
+    """The tensors among inputs of the loss by name, such as "sparse.tokens"."""
+    named: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if hasattr(value, "_asdict"):
+            named |= {f"{name}.{k}": tensor for k, tensor in value._asdict().items()}
+        else:
+            named[name] = value
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def check_not_empty(tensors: dict[str, Tensor]) -> None:
+    """Raises a ValueError that names a tensor without any element."""
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: the loss needs one image, "
+                "token and view or more. Without local crops, local_embeddings is None."
+            )
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str:
+    """Which tensors hold what is not finite, and where first; waits for the device."""
+    found = []
+    for name, tensor in tensors.items():
+        bad = ~tensor.isfinite().flatten(1).all(dim=1)
+        if bad.any():
+            what = "row" if name.endswith("prototypes") else "image"
+            found.append(f"{name} ({what} {int(bad.nonzero()[0])})")
+    return ", ".join(found) or "no input"

@@ -44,8 +44,11 @@ def loss_and_gradients(images: slice, gather: bool) -> dict[str, Tensor]:
 
 def work(rank: int, world_size: int) -> dict[str, Any]:
     rows = slice(SPLIT[rank].start * 4, SPLIT[rank].stop * 4)
+    poisoned = logits()
+    poisoned[-1, 3] = torch.nan  # of the last process
     return {
         "sinkhorn": sinkhorn_knopp(logits()[rows], gather_distributed=True),
+        "poisoned": sinkhorn_knopp(poisoned[rows], gather_distributed=True),
         "loss": loss_and_gradients(SPLIT[rank], gather=True),
     }
 
@@ -68,6 +71,12 @@ class TestTwoProcesses:
             [sinkhorn_knopp(logits()[:12]), sinkhorn_knopp(logits()[12:])]
         )
         assert (apart - alone).abs().max() > 0.05
+
+    def test_sinkhorn_knopp__not_finite_is_seen_everywhere(
+        self, results: list[dict[str, Any]]
+    ) -> None:
+        for part in results:
+            assert not part["poisoned"].isfinite().all(dim=1).any()
 
     def test_stellar_loss__value_and_gradients(
         self, results: list[dict[str, Any]]

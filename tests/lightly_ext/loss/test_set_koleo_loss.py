@@ -46,17 +46,23 @@ class TestSetKoLeoLoss:
         views = image.repeat(6, 1, 1).unflatten(0, (2, 3))
         torch.testing.assert_close(SetKoLeoLoss()(views), alone)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("copies", [2, 3, 8])
-    def test_forward__identical_tokens_have_finite_gradient(self, copies: int) -> None:
+    def test_forward__identical_tokens_have_finite_gradient(
+        self, copies: int, dtype: torch.dtype
+    ) -> None:
         torch.manual_seed(0)
-        tokens = torch.randn(1, 8, 16)
+        tokens = torch.randn(1, 8, 16).to(dtype)
         tokens[:, :copies] = tokens[:, :1]
         tokens.requires_grad_()
         SetKoLeoLoss()(tokens).backward()
         assert tokens.grad.isfinite().all()
 
-    def test_forward__zero_tokens_have_finite_gradient(self) -> None:
-        tokens = torch.zeros(1, 4, 8, requires_grad=True)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_forward__zero_tokens_have_finite_gradient(
+        self, dtype: torch.dtype
+    ) -> None:
+        tokens = torch.zeros(1, 4, 8, dtype=dtype, requires_grad=True)
         SetKoLeoLoss()(tokens).backward()
         assert tokens.grad.isfinite().all()
 
@@ -72,6 +78,7 @@ class TestSetKoLeoLoss:
             loss = SetKoLeoLoss()(tokens)
         torch.testing.assert_close(loss, SetKoLeoLoss()(tokens.float()), rtol=0, atol=0)
 
-    def test_forward__one_token(self) -> None:
+    @pytest.mark.parametrize("shape", [(2, 1, 3), (2, 0, 3), (0, 2, 3)])
+    def test_forward__too_few_tokens(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="at least two tokens"):
-            SetKoLeoLoss()(torch.zeros(2, 1, 3))
+            SetKoLeoLoss()(torch.zeros(shape))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightly_ext.loss import match_tokens
+from lightly_ext.loss import TokenMatching, match_tokens
+from lightly_ext.loss.set_matching import matching_statistics
 from tests import reference
 
 
@@ -89,3 +92,29 @@ class TestMatchTokens:
             match_tokens(torch.zeros(1, 2, 3), torch.zeros(1, 0, 3))
         with pytest.raises(ValueError, match="epsilon"):
             match_tokens(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), epsilon=0)
+
+
+class TestMatchingStatistics:
+    def test_matching_statistics__closed_forms(self) -> None:
+        # Of targets 0 to 2, 0 is matched twice and 2 not at all.
+        plan = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0]])
+        found = matching_statistics(TokenMatching(torch.tensor([0, 0, 1]), plan))
+        assert found["non_identity_matches"] == pytest.approx(2 / 3)
+        assert found["matching_collisions"] == pytest.approx(2 / 3)
+        entropies = [
+            -sum(p * math.log(p) for p in row) for row in [(0.9, 0.1), (0.6, 0.4)]
+        ]
+        assert found["matching_entropy"] == pytest.approx(sum(entropies) / 3)
+
+    def test_matching_statistics__a_permutation_has_no_collisions(self) -> None:
+        torch.manual_seed(0)
+        tokens = 10 * torch.randn(2, 5, 8)
+        order = torch.tensor([1, 0, 2, 4, 3])
+        found = matching_statistics(match_tokens(tokens[:, order], tokens))
+        assert found["matching_collisions"] == 0
+        assert found["non_identity_matches"] == pytest.approx(0.8)
+
+    def test_matching_statistics__a_row_that_underflows(self) -> None:
+        plan = torch.tensor([[0.0, 0.0], [0.5, 0.5]])
+        found = matching_statistics(TokenMatching(torch.tensor([0, 0]), plan))
+        assert found["matching_entropy"] == pytest.approx(math.log(2) / 2)

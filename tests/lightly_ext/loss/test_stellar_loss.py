@@ -13,6 +13,7 @@ from lightly_ext.loss import (
     match_tokens,
     sinkhorn_knopp,
 )
+from lightly_ext.loss.stellar_terms import named_tensors
 from tests import reference
 
 B, V, U, R, WIDTH, DIM, K = 2, 3, 2, 4, 8, 6, 10
@@ -50,6 +51,15 @@ def inputs(teacher: bool = False) -> dict[str, Any]:
         if teacher
         else None,
     }
+
+
+def cast(data: Any, dtype: torch.dtype) -> Any:
+    """Inputs as leaves of another precision."""
+    if isinstance(data, dict):
+        return {name: cast(value, dtype) for name, value in data.items()}
+    if isinstance(data, tuple):
+        return type(data)(*[cast(value, dtype) for value in data])
+    return None if data is None else data.detach().to(dtype).requires_grad_()
 
 
 def plain_alignment(sparse: SparseViews) -> torch.Tensor:
@@ -211,6 +221,77 @@ class TestSTELLARLoss:
             terms = STELLARLoss().terms(**half)
         assert terms.total.dtype == torch.float32
         torch.testing.assert_close(terms.total, expected.total, rtol=0.05, atol=0)
+
+    @pytest.mark.parametrize("teacher", [False, True])
+    @pytest.mark.parametrize(
+        "dtype, tolerance", [(torch.bfloat16, 0.03), (torch.float16, 3e-3)]
+    )
+    def test_terms__pure_half_precision(
+        self, dtype: torch.dtype, tolerance: float, teacher: bool
+    ) -> None:
+        expected, half = (cast(inputs(teacher), to) for to in (torch.float32, dtype))
+        theirs, ours = (STELLARLoss().terms(**data) for data in (expected, half))
+        for name, loss in theirs.losses().items():
+            found = getattr(ours, name).detach()
+            torch.testing.assert_close(found, loss, rtol=tolerance, atol=0, msg=name)
+        # One token of a masked view has two neighbours that are equally near.
+        off = STELLARLoss(koleo_weight=0.0)
+        for data in (expected, half):
+            off(**data).backward()
+        gradients = [
+            {k: v.grad for k, v in named_tensors(**data).items() if v.grad is not None}
+            for data in (expected, half)
+        ]
+        assert len(gradients[0]) == 9 and gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            distance = (gradients[1][name].float() - gradient).norm() / gradient.norm()
+            assert distance < tolerance, name
+
+    def test_forward__one_image_is_not_finite(self) -> None:
+        for name in named_tensors(**inputs(teacher=True)):
+            data = cast(inputs(teacher=True), torch.float32)
+            with torch.no_grad():
+                named_tensors(**data)[name][1] = torch.nan
+            if name == "teacher.tokens":
+                continue  # only decides on the matching
+            what = "row" if "prototypes" in name else "image"
+            with pytest.raises(
+                ValueError, match=rf"loss is nan.*: {name} \({what} 1\)"
+            ):
+                STELLARLoss()(**data)
+
+    def test_forward__overflow_of_finite_inputs(self) -> None:
+        data = inputs()
+        data["images"] = torch.full_like(data["images"], 1e30)
+        with pytest.raises(ValueError, match=r"loss is inf.*: no input"):
+            STELLARLoss()(**data)
+
+    @pytest.mark.parametrize(
+        "name, axis, match",
+        [
+            ("sparse.tokens", 0, r"sparse.tokens has shape \(0, 4, 8\)"),
+            ("sparse.tokens", 1, r"sparse.tokens has shape \(2, 0, 8\)"),
+            ("sparse.view_tokens", 1, r"sparse.view_tokens has shape \(2, 0, 4, 8\)"),
+            ("cls.view_embeddings", 1, r"cls.view_embeddings has shape \(2, 0, 6\)"),
+            ("cls.local_embeddings", 1, "local_embeddings is None"),
+            ("reconstruction", 0, r"reconstruction has shape \(0, 3, 4, 4\)"),
+        ],
+    )
+    def test_terms__empty_input(self, name: str, axis: int, match: str) -> None:
+        data = inputs()
+        group, _, field = name.partition(".")
+        tensor = named_tensors(**data)[name].narrow(axis, 0, 0)
+        data[group] = data[group]._replace(**{field: tensor}) if field else tensor
+        with pytest.raises(ValueError, match=match):
+            STELLARLoss().terms(**data)
+
+    def test_terms__one_token(self) -> None:
+        data = inputs()
+        first = [t[..., :1, :] for t in data["sparse"][:4]]
+        data["sparse"] = SparseViews(*first, data["sparse"].prototypes)
+        with pytest.raises(ValueError, match=r"two tokens .*koleo_weight=0"):
+            STELLARLoss().terms(**data)
+        assert STELLARLoss(koleo_weight=0.0)(**data).isfinite()
 
     @pytest.mark.parametrize(
         "arguments, match",

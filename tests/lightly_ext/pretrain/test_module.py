@@ -21,6 +21,7 @@ from tests import reference
 from tests.pretraining import (
     TINY,
     loader,
+    reference_batch,
     reference_module,
     reference_step,
     tiny,
@@ -88,6 +89,24 @@ class TestStellarPretrainingReference:
         weight = data["ema.after.teacher_head.layer.weight"]
         ours = module.teacher["sparse_head"].prototypes.weight
         torch.testing.assert_close(ours, weight, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("teacher", [False, True])
+    @pytest.mark.parametrize(
+        "dtype, tolerance", [(torch.bfloat16, 5e-3), (torch.float16, 5e-4)]
+    )
+    def test_loss_terms__pure_half_precision(
+        self, dtype: torch.dtype, tolerance: float, teacher: bool
+    ) -> None:
+        module = reference_module(teacher)
+        views, keep = reference_batch()
+        expected = reference.load("train_teacher" if teacher else "train")["loss.total"]
+        half = [None if view is None else view.to(dtype) for view in views]
+        terms, *_ = module.to(dtype).loss_terms(type(views)(*half), keep)
+        torch.testing.assert_close(terms.total, expected, rtol=tolerance, atol=0)
+        terms.total.backward()
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad.isfinite().all(), name
 
 
 class TestStellarPretraining:
