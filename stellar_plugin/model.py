@@ -122,6 +122,7 @@ class Stellar(
             "pos_antialias": pos_antialias,
         }
         check_arguments(arguments, Stellar)
+        check_arguments(tokenizer or {}, MaskGITVQGAN)
         if num_queries < 1:
             raise ValueError(
                 f"Stellar needs num_queries >= 1, got {num_queries}; for a plain ViT "
@@ -142,7 +143,6 @@ class Stellar(
         self.decoder = _create_decoder(self.encoder, self.config)
         self.tokenizer: MaskGITVQGAN | None = None
         if tokenizer is not None:
-            check_arguments(tokenizer, MaskGITVQGAN)
             self._set_tokenizer(MaskGITVQGAN(**tokenizer))
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:

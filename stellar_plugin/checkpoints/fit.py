@@ -124,8 +124,9 @@ def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
 
 
 def _own_encoder(checkpoint: Checkpoint) -> StellarEncoder:
+    config = encoder_config(checkpoint)
     with checkpoint.building(), torch.device("meta"):
-        return StellarEncoder(**encoder_config(checkpoint))
+        return StellarEncoder(**config)
 
 
 def check_tensors(

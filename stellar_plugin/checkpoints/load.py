@@ -206,8 +206,9 @@ def untrained_encoder(
     Raises:
         ValueError: If the sizes are not known.
     """
+    config = encoder_config(checkpoint, num_heads)
     with checkpoint.building():
-        return StellarEncoder(**{**encoder_config(checkpoint, num_heads), **kwargs})
+        return StellarEncoder(**{**config, **kwargs})
 
 
 def _reported(

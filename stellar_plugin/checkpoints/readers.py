@@ -30,6 +30,7 @@ from stellar_plugin.checkpoints.names import (
     from_transformers,
     part,
 )
+from stellar_plugin.checkpoints.sizes import depth
 from stellar_plugin.vit import STELLAR_NORM_EPS
 from stellar_plugin.weight_files import read_tensors
 
@@ -83,6 +84,13 @@ def read_own(
     config = as_mapping(config, "hyper_parameters.model")
     if config and not any(name.startswith("decoder.") for name in inside):
         config["target"] = None  # trained without reconstruction
+    for prefix, name in (("encoder.vit.", "depth"), ("decoder.", "decoder_depth")):
+        blocks = depth(part(inside, prefix))
+        if blocks and config.get(name, blocks) != blocks:
+            raise ValueError(
+                f"it has {blocks} blocks, its config says {name}="
+                f"{reprlib.repr(config[name])}"
+            )
     return Checkpoint(
         raw.path,
         STELLAR,

@@ -110,7 +110,7 @@ def encoder_config(
         "img_size": size[0] if size[0] == size[1] else size,
         "patch_size": patch_size,
         "embed_dim": width,
-        "depth": _depth(vit),
+        "depth": depth(vit),
         "num_heads": heads(checkpoint, num_heads),
         "mlp_ratio": _mlp_ratio(vit, checkpoint),
         "norm_eps": checkpoint.config.get("norm_eps"),
@@ -182,7 +182,7 @@ def _decoder_config(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, 
         num_heads = width // DECODER_HEAD_WIDTH
     config: dict[str, Any] = {
         "decoder_dim": width,
-        "decoder_depth": _depth(decoder),
+        "decoder_depth": depth(decoder),
         "decoder_num_heads": num_heads,
         "decoder_mlp_ratio": _mlp_ratio(decoder, checkpoint),
     }
@@ -207,7 +207,8 @@ def _patches(vit: State, checkpoint: Checkpoint) -> tuple[int, int]:
     return shape[0], shape[2]
 
 
-def _depth(vit: State) -> int:
+def depth(vit: State) -> int:
+    """Number of transformer blocks that the names tell."""
     blocks = [int(found[1]) for name in vit if (found := _BLOCK.match(name))]
     return max(blocks, default=-1) + 1
 
