@@ -23,6 +23,8 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 HEADS_NAME = "heads.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
+# Where a pretraining run has its model.
+EXPORT_FOLDER = "model"
 # What changes the outputs of a model and the shape of no tensor.
 NEEDED = ("model_name", "num_queries", "norm_eps", "pos_antialias", "mean", "std")
 
@@ -124,6 +126,8 @@ def _weights_in(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     several = f" It holds {', '.join(p.name for p in found)}." if found else ""
+    if (folder / EXPORT_FOLDER / WEIGHTS_NAME).is_file():
+        several += f" The model of this run is '{folder / EXPORT_FOLDER}'."
     raise FileNotFoundError(
         f"No {WEIGHTS_NAME} in '{folder}'.{several} Give a folder that save_pretrained "
         f"wrote ({WEIGHTS_NAME} and {CONFIG_NAME}), or a weight file."
