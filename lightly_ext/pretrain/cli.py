@@ -18,6 +18,7 @@ from pytorch_lightning.cli import (
     SaveConfigCallback,
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule, num_cpus
 from lightly_ext.pretrain.callbacks import (
@@ -30,6 +31,7 @@ from lightly_ext.pretrain.checkpoint_files import (
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.module import StellarPretraining
+from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups
 from lightly_ext.pretrain.progress import LogInterval, StellarProgress
 from lightly_ext.pretrain.recipes import (
@@ -41,6 +43,7 @@ from lightly_ext.pretrain.recipes import (
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart
 from lightly_ext.pretrain.run_lock import RunLock
+from lightly_ext.pretrain.story import RunStory
 from stellar_cli.errors import raise_errors
 
 
@@ -104,6 +107,17 @@ class PretrainCLI(LightningCLI):
             if isinstance(callback, SaveRecipe):
                 callback.config = recipe  # of a run from the start
         return trainer
+
+    @rank_zero_only
+    def say_what_was_made(self) -> None:
+        """Says where everything is, and what to type next."""
+        output = Path(self.config["output"])
+        commands = next_steps(output, self.model, self.datamodule)
+        lines = [f"  to {purpose}: {text}" for purpose, text in commands.items()]
+        print(
+            f"Everything is in {output}: look at index.html or summary.md. Go on with\n"
+            + "\n".join(lines)
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options that are ours."""
@@ -232,6 +246,8 @@ def main(argv: Sequence[str]) -> Trainer:
     with RunLock(folder):
         checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
         with FailedStart(folder) as start:
-            trainer = cli.build(start, checkpoint=checkpoint)
+            story = RunStory(folder, argv)
+            trainer = cli.build(story, start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    cli.say_what_was_made()
     return trainer

@@ -52,6 +52,13 @@ def move(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file of text as a whole; bytes of names that are no text are escaped."""
+    partial(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    sync(partial(path))
+    move(partial(path), path)
+
+
 def replace_link(link: Path, target: Path) -> None:
     """Lets a name in the folder of a file stand for it, wherever the folder moves.
 

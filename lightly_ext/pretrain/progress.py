@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from datetime import timedelta
 from typing import Any
@@ -33,17 +32,17 @@ class LogInterval(Callback):
 
     def __init__(self, every_n_steps: int | None) -> None:
         self.every_n_steps = every_n_steps
-        self._total = math.inf
+        self._total = 0
 
-    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Chooses the interval, which everything that logs reads from the trainer."""
-        self._total = trainer.estimated_stepping_batches
-        chosen = max(1, int(min(self._total, 100 * self.LONGEST)) // 100)
+        self._total = pl_module.continuation.total_steps(trainer)
+        chosen = max(1, min(self._total // 100, self.LONGEST))
         trainer.log_every_n_steps = self.every_n_steps or chosen
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         """Makes the last step one that is logged."""
-        if trainer.global_step + 1 >= self._total:
+        if trainer.global_step + 1 == self._total:
             trainer.log_every_n_steps = 1
 
 
@@ -68,7 +67,7 @@ class StellarProgress(ProgressBar):
         self.seconds = seconds
         self.is_enabled = True
         self._bar: Progress | None = None
-        self._total: int | None = None
+        self._total = 0
         self._begin = (0, 0.0)  # step and time
         self._next_line = 0.0
         self._numbers = ""
@@ -77,10 +76,9 @@ class StellarProgress(ProgressBar):
         """Shows nothing, in processes but the first; Lightning calls it."""
         self.is_enabled = False
 
-    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds out how many steps there are and were."""
-        total = trainer.estimated_stepping_batches
-        self._total = None if total == math.inf else int(total)
+        self._total = pl_module.continuation.total_steps(trainer)
         self._begin = (trainer.global_step, time.monotonic())
         if self.is_enabled and self.console.is_terminal:
             self._bar = _bar(self.console)
@@ -125,10 +123,9 @@ class StellarProgress(ProgressBar):
             self._bar = None
 
     def _line(self, trainer: Any, step: int) -> str:
-        of = "" if self._total is None else f" of {self._total}"
-        line = f"Step {step}{of}, {_epoch(trainer)}{self._numbers}"
+        line = f"Step {step} of {self._total}, {_epoch(trainer)}{self._numbers}"
         first, start = self._begin
-        if self._total is not None and first < step < self._total:
+        if first < step < self._total:
             left = (time.monotonic() - start) / (step - first) * (self._total - step)
             line += f"{timedelta(seconds=round(left))} left"
         return line.removesuffix(", ")

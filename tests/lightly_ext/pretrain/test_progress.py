@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,12 +19,22 @@ class Clock:
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
 
+def module_of(total: int) -> Mock:
+    """A module whose run has so many steps."""
+    return Mock(**{"continuation.total_steps.return_value": total})
+
+
 def trained(
-    progress: StellarProgress, clock: Clock, start: int, stop: int, **values: Any
+    progress: StellarProgress,
+    clock: Clock,
+    start: int,
+    stop: int,
+    total: int,
+    **values: Any,
 ) -> None:
     trainer = Mock(**{"max_epochs": -1, "log_every_n_steps": 2, **values})
     trainer.global_step = start
-    progress.on_train_start(trainer, Mock())
+    progress.on_train_start(trainer, module_of(total))
     for step in range(start + 1, stop + 1):
         clock.now += 10
         trainer.global_step = step
@@ -43,16 +52,14 @@ class TestLogInterval:
             (250, None, 2),
             (2000, None, 20),
             (10**6, None, 50),
-            (math.inf, None, 50),
             (3, 7, 7),
         ],
     )
     def test_on_train_start(
-        self, total: float, chosen: int | None, interval: int
+        self, total: int, chosen: int | None, interval: int
     ) -> None:
-        trainer = Mock(estimated_stepping_batches=total, global_step=0)
-        callback = LogInterval(chosen)
-        callback.on_train_start(trainer, Mock())
+        trainer, callback = Mock(global_step=0), LogInterval(chosen)
+        callback.on_train_start(trainer, module_of(total))
         assert trainer.log_every_n_steps == interval
         for step in range(3):
             trainer.global_step = step
@@ -67,7 +74,7 @@ class TestStellarProgress:
     ) -> None:
         out, clock = io.StringIO(), Clock(monkeypatch)
         progress = StellarProgress(Console(file=out), seconds=30)
-        trained(progress, clock, 0, 11, estimated_stepping_batches=11)
+        trained(progress, clock, 0, 11, total=11)
         # Every second step is logged; 30 s are three steps.
         assert out.getvalue().splitlines() == [
             "Step 2 of 11, loss 0.5, 0:01:30 left",
@@ -81,29 +88,17 @@ class TestStellarProgress:
     ) -> None:
         out, clock = io.StringIO(), Clock(monkeypatch)
         progress = StellarProgress(Console(file=out), seconds=15)
-        trained(
-            *(progress, clock, 7, 10),
-            **{"estimated_stepping_batches": 12, "max_epochs": 3},
-        )
+        trained(progress, clock, 7, 10, total=12, max_epochs=3)
         assert out.getvalue().splitlines() == [
             "Step 8 of 12, epoch 2 of 3, loss 2, 0:00:40 left",
             "Step 10 of 12, epoch 3 of 3, loss 2.5, 0:00:20 left",
         ]
 
-    def test_lines__without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        out, clock = io.StringIO(), Clock(monkeypatch)
-        progress = StellarProgress(Console(file=out))
-        trained(progress, clock, 0, 2, estimated_stepping_batches=math.inf)
-        assert out.getvalue() == "Step 2, loss 0.5\n"
-
     def test_bar__on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         out, clock = io.StringIO(), Clock(monkeypatch)
         console = Console(file=out, force_terminal=True, width=120, color_system=None)
         progress = StellarProgress(console)
-        trained(
-            *(progress, clock, 3, 10),
-            **{"estimated_stepping_batches": 12, "max_epochs": 3},
-        )
+        trained(progress, clock, 3, 10, total=12, max_epochs=3)
         last = out.getvalue().splitlines()[-2]
         assert "Step 10/12 " in last and last.rstrip().endswith("of 3, loss 2.5")
 
@@ -113,5 +108,5 @@ class TestStellarProgress:
         out, clock = io.StringIO(), Clock(monkeypatch)
         progress = StellarProgress(Console(file=out))
         progress.disable()
-        trained(progress, clock, 0, 4, estimated_stepping_batches=4)
+        trained(progress, clock, 0, 4, total=4)
         assert out.getvalue() == ""

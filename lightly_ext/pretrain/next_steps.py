@@ -1,0 +1,51 @@
+"""What to type after a pretraining."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lightly_ext.data import StellarDataModule
+
+# What `stellar evaluate` and `stellar visualize` crop unless they are told otherwise.
+USUAL_SIZE = 224
+
+
+def next_steps(output: Path, module: Any, data: StellarDataModule) -> dict[str, str]:
+    """Commands that use the model of a run.
+
+    Args:
+        output:
+            Folder of the run.
+        module:
+            The `StellarPretraining`.
+        data:
+            What it was trained on.
+
+    Returns:
+        Command by its purpose. FOLDER in it is for the user to fill in.
+    """
+    model = shlex.quote(str(output / "model"))
+    file = shlex.quote(str(output / "timm.safetensors"))
+    size = max(module.model.encoder.vit.patch_embed.img_size)
+    crop = "" if size == USUAL_SIZE else f" --resize {size} --crop {size}"
+    labelled = _labelled(data.knn_paths)
+    return {
+        "look at it": f"stellar visualize --model {model} --data "
+        f"{shlex.quote(str(data.path))}{crop}",
+        "measure it"
+        + ("" if labelled else ", FOLDER having train/CLASS and val/CLASS"): (
+            f"stellar evaluate knn --model {model} --data {labelled or 'FOLDER'}{crop}"
+        ),
+        "use it in timm": f"stellar convert {model} {file} --to timm",
+    }
+
+
+def _labelled(folders: list[Path]) -> str | None:
+    """The folder of bank and queries, where evaluation finds them too."""
+    parents = {folder.parent for folder in folders}
+    names = [folder.name for folder in folders]
+    if len(parents) == 1 and names in (["train", "val"], ["train", "test"]):
+        return shlex.quote(str(parents.pop()))
+    return None

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightly_ext.pretrain.run_log import read_log
+from lightly_ext.pretrain.run_page import HEIGHT, MAX_POINTS, WIDTH, charts
+
+
+def write_log(folder: Path, version: int, rows: list[dict[str, object]]) -> None:
+    path = folder / f"version_{version}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    names = sorted({name for row in rows for name in row})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class TestReadLog:
+    def test_read_log__later_runs_win(self, tmp_path: Path) -> None:
+        first = [{"step": i, "epoch": 0, "loss": 10 - i} for i in range(5)]
+        write_log(tmp_path, 2, [*first, {"step": 4, "epoch": 0, "knn": 0.5}])
+        # Resumed from a checkpoint after step 2; version 10 comes after version 2.
+        write_log(tmp_path, 10, [{"step": 3, "loss": 1}, {"step": 5, "loss": "nan"}])
+        log = read_log(tmp_path)
+        assert list(log) == ["loss"]  # that knn was lost
+        assert {k: log["loss"][k] for k in (0, 1, 2, 3)} == {0: 10, 1: 9, 2: 8, 3: 1}
+        assert list(log["loss"]) == [0, 1, 2, 3, 5]
+
+    def test_read_log__torn_last_line(self, tmp_path: Path) -> None:
+        write_log(tmp_path, 0, [{"step": 0, "loss": 1, "lr": 2}])
+        path = tmp_path / "version_0" / "metrics.csv"
+        path.write_text(path.read_text() + "0.5,")
+        assert read_log(tmp_path) == {"loss": {0: 1.0}, "lr": {0: 2.0}}
+
+    def test_read_log__nothing_there(self, tmp_path: Path) -> None:
+        assert read_log(tmp_path) == {}
+
+
+class TestCharts:
+    def test_charts__groups_and_points(self) -> None:
+        log = {
+            "train/total": {0: 4.0, 5: 3.0, 10: 2.0},
+            "knn_top1": {9: 0.6},
+            "health/token_rank": {0: float("nan")},
+            "lr-AdamW/pg1": {0: 0.0, 10: 1.0},
+            "lr-AdamW/pg2": {0: 0.0, 10: 1.0},
+            "loss": {0: 4.0},
+            "other": {0: 1.0},
+        }
+        groups = charts(log, {"untrained": 0.4, "chance": 0.2})
+        assert list(groups) == ["Loss", "Online kNN", "Optimisation", "More"]
+        (loss,) = groups["Loss"]
+        assert (
+            loss.points == f"0.0,0.0 {WIDTH / 2},{HEIGHT / 2} {WIDTH:.1f},{HEIGHT:.1f}"
+        )
+        assert (loss.low, loss.high, loss.first, loss.last) == ("2", "4", 0, 10)
+        (knn,) = groups["Online kNN"]
+        assert knn.points == "0.0,0.0"
+        lines = {"untrained 0.4": HEIGHT / 2, "chance 0.2": float(HEIGHT)}
+        assert knn.references == lines
+
+    def test_charts__many_points_are_means(self) -> None:
+        points = {i: float(i) for i in range(100_000)}
+        (chart,) = charts({"train/total": points}, {})["Loss"]
+        pairs = [tuple(map(float, p.split(","))) for p in chart.points.split()]
+        assert len(pairs) <= MAX_POINTS + 2
+        assert (pairs[0], pairs[-1]) == ((0, HEIGHT), (WIDTH, 0))
+        # On a line, means are too.
+        assert all(abs(x / WIDTH + y / HEIGHT - 1) < 2e-3 for x, y in pairs)
