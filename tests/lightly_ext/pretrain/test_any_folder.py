@@ -56,5 +56,5 @@ def test_pretrain__any_folder_in_two_processes(tmp_path: Path) -> None:
     )
     assert (output / "unreadable.txt").read_text().splitlines() == unreadable
     assert "Skipped 3 unreadable of 23 images so far: " in run.stdout
-    others = "1 .heic, 1 .txt, 1 without suffix, dangling.jpg (no file)"
+    others = "1 without suffix, 1 .txt, 1 .heic, dangling.jpg (no file)"
     assert run.stderr.count(others) == 1
