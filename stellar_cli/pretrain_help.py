@@ -18,6 +18,7 @@ OPTIONS = {
         "from-run FOLDER": "repeat a run: its recipe, into another --output",
         "save_every_minutes 30.0": "save in between the ends of epochs; null for never",
         "save_every_steps null": "the same, counted in steps",
+        "on_nonfinite stop": "stop or skip where a loss or gradient is not finite",
         "seed_everything 0": "seed of weights, order, views and masks",
     },
     "Images": {

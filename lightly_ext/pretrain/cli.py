@@ -30,6 +30,7 @@ from lightly_ext.pretrain.checkpoint_files import (
     checkpoint_to_start_from,
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
+from lightly_ext.pretrain.durable import replace_text
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups
@@ -216,7 +217,8 @@ class SaveRecipe(SaveConfigCallback):
             config = self.config.clone()
             config["resume"] = False
             path = Path(config["output"]) / RUN_RECIPE
-            self.parser.save(config, path, overwrite=True)
+            # With null, which may stand against a number of the base recipe.
+            replace_text(path, self.parser.dump(config, skip_unset=False))
 
 
 def main(argv: Sequence[str]) -> Trainer:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightly_ext.loss import MATCHING_FIGURES, SparseViews, STELLARLossTerms
 from lightly_ext.metrics import health_figures
+from lightly_ext.pretrain.story import tell
 
 CROSS_ENTROPIES = (
     *("clustering", "alignment"),
@@ -230,6 +231,7 @@ class HealthMonitor(Callback):
         else:
             shown = f"{shown}: well again, no longer {beyond}."
         module.print(shown)
+        tell(module.trainer, "health", shown)
 
     def _loader_wait(self, device: torch.device) -> float | None:
         """Share of the time since the last call in which the device had no batch."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightly_ext.data import printable
 from lightly_ext.pretrain.checkpoint_files import LAST
 from lightly_ext.pretrain.checkpoints import resume_command
+from lightly_ext.pretrain.story import tell
 
 # Steps after which the host reads what a device found: it goes on without waiting.
 LAG = 2
@@ -173,10 +174,12 @@ class NonFiniteGuard(Callback):
         trainer = step.module.trainer
         text = _told(step.number, finding, trainer)
         if self._in_a_row < self.limit:
-            step.module.print(
-                f"Warning: {text} The step is skipped, {self._in_a_row} in a row; "
-                f"{self.limit} end the training (--nonfinite_limit)."
+            text = (
+                f"{text} The step is skipped, {self._in_a_row} in a row; {self.limit} "
+                "end the training (--nonfinite_limit)."
             )
+            step.module.print(f"Warning: {text}")
+            tell(trainer, "skipped", text)
             return
         rest = "or, if single images are the cause, with --on_nonfinite=skip"
         if self.action == "skip":

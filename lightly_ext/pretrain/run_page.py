@@ -157,7 +157,9 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         )
     return {
         "images": images,
-        "unreadable": f"{record['unreadable_images']} files",
+        "unreadable": f"{record['unreadable_images']} files, see unreadable.txt"
+        if record["unreadable_images"]
+        else "none",
         "parameters": f"{record['parameters'] / 1e6:.2f} million, without heads",
         "written": record["written"],
     }

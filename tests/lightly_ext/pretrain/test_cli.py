@@ -109,7 +109,11 @@ class TestPretrain:
 
     def test_main__from_run(self, images: Path, tmp_path: Path) -> None:
         first, again = tmp_path / "first", tmp_path / "again"
-        options = ("--trainer.max_steps=1", "--model.lr=0.01", "--model.mask_ratio=0.5")
+        options = (
+            *("--trainer.max_steps=1", "--model.lr=0.01", "--model.mask_ratio=0.5"),
+            # The base recipe has a number.
+            "--trainer.gradient_clip_val=null",
+        )
         run(f"--data.path={images}", f"--output={first}", *options)
         pretrain_cli.main(
             [f"--from-run={first}", f"--output={again}", "--model.lr=0.02"]
@@ -121,6 +125,7 @@ class TestPretrain:
         assert (old["output"], new.pop("output")) == (old.pop("output"), str(again))
         assert (old["model"].pop("lr"), new["model"].pop("lr")) == (0.01, 0.02)
         assert new == old
+        assert new["trainer"]["gradient_clip_val"] is None
 
     def test_main__online_knn(self, images: Path, tmp_path: Path) -> None:
         labelled = tmp_path / "labelled"

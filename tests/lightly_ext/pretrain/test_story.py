@@ -143,7 +143,7 @@ class TestRunStory:
             "- step: 10 (of 10)",
             "- online kNN: 1 (untrained 1, chance 0.5)",
             "- step 3, warning: Something odd.",
-            "- unreadable: 1 files",
+            "- unreadable: 1 files, see unreadable.txt",
         ):
             assert line in text.splitlines()
 
