@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -21,6 +22,8 @@ from lightly_ext.transforms.image_conversion import to_uint8_rgb
 
 # Pillow's own limit.
 MAX_PIXELS = 178_956_970
+# Images have thousands; millions look for one, byte by byte, in terabytes of zeros.
+_MAX_READS = 2**20
 # What lies behind is no part of the image, and a sparse file may have terabytes.
 _MAX_JPEG_BYTES = 2**28
 # No others: Pillow starts Ghostscript for an EPS file, whatever its name is.
@@ -73,7 +76,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     if max_pixels > MAX_PIXELS:  # Pillow's has to follow
         Image.MAX_IMAGE_PIXELS = max_pixels
     with (
-        open(path, "rb") as file,
+        _Reader(io.FileIO(path)) as file,
         _silent_decoders(),
         Image.open(file, formats=FORMATS) as image,
     ):
@@ -94,6 +97,18 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
                 )
         ImageOps.exif_transpose(image, in_place=True)
         return to_uint8_rgb(image)
+
+
+class _Reader(io.BufferedReader):
+    """A file that is not read forever."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > _MAX_READS:
+            raise OSError(f"There is no image in the first {self.tell()} bytes.")
+        return super().read(size)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,15 @@ class TestReadImage:
             file.truncate(2**42)
         assert torch.equal(read_image(tmp_path / "image.jpg"), expected)
 
+    @pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"P6 #"])
+    def test_read_image__terabytes_without_image(
+        self, tmp_path: Path, start: bytes
+    ) -> None:
+        (tmp_path / "image.jpg").write_bytes(start)
+        os.truncate(tmp_path / "image.jpg", 2**42)
+        with pytest.raises(OSError, match=r"no image in the first 104857\d bytes"):
+            read_image(tmp_path / "image.jpg")
+
     def test_read_image__frame_larger_than_its_canvas(self, tmp_path: Path) -> None:
         path = tmp_path / "a.gif"
         Image.new("P", (4, 4)).save(path)
