@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from stellar_plugin.checkpoints import (
     HEADS_NAME,
     Checkpoint,
@@ -18,6 +16,7 @@ from stellar_plugin.checkpoints import (
 from stellar_plugin.checkpoints.export import timm_call, to_official, to_timm
 from stellar_plugin.model import Stellar
 from stellar_plugin.onnx import export_onnx
+from stellar_plugin.weight_files import write_tensors
 
 LAYOUTS = {
     "official": "file of the official implementation, with decoder and heads",
@@ -94,7 +93,7 @@ def _convert(
         encoder = create_encoder(checkpoint, num_heads=num_heads)
         state, metadata = to_timm(encoder)
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, output, metadata=metadata)
+        write_tensors(state, output, metadata)
         return f"{output}, strictly loaded by {timm_call(encoder)}"
     if arguments.to == "onnx":
         encoder = create_encoder(checkpoint, num_heads=num_heads)
@@ -106,7 +105,7 @@ def _convert(
     if arguments.to == "official":
         state = to_official(model, checkpoint.heads)
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, output, metadata={"format": "pt"})
+        write_tensors(state, output)
         return f"{output}, in the official layout"
     model.save_pretrained(output)
     save_heads(checkpoint.heads, output)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
@@ -28,6 +27,7 @@ from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
+from stellar_plugin.weight_files import write_tensors
 
 
 class Stellar(
@@ -356,9 +356,7 @@ class Stellar(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
-        safetensors.torch.save_file(
-            state, save_directory / WEIGHTS_NAME, metadata={"format": "pt"}
-        )
+        write_tensors(state, save_directory / WEIGHTS_NAME)
         config = json.dumps(self.config, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stellar_plugin.state_dict import shown
@@ -80,6 +82,26 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
             "a state_dict."
         )
     return content, {}
+
+
+def write_tensors(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file that others may read as any other file of the user.
+
+    Args:
+        state:
+            Contiguous tensors by name.
+        path:
+            The file.
+        metadata:
+            Texts beside the tensors.
+    """
+    save_file(dict(state), path, {"format": "pt", **(metadata or {})})
+    # safetensors makes a file for the user alone.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -32,8 +32,4 @@ def export_model(module: Any, folder: Path) -> None:
     module.model.save_pretrained(new)
     heads = {name: getattr(module, name, None) for name in HEADS}
     save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)
-    # safetensors lets nobody else read its files.
-    mode = new.stat().st_mode & 0o666
-    for path in new.iterdir():
-        path.chmod(mode)
     replace_folder(new, folder)

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import HEADS_NAME
 from stellar_plugin.checkpoints.names import State
+from stellar_plugin.weight_files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def save_heads(heads: Mapping[str, State], folder: str | Path) -> None:
         for key, tensor in head.items()
     }
     if state:
-        save_file(state, Path(folder) / HEADS_NAME, metadata={"format": "pt"})
+        write_tensors(state, Path(folder) / HEADS_NAME)
 
 
 def load_head_weights(
