@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from lightly_ext.pretrain.durable import (
-    finish_replacing,
-    partial,
-    remove_partial,
-    replace_folder,
-)
+from lightly_ext.pretrain.durable import finish_replacing, partial, replace_folder
 from stellar_plugin.checkpoints import HEADS, save_heads
 
 
@@ -27,8 +23,9 @@ def export_model(module: Any, folder: Path) -> None:
             Where model.safetensors, config.json and heads.safetensors are to be.
     """
     finish_replacing(folder)
-    remove_partial(folder.parent)
     new = partial(folder)
+    if new.exists():
+        shutil.rmtree(new)
     module.model.save_pretrained(new)
     heads = {name: getattr(module, name, None) for name in HEADS}
     save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)

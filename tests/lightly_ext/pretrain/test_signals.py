@@ -19,6 +19,7 @@ from lightly_ext.pretrain.checkpoint_files import (
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.signals import Interrupted, StopSignals
 from tests import distributed
+from tests.exact_resume import Run, assert_equal_states, write_classes
 from tests.pretraining import loader, tiny, trainer
 
 
@@ -76,6 +77,48 @@ class TestStopSignals:
         assert line.endswith(f"Go on with: stellar pretrain --config {config} --resume")
         after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
         assert after == handlers
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "hook, number",
+        [
+            ("on_train_batch_start", 1),
+            ("on_train_batch_start", 3),
+            ("on_validation_batch_start", 4),
+        ],
+    )
+    def test_fit__goes_on_exactly(self, hook: str, number: int, tmp_path: Path) -> None:
+        # In mid-epoch, in the last step of an epoch and in the validation behind it.
+        labelled = str(write_classes(tmp_path / "labelled", 24))
+        options: Any = {"data": {"knn_train": labelled, "knn_val": labelled}}
+        options |= {"max_epochs": 2, "plugins": [DurableCheckpointIO()]}
+        whole = Run(tmp_path, **options)
+
+        begun = 0
+
+        def count(*_: Any) -> None:
+            nonlocal begun
+            begun += 1
+            if begun == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        send = Callback()
+        setattr(send, hook, count)
+        options["enable_checkpointing"] = True
+        cut = Run.__new__(Run)
+        with pytest.raises(Interrupted):
+            cut.__init__(  # type: ignore[misc]
+                tmp_path, callbacks=[RunCheckpoint(tmp_path), send], **options
+            )
+        saved = saved_step(tmp_path)
+        assert saved == min(number, 3)
+        start = checkpoint_to_start_from(tmp_path, True)
+        again = Run(tmp_path, start, callbacks=[RunCheckpoint(tmp_path)], **options)
+        # But for the next step, which other callbacks see begin.
+        rows = [(step, row) for step, row in cut.rows if step < saved]
+        assert rows + again.rows == whole.rows
+        assert cut.seen.batches[:saved] + again.seen.batches == whole.seen.batches
+        assert_equal_states(again.state, whole.state)
 
     def test_fit__a_run_that_is_over_ends_well(self, tmp_path: Path) -> None:
         run = fit(tmp_path, Send(8), max_epochs=1)
