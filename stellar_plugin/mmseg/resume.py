@@ -48,17 +48,20 @@ class ResumeByConfigHook(Hook):
         if not runner._resume:
             return
         meta = checkpoint["meta"]
-        changed = _changed(meta.get(OPTIONS_KEY, {}), _options(runner))
+        known = OPTIONS_KEY in meta
+        changed = _changed(meta[OPTIONS_KEY], _options(runner)) if known else {}
         _refuse(runner, checkpoint, changed)
         schedulers: list[_ParamScheduler] = runner.param_schedulers or []
         _advance(schedulers, meta["iter"], meta["epoch"])
         checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
-        old = checkpoint["optimizer"]
-        kept = {name: old[name] for name in ("state", "loss_scaler") if name in old}
-        checkpoint["optimizer"] = {**runner.optim_wrapper.state_dict(), **kept}
+        if "optimizer" in checkpoint:
+            saved = checkpoint["optimizer"]
+            kept = {k: saved[k] for k in ("state", "loss_scaler") if k in saved}
+            checkpoint["optimizer"] = {**runner.optim_wrapper.state_dict(), **kept}
         said = ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items())
+        nothing = "nothing" if known else "unknown, the checkpoint has no options"
         runner.logger.info(
-            f"Resumed at iteration {meta['iter']}; changed: {said or 'nothing'}. From "
+            f"Resumed at iteration {meta['iter']}; changed: {said or nothing}. From "
             "here on as in a straight run of this config."
         )
 
@@ -89,9 +92,8 @@ def _nested(value: Any) -> bool:
 def _changed(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Old and new value of each option that differs; nothing is known without old."""
-    names = {**old, **new} if old else {}
-    pairs = {name: (old.get(name), new.get(name)) for name in names}
+    """Old and new value of each option that differs."""
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -109,8 +111,9 @@ def _refuse(
             )
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     found = misfits(model.state_dict(), checkpoint["state_dict"])
-    groups = [len(g["params"]) for g in runner.optim_wrapper.optimizer.param_groups]
-    if groups != [len(g["params"]) for g in checkpoint["optimizer"]["param_groups"]]:
+    ours = runner.optim_wrapper.optimizer.param_groups
+    theirs = checkpoint.get("optimizer", {}).get("param_groups", ours)
+    if [len(g["params"]) for g in ours] != [len(g["params"]) for g in theirs]:
         found = found or "other parameters are trained (model.backbone.frozen)"
     if found:
         raise ValueError(

@@ -161,6 +161,7 @@ def train_resume_test(
     more = [*options, "train_cfg.max_iters=4"]
     output = run([*train, "--resume", "--cfg-options", *more], folder)
     assert "resumed epoch: 0, iter: 2" in output
+    assert "iteration 2; changed: train_cfg.max_iters 2 -> 4. From" in output
     assert "Iter(train) [1/4]" not in output
     assert "Iter(train) [4/4]" in output
     validated = miou(output)

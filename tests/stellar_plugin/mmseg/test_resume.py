@@ -131,6 +131,22 @@ def test_resume__says_what_changed(
     ) in output.out + output.err
 
 
+def test_resume__of_a_checkpoint_without_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "iter_4.pth"
+    content = torch.load(path, weights_only=False)
+    del content["meta"]["stellar_options"], content["optimizer"]
+    torch.save(content, path)
+    capsys.readouterr()
+    resumed = run(tmp_path / "run", 8, lr=0.3, resume=True)
+    straight = run(tmp_path / "straight", 8, lr=0.3)
+    assert resumed == {i: straight[i] for i in range(4, 8)}
+    output = capsys.readouterr()
+    assert "changed: unknown, the checkpoint" in output.out + output.err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
