@@ -474,9 +474,14 @@ class StellarPretraining(LightningModule):
         """Logs the terms; lets the guard see the step, and the monitor if logged."""
         losses = terms.losses()
         self.nonfinite.add_batch(losses, [sparse.tokens, sparse.view_tokens], indices)
-        self.log("loss", terms.total)
+        logged = self._is_logged()
+        if logged and self.trainer.world_size > 1:
+            mean = torch.stack(list(losses.values()))
+            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+            losses = dict(zip(losses, mean.unbind(), strict=True))
+        self.log("loss", losses["total"])
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
-        if not self._is_logged():
+        if not logged:
             return
         head = self.sparse_head or self.cls_head
         figures = training_figures(

@@ -1,0 +1,93 @@
+"""Several processes train as one does, at the same global batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning import Callback, Trainer
+
+from tests.exact_resume import (
+    GATHERED,
+    MemoryLogger,
+    SaveAlways,
+    images,
+    write_classes,
+)
+from tests.pretraining import assert_same_training, tiny, trainer
+
+BATCH = 4
+
+
+class Record(Callback):
+    """Writes down what a process saw, and the losses that the first one logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images: list[list[int]] = []
+        self.losses: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.images.append(batch.indices.tolist())
+        metrics = trainer.callback_metrics
+        terms = {k: float(v) for k, v in metrics.items() if k.startswith("train/")}
+        self.losses.append(terms)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        content = {"images": self.images, "losses": self.losses}
+        path = self.folder / f"{trainer.global_rank}-of-{trainer.world_size}.json"
+        path.write_text(json.dumps(content))
+
+
+def fit(
+    folder: Path, processes: int, checkpoint: Path | None = None, save: bool = False
+) -> tuple[Any, list[dict[str, Any]], float]:
+    """Trains two epochs; returns module, records of all processes, and kNN accuracy."""
+    module = tiny(lr=1e-3, warmup_fraction=0.0, loss=GATHERED, teacher_momentum=0.9)
+    labelled = str(folder / "labelled")
+    data = images(
+        folder / "images",
+        batch_size=BATCH // processes,
+        knn_train=labelled,
+        knn_val=labelled,
+    )
+    several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+    run = trainer(
+        folder,
+        max_epochs=2,
+        callbacks=[Record(folder), *([SaveAlways(folder)] if save else [])],
+        logger=MemoryLogger(),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        **several,
+    )
+    run.fit(module, datamodule=data, ckpt_path=checkpoint)
+    records = [
+        json.loads((folder / f"{rank}-of-{processes}.json").read_text())
+        for rank in range(processes)
+    ]
+    return module, records, float(run.callback_metrics["knn_top1"])
+
+
+@pytest.mark.slow
+def test_fit__processes_like_one(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", 14)
+    write_classes(tmp_path / "labelled", 23)  # so that shares differ
+    module, (record,), accuracy = fit(tmp_path, 1, save=True)
+    assert len(record["images"]) == 6
+    # Two processes from the start, and four that go on behind the fourth batch.
+    for processes, batches in ((2, 0), (4, 4)):
+        checkpoint = tmp_path / f"batch-{batches}.ckpt" if batches else None
+        other, records, knn = fit(tmp_path, processes, checkpoint)
+        dealt = zip(*(record["images"] for record in records), strict=True)
+        together = [[i for turn in zip(*x, strict=True) for i in turn] for x in dealt]
+        assert together == record["images"][batches:]
+        losses = records[0]["losses"]
+        for ours, expected in zip(losses, record["losses"][batches:], strict=True):
+            assert ours == pytest.approx(expected, abs=1e-5, rel=1e-5)
+        assert_same_training(other, module)
+        assert knn == pytest.approx(accuracy)
