@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,34 @@ class TestPretrain:
         assert logged(tmp_path, 1, "step")[0] == 3
         config = yaml.safe_load((tmp_path / "config.yaml").read_text())
         assert config["trainer"]["max_epochs"] == 2
+
+    def test_main__resume_is_exact_without_the_prior(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        run(f"--data.path={images}", f"--output={tmp_path}/0", "--trainer.max_steps=1")
+        prior = (tmp_path / "0" / "model").rename(tmp_path / "prior")
+        output = tmp_path / "run"
+        command = (
+            *(f"--data.path={images}", f"--output={output}", f"--model.prior={prior}"),
+            *("--trainer.max_epochs=2", "--save_every_steps=2"),
+        )
+        whole = run(*command)
+        shutil.rmtree(prior)
+        # As if the run had been killed behind step 4, inside of the second epoch.
+        for path in output.glob("checkpoints/*"):
+            if not path.name.startswith("step_00000004"):
+                path.unlink()
+        again = run(*command, "--resume")
+        assert again.global_step == whole.global_step == 6
+        state = again.lightning_module.state_dict()
+        for name, value in whole.lightning_module.state_dict().items():
+            assert torch.equal(state[name], value), name
+        for column in ("train/total", "step"):
+            expected = logged(output, 0, column)[-2:]
+            assert logged(output, 1, column)[-2:] == expected
+        config = yaml.safe_load((output / "config.yaml").read_text())
+        assert config["model"]["prior"] == str(prior)
+        assert not config["resume"]
 
     def test_main__saved_config_is_a_recipe(self, images: Path, tmp_path: Path) -> None:
         run(
