@@ -25,7 +25,8 @@ PATIENCE = 3
 # Steps before which, or while the learning rate warms up, nothing is judged: random
 # weights look sick in every way.
 MIN_STEPS = 100
-# Logged steps whose gradient norms the next is compared with.
+# Logged steps whose gradient norms the next is compared with, and steps at most over
+# which the wait for data is measured.
 HISTORY = 50
 
 
@@ -55,36 +56,29 @@ class Symptom(NamedTuple):
 
 
 COLLAPSED = (
+    "The tokens collapse: within images, or in all of them, they are nearly the same. "
     "Likely causes: too high a learning rate, or alignment or KoLeo switched off."
 )
 UNIFORM = (
-    "The prediction knows no more than that there are K prototypes. Likely causes: too "
-    "low a learning rate, frozen heads, too high a temperature, or far fewer tokens in "
-    "a step than prototypes."
+    "The prediction is no better than one that knows nothing but the number K of "
+    "prototypes. Likely causes: too low or too high a learning rate, frozen heads, too "
+    "high a temperature, or far fewer tokens in a step than prototypes."
 )
 # How the limits were found: docs/pretraining.md, section Health.
 SYMPTOMS = (
-    Symptom(
-        *("token_cosine", "above", 0.95),
-        f"The tokens of an image are nearly the same. {COLLAPSED}",
-    ),
-    Symptom(
-        *("token_distance", "below", 0.02),
-        f"Tokens of an image have twins. {COLLAPSED}",
-    ),
-    Symptom(
-        *("token_rank", "below", 1.5),
-        f"The tokens of all images are nearly the same. {COLLAPSED}",
-    ),
+    Symptom("token_cosine", "above", 0.95, COLLAPSED),
+    Symptom("token_distance", "below", 0.02, COLLAPSED),
+    Symptom("token_rank", "below", 1.5, COLLAPSED),
     Symptom(
         *("prototype_usage", "below", 0.1),
-        f"A few prototypes take nearly all tokens. {COLLAPSED}",
+        "A few prototypes take nearly all tokens. Likely causes: collapsed tokens, or "
+        "too low or too high a learning rate.",
     ),
     *(Symptom(f"{name}_over_ln_k", "above", 0.99, UNIFORM) for name in CROSS_ENTROPIES),
     Symptom(
         *("localization_entropy", "above", 0.95),
-        "Every patch belongs to all tokens alike: there is no localization. Likely "
-        "causes: collapsed tokens, or too high a learning rate.",
+        "Every patch belongs to all tokens alike: nothing is localized. Likely causes: "
+        "collapsed tokens, or too high a learning rate.",
     ),
     Symptom(
         *("localization_usage", "below", 0.01),
@@ -98,12 +92,12 @@ SYMPTOMS = (
     ),
     Symptom(
         *("gradient_norm_over_median", "above", 100.0),
-        "The gradient explodes. Likely cause: too high a learning rate, or too short a "
-        "warm-up. Lower --model.lr.",
+        "The gradient explodes. Likely causes: too high a learning rate, or too short "
+        "a warm-up.",
     ),
     Symptom(
         *("loader_wait", "above", 0.5),
-        "The device waits for images most of the time. Raise --data.num_workers, store "
+        "Most of the time the device waits for images. Raise --data.num_workers, store "
         "smaller images, or use a faster disk.",
     ),
 )
@@ -157,7 +151,7 @@ class HealthMonitor(Callback):
         self._sick: set[str] = set()
         self._norms: deque[float] = deque(maxlen=HISTORY)
         self._start = MIN_STEPS
-        self._steps: list[tuple[_Mark, _Mark]] = []
+        self._waits: deque[tuple[_Mark, _Mark]] = deque(maxlen=HISTORY)
         self._end: _Mark | None = None
 
     def note(self, figures: dict[str, Tensor]) -> None:
@@ -185,14 +179,14 @@ class HealthMonitor(Callback):
     ) -> None:
         """Ends the wait for this batch."""
         if self._end is not None:
-            self._steps.append((self._end, _Mark(pl_module.device)))
+            self._waits.append((self._end, _Mark(pl_module.device)))
 
     def step_ended(self, module: LightningModule) -> None:
         """Judges what was noted; begins to wait for the next batch.
 
         Called behind all callbacks: a checkpoint that is saved is no wait for data.
         """
-        if self._noted:
+        if "gradient_norm" in self._noted:  # the last batch, if they accumulate
             wait = self._loader_wait(module.device)
             values = torch.stack([x.float() for x in self._noted.values()]).tolist()
             figures = dict(zip(self._noted, values, strict=True))
@@ -201,46 +195,52 @@ class HealthMonitor(Callback):
                 module.log("health/loader_wait", wait)
                 figures["loader_wait"] = wait
             if module.global_step > self._start:
-                self._judge_all(figures, module)
+                self._judge(figures, module)
         self._end = _Mark(module.device)
 
-    def _judge_all(self, figures: dict[str, float], module: LightningModule) -> None:
+    def _judge(self, figures: dict[str, float], module: LightningModule) -> None:
         norm = figures.get("gradient_norm", math.nan)
         if self._norms:
             figures["gradient_norm_over_median"] = norm / median(self._norms)
-        for symptom in SYMPTOMS:
-            if symptom.figure in figures:
-                self._judge(symptom, figures[symptom.figure], module)
         if math.isfinite(norm) and norm > 0:
             self._norms.append(norm)
+        # What one cause explains is said in one sentence.
+        said: dict[str, list[str]] = {}
+        for symptom in SYMPTOMS:
+            name = symptom.figure
+            if name not in figures or not self._turns(symptom, figures[name]):
+                continue
+            value = f"health/{name} {figures[name]:.3g}"
+            if name in self._sick:
+                value = f"{value} ({symptom.side} {symptom.limit:g})"
+                said.setdefault(symptom.cause, []).append(value)
+            else:
+                said.setdefault("", []).append(value)
+        for cause, values in said.items():
+            shown = f"at step {module.global_step - 1}: {', '.join(values)}."
+            shown = f"Warning {shown} {cause}" if cause else f"Well again {shown}"
+            module.print(shown)
+            tell(module.trainer, "health", shown)
 
-    def _judge(self, symptom: Symptom, value: float, module: LightningModule) -> None:
+    def _turns(self, symptom: Symptom, value: float) -> bool:
+        """Whether a figure gets sick, or well again, with this value."""
         name = symptom.figure
-        if symptom.is_seen(value) == (name in self._sick):
-            self._streaks[name] = 0
-            return
-        self._streaks[name] += 1
+        same = symptom.is_seen(value) == (name in self._sick)
+        self._streaks[name] = 0 if same else self._streaks[name] + 1
         if self._streaks[name] < PATIENCE:
-            return
+            return False
         self._streaks[name] = 0
         self._sick ^= {name}
-        shown = f"health/{name} is {value:.3g} at step {module.global_step - 1}"
-        beyond = f"{symptom.side} {symptom.limit:g}"
-        if name in self._sick:
-            shown = f"Warning: {shown}, {beyond}. {symptom.cause}"
-        else:
-            shown = f"{shown}: well again, no longer {beyond}."
-        module.print(shown)
-        tell(module.trainer, "health", shown)
+        return True
 
     def _loader_wait(self, device: torch.device) -> float | None:
         """Share of the time since the last call in which the device had no batch."""
-        steps, self._steps = self._steps, []
-        if not steps:
+        if not self._waits:
             return None
-        end = _Mark(device)
-        waits = sum(start.seconds_to(stop) for start, stop in steps)
-        return waits / steps[0][0].seconds_to(end)
+        waits = sum(start.seconds_to(end) for start, end in self._waits)
+        share = waits / self._waits[0][0].seconds_to(_Mark(device))
+        self._waits.clear()
+        return share
 
 
 class _Mark:
