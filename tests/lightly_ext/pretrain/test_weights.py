@@ -2,16 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.pretrain.callbacks import ExportModel
+from lightly_ext.pretrain.export import export_model
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import read_checkpoint
 from tests import reference
@@ -62,10 +60,7 @@ class TestWeights:
 
     def test_export__round_trip_with_heads(self, tmp_path: Path) -> None:
         first = pretraining()
-        export = ExportModel(tmp_path / "model")
-        export.on_train_epoch_end(Mock(spec=Trainer, is_global_zero=False), first)
-        assert not (tmp_path / "model").exists()
-        export.on_train_epoch_end(Mock(spec=Trainer, is_global_zero=True), first)
+        export_model(first, tmp_path / "model")
         second = pretraining(seed=7, weights=str(tmp_path / "model"))
         for name, tensor in first.state_dict().items():
             assert second.state_dict()[name].equal(tensor), name
