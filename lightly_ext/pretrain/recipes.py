@@ -73,10 +73,14 @@ def _load(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         _check_depth(text)
         recipe = json.loads(json.dumps(get_loader("yaml")(text) or {}))
-    except Exception as error:  # no YAML, a list that holds itself, a date
+    except Exception as error:  # no YAML, or a list that holds itself
         raise OptionError(f"'{path}' is no recipe in YAML: {error}.") from error
     if not isinstance(recipe, dict):
         raise OptionError(f"'{path}' is no recipe: it has no options by name.")
+    for name in ("trainer", "model", "data"):
+        # The parser takes a number for a trainer. A text may name another file.
+        if not isinstance(recipe.get(name, {}), (dict, str)):
+            raise OptionError(f"'{path}' has no options by name under '{name}'.")
     return recipe
 
 

@@ -69,6 +69,26 @@ class TestMergeRecipes:
         assert config["model"]["model"]["num_queries"] == 16
         assert config["model"]["model"]["model_name"].startswith("stellar_vit_large")
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("trainer: 1", "has no options by name under 'trainer'"),
+            ("- 1", "it has no options by name"),
+            ("[" * 100_000, "nested more than 50 times"),
+            ("&a [*a]", "Circular reference"),
+            ("a: [", "while parsing"),
+            ("a: \x00", "characters are not allowed"),
+        ],
+    )
+    def test_merge_recipes__no_recipe(
+        self, text: str, message: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        with pytest.raises(OptionError, match=message) as found:
+            merge_recipes([f"--config={path}"])
+        assert str(path) in str(found.value)
+
     def test_merge_recipes__another_class_brings_its_own_arguments(self) -> None:
         old = {"class_path": "a.A", "init_args": {"size": 1}}
         new = {"class_path": "b.B", "init_args": {"depth": 2}}
