@@ -6,9 +6,11 @@ import difflib
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Mistakes in the code, whoever runs it.
@@ -17,7 +19,9 @@ BUGS = (
     *(NotImplementedError, RecursionError, SyntaxError, TypeError),
 )
 LONGEST_MESSAGE = 1000
-# Seconds in which the other processes of a run end after the first one has failed.
+# Names the file that the first process of a run makes that shows an error.
+SHOWN = "STELLAR_ERROR_SHOWN"
+# Seconds in which the first process of a run may end by itself.
 PATIENCE = 10.0
 
 
@@ -70,6 +74,9 @@ def shown(command: str, debug: bool) -> Iterator[None]:
     Raises:
         SystemExit: With status 2 after wrong options, 1 after other errors.
     """
+    first = _rank() == 0
+    if first:
+        os.environ[SHOWN] = f"{tempfile.gettempdir()}/stellar-{os.getpid()}"
     try:
         yield
     except Exception as error:
@@ -84,6 +91,9 @@ def shown(command: str, debug: bool) -> Iterator[None]:
             status, where = 2, f"`{command} --help` lists the options."
         _say_once(f"{command}: {_one_line(error)}\n{where}\n")
         raise SystemExit(status) from None
+    finally:
+        if first:
+            Path(os.environ[SHOWN]).unlink(missing_ok=True)
 
 
 def _one_line(error: Exception) -> str:
@@ -94,22 +104,25 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
 
-def _say_once(text: str) -> None:
-    """Prints what all processes of a run have to say, of which the first one is enough.
+def _rank() -> int:
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
-    Lightning starts the others as its children: they wait for its end and are silent,
-    or say themselves what went wrong with them alone.
+
+def _say_once(text: str) -> None:
+    """Prints an error, if no other process of the run has done so.
+
+    Lightning starts the others as children of the first. It ends by itself then, and
+    would be killed where a child ends before it.
     """
-    rank = int(os.environ.get("LOCAL_RANK") or 0)
-    parent, end = os.getppid(), time.monotonic() + PATIENCE
-    while rank > 0:
-        if os.getppid() != parent:
-            return
-        if time.monotonic() > end:
-            text = f"Process {rank}: {text}"
-            break
+    rank, parent = _rank(), os.getppid()
+    try:
+        Path(os.environ[SHOWN]).touch(exist_ok=False)
+        sys.stderr.write(f"Process {rank}: {text}" if rank else text)
+    except FileExistsError:
+        pass
+    end = time.monotonic() + PATIENCE
+    while rank and os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.1)
-    sys.stderr.write(text)
 
 
 def _shortened(message: str, parser: Any) -> str:

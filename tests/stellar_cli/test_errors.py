@@ -83,16 +83,22 @@ class TestShown:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(errors, "PATIENCE", 0.0)
-        monkeypatch.setenv("LOCAL_RANK", "1")
-        parents = iter([7, 1])
-        monkeypatch.setattr("os.getppid", lambda: next(parents))
-        with pytest.raises(SystemExit):
-            shown_for(ValueError("Bad."))
-        assert capsys.readouterr().err == ""  # the first process has ended
-        monkeypatch.setattr("os.getppid", lambda: 7)
-        with pytest.raises(SystemExit):
-            shown_for(ValueError("Bad."))
-        assert capsys.readouterr().err.startswith("Process 1: stellar x: Bad.\n")
+
+        def of_another() -> None:
+            with monkeypatch.context() as patch:
+                patch.setenv("LOCAL_RANK", "1")
+                with pytest.raises(SystemExit):
+                    shown_for(ValueError("Bad there."))
+
+        with shown("stellar x", debug=False):
+            of_another()
+            of_another()
+            said = "Process 1: stellar x: Bad there.\n"
+            assert capsys.readouterr().err.startswith(said)
+        with pytest.raises(SystemExit), shown("stellar x", debug=False):
+            of_another()
+            raise ValueError("Bad here, in consequence.")
+        assert capsys.readouterr().err.count("Bad") == 1
 
 
 @pytest.mark.parametrize("kind", [argparse.ArgumentParser, jsonargparse.ArgumentParser])

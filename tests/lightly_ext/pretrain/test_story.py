@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,6 +20,7 @@ from pytorch_lightning import Callback
 from lightly_ext.data import ImageFolderDataset
 from lightly_ext.pretrain import cli as pretrain_cli
 from lightly_ext.pretrain.provenance import versions
+from lightly_ext.pretrain.run_log import read_log
 from lightly_ext.pretrain.samples import moments, sample_images
 from lightly_ext.pretrain.story import RunStory, tell
 from stellar_cli.__main__ import main as stellar
@@ -29,8 +33,14 @@ SMALL = [
 ]
 
 
-class Warns(Callback):
-    """Warns in the third step, twice."""
+class Watches(Callback):
+    """Warns in the third step, twice, and reads how far the log is in each."""
+
+    logged: ClassVar[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        log = read_log(Path(trainer.default_root_dir) / "csv")
+        self.logged.append(max(log["train/total"], default=-1) if log else -1)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 3:
@@ -58,7 +68,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def story(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of six steps that was resumed to ten, and what it printed."""
     output = tmp_path_factory.mktemp("runs") / "a run"
-    warns = [{"class_path": f"{__name__}.Warns"}]
+    warns = [{"class_path": f"{__name__}.Watches"}]
     options = [
         *(*SMALL, f"--output={output}", f"--data.path={images / 'train'}"),
         *(f"--data.knn_train={images / 'train'}", f"--data.knn_val={images / 'val'}"),
@@ -163,10 +173,13 @@ class TestRunStory:
         assert list(tmp_path.glob("runs/evaluate/knn-*/result.json"))
         assert list(tmp_path.glob("runs/evaluate/visualize-*/*.png"))
 
-    def test_log__last_step_of_both_sessions(self, story: tuple[Path, str]) -> None:
-        logs = sorted(story[0].glob("csv/version_*/metrics.csv"))
-        assert len(logs) == 2
-        assert [path.read_text().count("\n") > 1 for path in logs] == [True, True]
+    def test_log__a_row_is_there_as_soon_as_it_is_logged(
+        self, story: tuple[Path, str]
+    ) -> None:
+        # Which a process that is killed leaves behind.
+        assert Watches.logged == [-1, *range(9)]
+        log = read_log(story[0] / "csv")
+        assert list(log["train/total"]) == list(range(10))
 
     def test_failure_to_write__is_reported_and_ends_nothing(
         self, images: Path, tmp_path: Path
@@ -178,6 +191,26 @@ class TestRunStory:
         assert trainer.global_step == 2
         assert record_of(tmp_path)["step"] == 2
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())
+
+
+@pytest.mark.slow
+def test_several_processes__one_message(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "stellar_cli", "pretrain", *SMALL),
+            *(f"--data.path={images / 'train'}", f"--output={output}"),
+            *("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=13"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("fewer than one batch needs") == 1
+    assert result.stderr.count("`--debug` shows where it happened.\n") == 1
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
 
 
 class TestEvents:
