@@ -158,11 +158,11 @@ class HealthMonitor(Callback):
         """Keeps figures of this step, scalars, until it ends."""
         self._noted |= figures
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Learns from which step on figures are judged."""
-        warmup = pl_module.hparams["warmup_fraction"]
-        steps = warmup * trainer.estimated_stepping_batches
-        self._start = max(MIN_STEPS, int(steps))
+        steps = pl_module.continuation.total_steps(trainer)
+        warmup = int(pl_module.hparams["warmup_fraction"] * steps)
+        self._start = max(MIN_STEPS, warmup)
 
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule

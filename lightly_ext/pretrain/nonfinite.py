@@ -181,13 +181,15 @@ class NonFiniteGuard(Callback):
             step.module.print(f"Warning: {text}")
             tell(trainer, "skipped", text)
             return
-        rest = "or, if single images are the cause, with --on_nonfinite=skip"
-        if self.action == "skip":
+        ways = ["a lower --model.lr"]
+        if step.scale is not None:
+            ways.append("--trainer.precision=bf16-mixed")
+        if self.action == "stop":
+            ways.append("--on_nonfinite=skip (if single images are the cause)")
+        else:
             text = f"{text} It is number {self._in_a_row} in a row."
-            rest = "or without the images that cause it"
         raise RuntimeError(
-            f"{text} Go on with a lower --model.lr, with bf16 instead of fp16, {rest}, "
-            f"from {_checkpoint(trainer)}"
+            f"{text} Go on with {' or '.join(ways)} from {_checkpoint(trainer)}"
         )
 
 

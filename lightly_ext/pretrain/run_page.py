@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 300, 120
 GROUPS = {
     "Loss": ("train/",),
     "Online kNN": ("knn_top1",),
-    "Health": ("health/", "collapse/"),
+    "Health": ("health/",),
     "Optimisation": ("lr", "images_per_s"),
 }
 LEFT_OUT = ("loss", "unreadable_images")

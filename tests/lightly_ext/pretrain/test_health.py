@@ -242,7 +242,8 @@ class TestHealthMonitor:
     ) -> None:
         monitor = HealthMonitor()
         module = Mock(hparams={"warmup_fraction": fraction})
-        monitor.on_train_start(Mock(estimated_stepping_batches=steps), module)
+        module.continuation.total_steps.return_value = steps
+        monitor.on_train_start(Mock(), module)
         monitor._turns = Mock(return_value=False)
         module.device = torch.device("cpu")
         for step in (start, start + 1):
