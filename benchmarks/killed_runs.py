@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import random
@@ -35,7 +36,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightly_ext.pretrain.cli import main as pretrain
 from stellar_cli.__main__ import main as stellar
 
 NUM_IMAGES = 20
@@ -222,7 +222,8 @@ def trial(
     """
     rng = random.Random(seed)
     output, log = folder / "run", folder / "log.txt"
-    argv, ends = arguments(kind, data, output), []
+    argv = arguments(kind, data, output)
+    ends: list[str] = []
     for _ in range(rng.randint(1, 3)):
         name = rng.choice(ENDS)
         full = name == "disk full"
@@ -282,6 +283,7 @@ def run_trials(
     Returns:
         Number of trials "tried" and "right", of "ends", and of each kind of end.
     """
+    importlib.import_module("lightly_ext.pretrain.cli")  # once, not in every fork
     write_images(folder / "data" / "images", NUM_IMAGES)
     for part in ("train", "val"):
         for label in ("a", "b"):
