@@ -62,6 +62,7 @@ class RunCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self._best: float | None = None
+        self._logged: dict[str, float] = {}
         self._score: float | None = None
         self._newest: list[Path] = []
         self._seen_step = self._saved_step = -1
@@ -73,12 +74,12 @@ class RunCheckpoint(Checkpoint):
         return self.output / "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        """The accuracy of the best checkpoint."""
-        return {"best": self._best}
+        """The accuracy of the best checkpoint, and what its last step is to log."""
+        return {"best": self._best, "logged": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues with the accuracy of the best checkpoint."""
-        self._best = state_dict["best"]
+        """Continues with them."""
+        self._best, self._logged = state_dict["best"], state_dict["logged"]
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Takes the place of Lightning's signal handlers."""
@@ -95,6 +96,8 @@ class RunCheckpoint(Checkpoint):
         if trainer.ckpt_path is None:
             return
         self._saved_step = trainer.global_step
+        for logger in trainer.loggers if self._logged else ():
+            logger.log_metrics(self._logged, step=trainer.global_step - 1)
         loaded = Path(trainer.ckpt_path).resolve()
         if loaded in step_checkpoints(self.folder.resolve()):
             self._newest = [loaded]
@@ -124,7 +127,8 @@ class RunCheckpoint(Checkpoint):
         asked = self.every_steps is not None and step % self.every_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
         if late or asked or ends or self._signal:
-            self._save(trainer)
+            # Lightning logs them behind this hook: after a kill they would be missing.
+            self._save(trainer, _step_log(trainer))
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Ends the run if a signal came; validation is repeated when it goes on."""
@@ -182,7 +186,7 @@ class RunCheckpoint(Checkpoint):
             self._saved_at = now
         return late
 
-    def _save(self, trainer: Any) -> None:
+    def _save(self, trainer: Any, logged: dict[str, float] | None = None) -> None:
         if trainer.global_step == self._saved_step:
             return
         trainer.lightning_module.nonfinite.settle()
@@ -191,7 +195,10 @@ class RunCheckpoint(Checkpoint):
         )
         if improved:
             self._best = self._score
+        self._logged = logged or {}
         with self._errors_everywhere(trainer):
+            for logger in trainer.loggers:
+                logger.save()
             self._write(trainer, improved)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
@@ -244,6 +251,14 @@ class RunCheckpoint(Checkpoint):
             f"Step {step} could not be saved to '{self.folder}': {reason}. {intact}. "
             "Once the cause is gone, go on with: " + resume_command(self.output)
         )
+
+
+def _step_log(trainer: Any) -> dict[str, float]:
+    """What Lightning is about to log of the step."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items()}
 
 
 def resume_command(output: Path) -> str:

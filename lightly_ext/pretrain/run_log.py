@@ -27,7 +27,7 @@ def read_log(folder: Path) -> dict[str, Series]:
         rows = _rows(path)
         start = min((step for _, step, _ in rows), default=0)
         for points in series.values():
-            for step in [step for step in points if step >= start]:
+            for step in [step for step in points if step > start]:
                 del points[step]
         for name, step, value in rows:
             series.setdefault(name, {})[step] = value

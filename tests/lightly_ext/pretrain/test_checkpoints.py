@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from lightly_ext.pretrain import StellarPretraining, checkpoint_files, durable
@@ -23,6 +24,7 @@ from lightly_ext.pretrain.checkpoint_files import (
     step_checkpoints,
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
+from lightly_ext.pretrain.run_log import read_log
 from stellar_plugin import Stellar, weight_files
 from tests.pretraining import loader, tiny, trainer
 
@@ -109,7 +111,9 @@ class TestRunCheckpoint:
     ) -> None:
         saved: list[int] = []
         monkeypatch.setattr(
-            RunCheckpoint, "_save", lambda _, trainer: saved.append(trainer.global_step)
+            RunCheckpoint,
+            "_save",
+            lambda _, trainer, *__: saved.append(trainer.global_step),
         )
         # Seconds at the start and after every step but the last, whose epoch ends.
         clock = iter([0.0, 1799.0, 1801.0, 1802.0, 3600.0, 3602.0, 3603.0, 3604.0])
@@ -134,6 +138,34 @@ class TestRunCheckpoint:
         )
         fit(tmp_path, path, every=1, max_epochs=-1, max_steps=5)
         assert steps == [3, 4, 5]
+
+    def test_fit__no_logged_loss_is_missing_after_a_kill(self, tmp_path: Path) -> None:
+        straight, killed = tmp_path / "straight", tmp_path / "killed"
+
+        class Copy(Callback):
+            def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+                if trainer.global_step == 3:  # saved, and not yet logged
+                    shutil.copytree(straight, killed, symlinks=True)
+
+        def losses(output: Path, *callbacks: Callback, **kwargs: Any) -> list[float]:
+            run = trainer(
+                output,
+                callbacks=[RunCheckpoint(output, every_steps=3), *callbacks],
+                plugins=[DurableCheckpointIO()],
+                enable_checkpointing=True,
+                max_epochs=2,
+                logger=CSVLogger(output, name="csv"),
+                log_every_n_steps=1,
+            )
+            run.fit(tiny(), loader(), weights_only=True, **kwargs)
+            return list(read_log(output / "csv")["loss"].items())
+
+        expected = losses(straight, Copy())
+        assert [step for step, _ in expected] == [0, 1, 2, 3]
+        left = read_log(killed / "csv")["loss"]
+        assert list(left.items()) == expected[:2]
+        last = killed / "checkpoints" / "last.ckpt"
+        assert losses(killed, ckpt_path=last) == expected
 
     def test_fit__moved_and_resumed_twice(self, tmp_path: Path) -> None:
         output = tmp_path / "0"
