@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
@@ -135,13 +134,13 @@ class PretrainCLI(LightningCLI):
         )
         parser.add_argument(
             "--save_every_steps",
-            type=PositiveInt | None,
+            type=int | None,
             default=None,
             help="Save after so many steps too, beside the ends of epochs.",
         )
         parser.add_argument(
             "--save_every_minutes",
-            type=PositiveFloat | None,
+            type=float | None,
             default=30.0,
             help="Save when so many minutes have passed since the last time.",
         )

@@ -21,12 +21,20 @@ def export_model(module: Any, folder: Path) -> None:
             The `StellarPretraining`.
         folder:
             Where model.safetensors, config.json and heads.safetensors are to be.
+
+    Raises:
+        OSError: If they cannot be written; what was there stays.
+        SafetensorError: The same, of weights.
     """
     finish_replacing(folder)
     new = partial(folder)
     if new.exists():
         shutil.rmtree(new)
-    module.model.save_pretrained(new)
-    heads = {name: getattr(module, name, None) for name in HEADS}
-    save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)
+    try:
+        module.model.save_pretrained(new)
+        heads = {name: getattr(module, name, None) for name in HEADS}
+        save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     replace_folder(new, folder)

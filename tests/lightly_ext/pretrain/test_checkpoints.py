@@ -211,20 +211,31 @@ class TestRunCheckpoint:
         kept = [f"step_{step:08d}" for step in (4, 8, 10)]
         assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
 
+    @pytest.mark.parametrize("full", ["checkpoint", "model"])
     def test_fit__full_disk(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fit(tmp_path, max_epochs=1)
         before = files(tmp_path)
 
-        def full(*_: Any) -> int:
+        def fail(*_: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         start = checkpoint_to_start_from(tmp_path, True)
-        monkeypatch.setattr(checkpoint_files._Hashed, "write", full)
+        if full == "checkpoint":
+            monkeypatch.setattr(checkpoint_files._Hashed, "write", fail)
+        else:
+            monkeypatch.setattr(weight_files, "save_file", fail)
         with pytest.raises(OSError, match="No space left") as error:
             fit(tmp_path, start, max_epochs=2)
-        assert files(tmp_path) == before
+        after = files(tmp_path)
+        if full == "model":  # which comes second
+            start = checkpoint_to_start_from(tmp_path, True)
+            assert start is not None and start.name.startswith("step_00000004-")
+            content = after.pop(f"checkpoints/{start.name}")
+            assert after["checkpoints/last.ckpt"] == content
+            after["checkpoints/last.ckpt"] = before["checkpoints/last.ckpt"]
+        assert after == before
         config = tmp_path / "config.yaml"
         for text in ("Step 4", str(start), "is intact", f"--config {config} --resume"):
             assert text in str(error.value)

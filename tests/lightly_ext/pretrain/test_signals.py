@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import Callback
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
+from lightly_ext.pretrain import checkpoint_files
 from lightly_ext.pretrain.checkpoint_files import (
     DurableCheckpointIO,
     checkpoint_to_start_from,
@@ -21,6 +24,8 @@ from lightly_ext.pretrain.signals import Interrupted, StopSignals
 from tests import distributed
 from tests.exact_resume import Run, assert_equal_states, write_classes
 from tests.pretraining import loader, tiny, trainer
+
+FULL = errno.ENOSPC, "No space left on device"
 
 
 class Send(Callback):
@@ -185,15 +190,15 @@ class TestStopSignals:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
 
     @pytest.mark.slow
-    def test_two_processes__stop_behind_the_same_step(
+    def test_two_processes__end_together(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         (tmp_path / "meet").mkdir()
-        first, second = distributed.run(stop_in_two_processes, tmp_path / "meet")
+        first, second = distributed.run(end_in_two_processes, tmp_path / "meet")
         # A step later than the first signal, so that all have heard of it.
-        assert first == 3 * [(3, 128 + signal.SIGTERM)]
-        assert second == 3 * [(3, 0)]
+        assert first == [*3 * [(3, 128 + signal.SIGTERM)], "No space left on device"]
+        assert second == [*3 * [(3, 0)], "No space left on device"]
 
     def test_setup__lightning_reads_no_device_in_every_step(self) -> None:
         # Replaced by `RunCheckpoint.setup`; another name would have to be found.
@@ -202,15 +207,23 @@ class TestStopSignals:
         )
 
 
-def stop_in_two_processes(rank: int, world_size: int) -> list[tuple[int, int]]:
-    """Steps and exit status: one process gets a signal, the other, both at odds."""
+def end_in_two_processes(rank: int, world_size: int) -> list[Any]:
+    """What ends runs: a signal to one process, the other, both at odds; a full disk.
+
+    Returns:
+        Step that was saved and exit status, or the error.
+    """
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-    results = []
-    for number, sent in enumerate(({0: 2}, {1: 2}, {0: 3, 1: 2})):
+    results: list[Any] = []
+    for number, sent in enumerate(({0: 2}, {1: 2}, {0: 3, 1: 2}, {})):
         callbacks = [Send(sent[rank])] if rank in sent else []
         output = Path(os.environ["TMPDIR"], str(number))
+        if not sent and rank == 0:
+            checkpoint_files._write = Mock(side_effect=OSError(*FULL))
         try:
             fit(output, *callbacks, max_epochs=3, devices=2, strategy="ddp")
         except Interrupted as error:
             results.append((saved_step(output), error.code))
+        except OSError as error:
+            results.append(FULL[1] if FULL[1] in str(error) else str(error))
     return results
