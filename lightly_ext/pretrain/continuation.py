@@ -52,7 +52,7 @@ class Continuation(Callback):
     def __init__(self) -> None:
         self._where = Position()
         self._checkpoint: dict[str, Any] | None = None
-        self._max_steps = -1
+        self._added_steps = 0
 
     def total_steps(self, trainer: Trainer) -> int:
         """Optimiser steps of the whole run: those done and those that remain.
@@ -68,7 +68,7 @@ class Continuation(Callback):
             more = math.ceil(batches / at_once) * (epochs - where.epoch - 1)
             steps = where.steps + max(0, left + more)
         if trainer.max_steps >= 0:
-            steps = min(steps, trainer.max_steps)
+            steps = min(steps, trainer.max_steps - self._added_steps)
         if steps == math.inf:
             raise ValueError(
                 "The schedule of the learning rate needs an end: give "
@@ -86,12 +86,21 @@ class Continuation(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Says what has changed, and tells the data where to go on."""
+        """Says what has changed, and tells the data where to go on.
+
+        Raises:
+            ValueError: If more epochs are done than asked for.
+        """
         if not trainer.training:
             return
         where = Position(**checkpoint["position"])
         if where.whole and where.ended:
             where = Position(where.steps, where.epoch + 1)
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < where.epoch:
+            raise ValueError(
+                f"{where.epoch} epochs are done, more than --trainer.max_epochs "
+                f"{trainer.max_epochs}: give as many or more."
+            )
         text = f"Goes on behind step {where.steps}, in epoch {where.epoch}"
         changed = changes(trainer, checkpoint)
         data = trainer.datamodule  # type: ignore[attr-defined] # set by `fit`
@@ -109,15 +118,16 @@ class Continuation(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rewrites the counters, and the optimiser's options, that Lightning reads."""
-        self._max_steps = trainer.max_steps
         if self._checkpoint is None:
             return
         where = self._where
         num_batches = self._num_batches(trainer)
-        finished = not where.ended and 0 <= trainer.max_steps <= where.steps
+        began, done = num_batches > 0, 0 <= trainer.max_steps <= where.steps
+        finished = began and not where.ended and done
         if finished:
             # Lightning would return at once, without validation and exported model.
-            trainer.fit_loop.epoch_loop.max_steps = where.steps + 1
+            self._added_steps = where.steps + 1 - trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps += self._added_steps
         whole = finished or num_batches == trainer.num_training_batches
         _rewrite_loops(self._checkpoint["loops"]["fit_loop"], where, num_batches, whole)
         _rewrite_optimizer(self._checkpoint, trainer)
@@ -143,7 +153,14 @@ class Continuation(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the run after its number of steps."""
-        trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+        trainer.fit_loop.epoch_loop.max_steps -= self._added_steps
+        self._added_steps = 0
+
+    def teardown(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        """Lets another run start from the beginning."""
+        self._where = Position()
+        if isinstance(trainer.datamodule, StellarDataModule):
+            trainer.datamodule.continue_from(0, 0)
 
     def _num_batches(self, trainer: Trainer) -> int:
         """Batches of the epoch in which the run goes on that are behind it."""

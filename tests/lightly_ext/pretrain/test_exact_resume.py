@@ -33,7 +33,10 @@ class TestExactResume:
         assert_exact(tmp_path, ("batch-2", "batch-3", "epoch-1"), **STEPS)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("end", [STEPS, EPOCHS], ids=["steps", "epochs"])
+    # Four steps end with an epoch.
+    @pytest.mark.parametrize(
+        "end", [{**STEPS, "max_steps": 4}, EPOCHS], ids=["steps", "epochs"]
+    )
     def test_fit__with_teacher_accumulation_and_online_knn(
         self, end: dict[str, int], tmp_path: Path
     ) -> None:

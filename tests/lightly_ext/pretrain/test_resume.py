@@ -11,7 +11,7 @@ import torch
 
 from lightly_ext.randomness import run_seed
 from tests.exact_resume import Run, SaveAlways, images
-from tests.pretraining import TINY
+from tests.pretraining import TINY, trainer
 
 STEPS = {"max_epochs": -1, "max_steps": 4}
 # Behind two batches of the first epoch, which has three.
@@ -190,6 +190,22 @@ class TestChangedOptions:
     ) -> None:
         with pytest.raises(ValueError, match=f"cannot change {re.escape(text)}"):
             Run(half, half / f"{HALF}.ckpt", module=module, **STEPS)
+
+    def test_fit__fewer_epochs_than_are_done(self, half: Path) -> None:
+        with pytest.raises(ValueError, match=r"1 epochs are done.*max_epochs 0"):
+            Run(half, half / "epoch-1.ckpt", max_epochs=0)
+
+    def test_fit__no_end(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="needs an end"):
+            Run(tmp_path, max_epochs=-1)
+
+    def test_fit__from_the_start_again(self, half: Path) -> None:
+        # What one `fit` was told of a checkpoint does not stay for the next.
+        first = Run(half, half / f"{HALF}.ckpt", **STEPS)
+        again = trainer(half, max_epochs=1)
+        again.fit(first.module, datamodule=first.data)
+        assert again.global_step == 3
+        assert first.module.continuation.total_steps(again) == 3
 
     def test_fit__checkpoint_without_options(self, half: Path, tmp_path: Path) -> None:
         content = torch.load(half / f"{HALF}.ckpt", weights_only=False)
