@@ -258,7 +258,8 @@ def _step_log(trainer: Any) -> dict[str, float]:
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}
-    return {name: float(value) for name, value in connector.metrics["log"].items()}
+    metrics = {"epoch": trainer.current_epoch, **connector.metrics["log"]}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def resume_command(output: Path) -> str:
