@@ -17,10 +17,7 @@ from lightly_ext.data.listing import printable
 from lightly_ext.pretrain.durable import move, partial
 from stellar_plugin.visualize import (
     Uint8Array,
-    denormalize,
-    overlay_localization,
     reconstruction_rows,
-    strongest_token,
     tile_pictures,
 )
 
@@ -66,13 +63,14 @@ def draw_samples(module: Any, images: Tensor) -> tuple[Uint8Array, Uint8Array]:
 
     Args:
         module:
-            The `StellarPretraining`; it stays in training mode.
+            The `StellarPretraining`, which learns to reconstruct; it stays in training
+            mode.
         images:
             uint8 tensor with shape (num_images, 3, size, size).
 
     Returns:
-        A row with the images, and the rows below it: their reconstructions, if the
-        model learns to reconstruct, and the strongest token of each patch.
+        A row with the images, and two rows below it: their reconstructions, and the
+        strongest token of each patch.
     """
     model = module.model
     training = [part for part in model.modules() if part.training]
@@ -80,9 +78,13 @@ def draw_samples(module: Any, images: Tensor) -> tuple[Uint8Array, Uint8Array]:
     plugin = module.trainer.precision_plugin
     inputs = module.augment.normalize(images.to(module.device).float() / 255)
     try:
-        # Their number is no size that blocks are compiled for.
-        with torch.compiler.set_stance("force_eager"), plugin.forward_context():
-            rows = _rows(module, plugin.convert_input(inputs))
+        # Their number is no size that blocks are compiled for; colours are mixed, too,
+        # which is nothing for the 8 bits of bf16.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.autocast(module.device.type, enabled=False),
+        ):
+            rows = reconstruction_rows(model, plugin.convert_input(inputs))
     finally:
         for part in training:
             part.training = True
@@ -97,16 +99,6 @@ def save_picture(picture: Uint8Array, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(partial(path), format="jpeg", quality=QUALITY)
     move(partial(path), path)
-
-
-def _rows(module: Any, images: Tensor) -> list[Uint8Array]:
-    model = module.model
-    if module.criterion.uses_reconstruction:
-        return reconstruction_rows(model, images)
-    pictures = denormalize(images, model.mean, model.std)
-    result = model(images)
-    tokens = strongest_token(result.localization)
-    return [pictures, overlay_localization(pictures, tokens, result.grid_size)]
 
 
 def _small(row: Uint8Array) -> Uint8Array:

@@ -129,7 +129,9 @@ class RunStory(Callback):
         with self._harmless():
             self._begin(trainer, pl_module)
         with self._harmless():
-            self._moments = [m for m in moments(self._total) if m >= self._step]
+            # Without reconstruction a model has no localization.
+            if pl_module.criterion.uses_reconstruction:
+                self._moments = [m for m in moments(self._total) if m >= self._step]
             self._look(trainer, pl_module)
 
     def on_train_batch_end(

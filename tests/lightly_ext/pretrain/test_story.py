@@ -71,6 +71,7 @@ def story(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     warns = [{"class_path": f"{__name__}.Watches"}]
     options = [
         *(*SMALL, f"--output={output}", f"--data.path={images / 'train'}"),
+        "--trainer.precision=bf16-mixed",  # as on a GPU
         *(f"--data.knn_train={images / 'train'}", f"--data.knn_val={images / 'val'}"),
         f"--trainer.callbacks={json.dumps(warns)}",
     ]
