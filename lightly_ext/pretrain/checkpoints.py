@@ -125,7 +125,8 @@ class RunCheckpoint(Checkpoint):
         if last:
             return  # the end of the epoch follows
         asked = self.every_steps is not None and step % self.every_steps == 0
-        ends = step == trainer.max_steps or trainer.should_stop
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        ends = step == trainer.max_steps or stops
         if late or asked or ends or self._signal:
             # Lightning logs them behind this hook: after a kill they would be missing.
             self._save(trainer, _step_log(trainer))

@@ -101,6 +101,29 @@ class TestRunCheckpoint:
         progress = loops["fit_loop"]["epoch_progress"]["current"]
         assert (progress["started"], progress["processed"]) == (2, 1)
 
+    def test_fit__is_stopped_inside_of_an_epoch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Stop(Callback):
+            def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+                trainer.should_stop = True  # from the first step on
+
+        steps: list[int] = []
+        monkeypatch.setattr(
+            checkpoint_files, "_write", spy(steps, checkpoint_files._write)
+        )
+        run = trainer(
+            tmp_path,
+            callbacks=[Stop(), RunCheckpoint(tmp_path)],
+            plugins=[DurableCheckpointIO()],
+            enable_checkpointing=True,
+            max_epochs=2,
+            min_epochs=0,
+            min_steps=5,
+        )
+        run.fit(tiny(), loader(batch_size=1))
+        assert steps == [5]
+
     def test_fit__accumulated_gradients(self, tmp_path: Path) -> None:
         fit(tmp_path, every=1, max_epochs=2, accumulate_grad_batches=2)
         folder = tmp_path / "checkpoints"
