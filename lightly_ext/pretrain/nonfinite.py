@@ -101,7 +101,10 @@ class NonFiniteGuard(Callback):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parameters = [p for p in parameters if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+        # None has one while heads warm up that no term reads.
+        norms = torch.zeros(0, device=module.device)
+        if parameters:
+            norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
         norm = torch.linalg.vector_norm(norms)
         batches, self._batches = self._batches, []
         trainer = module.trainer

@@ -134,3 +134,23 @@ class TestHeadWarmup:
     def test_init__negative(self) -> None:
         with pytest.raises(ValueError, match="head_warmup_steps must be 0 or more"):
             tiny(head_warmup_steps=-1)
+
+
+def test_fit__nothing_reads_the_encoder_but_koleo(tmp_path: Path) -> None:
+    terms = ("reconstruction", "clustering", "alignment")
+    terms += ("cls_clustering", "cls_alignment")
+    loss = {f"{name}_weight": 0.0 for name in terms}
+    module = tiny(loss=loss, head_warmup_steps=2, **LARGE)
+
+    class Weights(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            states.append(copy.deepcopy(module.state_dict()))
+
+    states = [copy.deepcopy(module.state_dict())]
+    trainer(tmp_path, max_steps=3, max_epochs=-1, callbacks=[Weights()]).fit(
+        module, loader()
+    )
+    start, first, second, third = states
+    assert not changed(start, first)
+    assert not changed(first, second)
+    assert changed(second, third)
