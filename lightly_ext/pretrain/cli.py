@@ -16,7 +16,7 @@ from pytorch_lightning.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule, num_cpus
@@ -43,6 +43,7 @@ from lightly_ext.pretrain.recipes import (
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart
 from lightly_ext.pretrain.run_lock import RunLock
+from lightly_ext.pretrain.run_log import RunLogger
 from lightly_ext.pretrain.story import RunStory
 from stellar_cli.errors import raise_errors
 
@@ -167,7 +168,7 @@ class PretrainCLI(LightningCLI):
         trainer_config = self.config_init["trainer"]
         if trainer_config["logger"] is None:
             kwargs["logger"] = [
-                CSVLogger(output, name="csv"),
+                RunLogger(output, name="csv"),
                 TensorBoardLogger(output, name="tensorboard"),
             ]
         if not self.datamodule.knn_paths:

@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+
+from lightly_ext.pretrain.durable import replace_text
 
 Series = dict[int, float]
+
+
+class RunLogger(CSVLogger):
+    """Lightning's, where a kill in the moment of a new column loses no row."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """What writes the file."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_text(path, text.getvalue())
 
 
 def read_log(folder: Path) -> dict[str, Series]:

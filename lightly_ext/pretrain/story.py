@@ -174,7 +174,7 @@ class RunStory(Callback):
         if self.record["sessions"] and self._step >= 0:
             how = " ".join(f"{type(exception).__name__}: {exception}".split())
             if isinstance(exception, Interrupted):
-                how = f"ended by {exception.signal.name}"
+                how = f"stopped by {exception.signal.name}"
             self._end(trainer, how)
 
     def _begin(self, trainer: Any, module: Any) -> None:

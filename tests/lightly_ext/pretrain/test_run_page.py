@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from lightly_ext.pretrain.run_log import read_log
+import pytest
+
+from lightly_ext.pretrain.run_log import RunLogger, read_log
 from lightly_ext.pretrain.run_page import HEIGHT, MAX_POINTS, WIDTH, charts
 
 
@@ -36,6 +38,36 @@ class TestReadLog:
 
     def test_read_log__nothing_there(self, tmp_path: Path) -> None:
         assert read_log(tmp_path) == {}
+
+
+class TestRunLogger:
+    def test_save__a_kill_loses_no_row(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        logger = RunLogger(tmp_path, name="csv")
+        for step in range(3):
+            logger.log_metrics({"loss": 3.0 - step}, step)
+            logger.save()
+
+        def kill(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        # A new column, for which the file is written anew.
+        logger.log_metrics({"knn": 0.5}, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", kill)
+            with pytest.raises(KeyboardInterrupt):
+                logger.save()
+        rows = {0: 3.0, 1: 2.0, 2: 1.0}
+        assert read_log(tmp_path / "csv") == {"loss": rows}
+
+    def test_save__new_column(self, tmp_path: Path) -> None:
+        logger = RunLogger(tmp_path, name="csv")
+        for row in ({"loss": 2.0}, {"knn": 0.5}, {"loss": 1.0, "knn": 0.25}):
+            logger.log_metrics(row, len(row))
+            logger.save()
+        found = {"loss": {1: 2.0, 2: 1.0}, "knn": {1: 0.5, 2: 0.25}}
+        assert read_log(tmp_path / "csv") == found
 
 
 class TestCharts:
