@@ -197,7 +197,12 @@ class StellarPretraining(LightningModule):
         return self.model(images)
 
     def setup(self, stage: str) -> None:
-        """Checks that the views of a `StellarDataModule` fit the model."""
+        """Checks the precision, and the views of a `StellarDataModule`."""
+        if self.trainer.precision == "16-true":
+            raise ValueError(
+                "--trainer.precision 16-true overflows: the squares of AdamW do not "
+                "fit into float16. Use 16-mixed, bf16-mixed or bf16-true."
+            )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, StellarDataModule):
             check_views(self, data.transform)
@@ -251,6 +256,12 @@ class StellarPretraining(LightningModule):
             seeds=seeds,
         )
         keep = keep.unflatten(0, (size, num_views))
+        local_views = views.local_views
+        views = views._replace(  # where the weights are in half precision
+            target=views.target.to(self.dtype),
+            global_views=views.global_views.to(self.dtype),
+            local_views=None if local_views is None else local_views.to(self.dtype),
+        )
         terms, sparse, target = self.loss_terms(views, keep)
         self._watch(terms, sparse, target, indices)
         return terms.total
@@ -355,7 +366,7 @@ class StellarPretraining(LightningModule):
         images = self.augment.normalize(images.float() / 255)
         # Each size of these batches would be compiled for itself.
         with torch.compiler.set_stance("force_eager"):
-            features = self.model(images).sparse.mean(dim=1).float()
+            features = self.model(images.to(self.dtype)).sparse.mean(dim=1).float()
         return {"features": features, "labels": labels}
 
     def configure_callbacks(self) -> list[Callback]:

@@ -320,6 +320,5 @@ def _checkpoint(trainer: Trainer) -> str:
     """The last one, and what to type to go on from it."""
     output = Path(trainer.default_root_dir)
     last = output / "checkpoints" / LAST
-    if not last.exists():
-        return "the start: there is no checkpoint yet."
-    return f"'{last.resolve()}': {resume_command(output)}"
+    place = f"'{last.resolve()}'" if last.exists() else "the start (nothing is saved)"
+    return f"{place}: {resume_command(output)}"

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 
 class FailedStart(Callback):
-    """Takes back what a start has written that ends before its first step is done.
+    """Takes back what a start has written that ends before its first gradient.
 
     A context around everything that writes, and a callback of the trainer in it. What
     lay in the folder before stays.
@@ -31,7 +31,7 @@ class FailedStart(Callback):
         self._before = {*self.folder.rglob("*"), *self._existing_parents()}
         return self
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_before_optimizer_step(self, *_: Any) -> None:
         """Training has begun: from now on everything stays."""
         self._begun = True
 

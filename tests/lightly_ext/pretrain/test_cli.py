@@ -211,6 +211,18 @@ class TestFailedStart:
             run(*paths, "--trainer.max_steps=2", *options)
         assert sorted(tmp_path.rglob("*")) == before
 
+    def test_main__what_a_message_names_is_there(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        # Infinite in float32, in the very first step.
+        loss = ("--model.loss.reconstruction_weight=1e39", "--trainer.max_steps=1")
+        with pytest.raises(RuntimeError, match="at step 0") as error:
+            run(f"--data.path={images}", f"--output={tmp_path}", *loss)
+        assert str(tmp_path / "nonfinite.txt") in str(error.value)
+        assert (tmp_path / "nonfinite.txt").exists()
+        assert f"--config {tmp_path / 'config.yaml'} --resume" in str(error.value)
+        assert (tmp_path / "config.yaml").exists()
+
 
 class NoSyncs(Callback):
     """Makes it an error in steps 5 and 6 that the host waits for the device."""

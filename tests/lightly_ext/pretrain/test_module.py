@@ -352,6 +352,23 @@ class TestStellarPretraining:
             assert all(p.dtype == torch.float32 for p in module.parameters())
         assert totals[1] == pytest.approx(totals[0], rel=0.02)
 
+    def test_fit__pure_bf16_is_close_to_fp32(self, tmp_path: Path) -> None:
+        totals, features = [], []
+        for precision in ("32-true", "bf16-true"):
+            module = tiny(teacher_momentum=0.9)
+            fit = trainer(tmp_path, max_steps=1, precision=precision)
+            fit.fit(module, loader())
+            totals.append(fit.callback_metrics["train/total"].item())
+            batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2)
+            features.append(module.eval().validation_step(batch, 0)["features"])
+        assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+        assert totals[1] == pytest.approx(totals[0], rel=0.02)
+        torch.testing.assert_close(features[1], features[0], rtol=0, atol=0.1)
+
+    def test_setup__pure_fp16_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"16-true.*Use 16-mixed"):
+            trainer(tmp_path, precision="16-true").fit(tiny(), loader())
+
     def test_fit__between_logged_steps(self, tmp_path: Path) -> None:
         # Two steps an epoch; every third step is logged.
         module, figures = tiny(), []
