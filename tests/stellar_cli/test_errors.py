@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import jsonargparse
 import pytest
@@ -99,6 +100,20 @@ class TestShown:
             of_another()
             raise ValueError("Bad here, in consequence.")
         assert capsys.readouterr().err.count("Bad") == 1
+
+    def test_shown__a_process_lets_the_first_one_end_by_itself(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        # Lightning kills all where another ends before it.
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv(errors.SHOWN, str(tmp_path / "shown"))
+        parents, waits = iter([7, 7, 7, 1]), []
+        monkeypatch.setattr("os.getppid", lambda: next(parents))
+        monkeypatch.setattr("time.sleep", waits.append)
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("Bad."))
+        assert len(waits) == 2
+        assert (tmp_path / "shown").exists()
 
 
 @pytest.mark.parametrize("kind", [argparse.ArgumentParser, jsonargparse.ArgumentParser])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -347,6 +349,24 @@ class TestStellarDataModule:
         assert data.transform.global_crop_size == 60
         views = data.transform(torch.zeros(3, 60, 60, dtype=torch.uint8))
         assert len(views) == 6
+
+    def test_datasets__limit_of_pixels(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            write_folder(tmp_path / name, 3)
+        folder = str(tmp_path)
+        data = StellarDataModule(folder, folder, folder, 2, max_pixels=77)
+        for dataset in (data.train_dataset, *data.knn_datasets):
+            assert dataset.max_pixels == 77
+
+    def test_loader__workers_outlive_signals(self, tmp_path: Path) -> None:
+        data = StellarDataModule(str(write_folder(tmp_path)), batch_size=2)
+        child = os.fork()
+        if child == 0:
+            data.train_dataloader().worker_init_fn(0)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     @pytest.mark.slow
     def test_loader__with_spawned_workers(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 import warnings
 from pathlib import Path
 
@@ -125,8 +126,18 @@ class TestImageFolderDataset:
         dataset = ImageFolderDataset(write_folder(tmp_path))
         dataset.file(0).unlink()
         os.mkfifo(dataset.file(0))
-        with pytest.warns(UserWarning, match="no regular file"):
-            assert dataset[0][1] == 1
+
+        def waited(*_: object) -> None:
+            raise TimeoutError
+
+        handler = signal.signal(signal.SIGALRM, waited)
+        signal.alarm(20)  # else a reader that waits for a writer would wait forever
+        try:
+            with pytest.warns(UserWarning, match="no regular file"):
+                assert dataset[0][1] == 1
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, handler)
 
     def test_getitem__leaks_no_file(self, tmp_path: Path) -> None:
         for suffix in ("jpg", "png", "tif", "gif", "webp"):

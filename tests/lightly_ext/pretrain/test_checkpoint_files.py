@@ -186,6 +186,14 @@ class TestNewestComplete:
         assert newest_complete(files[0].parent) == files[2]
         assert "there is no" in capsys.readouterr().out
 
+    def test_newest_complete__two_of_a_step(self, files: list[Path]) -> None:
+        # A run that was resumed with other options comes to the same step again.
+        files[2].with_name("last.ckpt").unlink()
+        others = [save(files[0].parents[1], 100, changes=i) for i in range(3)]
+        for seconds, path in enumerate((others[1], files[2], others[2], others[0])):
+            os.utime(path, (seconds, seconds))
+        assert newest_complete(files[0].parent) == others[0]
+
     def test_newest_complete__plain_file(self, files: list[Path]) -> None:
         # As where there are no links: the zip has checksums of its own.
         last = files[2].with_name("last.ckpt")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +16,7 @@ from lightly_ext.pretrain.durable import (
     remove_partial,
     replace_folder,
     replace_link,
+    replace_text,
 )
 
 
@@ -93,3 +96,52 @@ class TestReplaceLink:
         partial(tmp_path / "last").touch()
         with pytest.raises(FileExistsError):
             replace_link(tmp_path / "last", tmp_path / "file")
+
+
+class TestReplaceText:
+    def test_replace_text__the_old_one_stays_until_the_new_one_is_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "text"
+        replace_text(path, "old")
+        assert os.listdir(tmp_path) == ["text"]
+        full = OSError(errno.ENOSPC, "full")
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
+        with pytest.raises(OSError, match="full"):
+            replace_text(path, "new \udcff")
+        assert path.read_text() == "old"
+        assert partial(path).read_text() == "new \\udcff"
+
+
+def test_replace__names_are_on_the_disk_behind_each_move(
+    exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []  # inodes that are synced, and "moved"
+
+    def synced(descriptor: int) -> None:
+        events.append(os.fstat(descriptor).st_ino)
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*paths: Path) -> Any:
+            result = function(*paths)
+            if result is not False:
+                events.append("moved")
+            return result
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", noted(os.replace))
+    monkeypatch.setattr(durable, "_exchange", noted(durable._exchange))
+    folder, parent = tmp_path / "model", tmp_path.stat().st_ino
+    replace_folder(write(partial(folder), "first"), folder)
+    second = write(partial(folder), "second")
+    inodes = [path.stat().st_ino for path in (second / "text", second)]
+    replace_folder(second, folder)
+    moves = 1 if exchange == "exchange" else 2
+    assert events[2:] == ["moved", parent, *inodes, *["moved", parent] * moves]
+    events.clear()
+    replace_text(tmp_path / "text", "text")
+    inode = (tmp_path / "text").stat().st_ino
+    replace_link(tmp_path / "last", tmp_path / "text")
+    assert events == [inode, "moved", parent, "moved", parent]

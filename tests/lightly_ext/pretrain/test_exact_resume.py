@@ -32,6 +32,9 @@ class TestExactResume:
     def test_fit__in_mid_epoch_and_at_its_end(self, tmp_path: Path) -> None:
         assert_exact(tmp_path, ("batch-2", "batch-3", "epoch-1"), **STEPS)
 
+    def test_fit__from_a_batch_whose_gradients_are_lost(self, tmp_path: Path) -> None:
+        assert_exact(tmp_path, ("batch-1",), accumulate_grad_batches=2, max_epochs=1)
+
     @pytest.mark.slow
     # Four steps end with an epoch.
     @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import module as pretrain_module
 from tests import reference
+from tests.exact_resume import images
 from tests.pretraining import (
     TINY,
     loader,
@@ -165,6 +166,21 @@ class TestStellarPretraining:
         batch = next(iter(loader()))
         module.training_step(batch, 0)
         assert torch.equal(given["images"], batch[0][:, 0].float() / 255)
+
+    def test_training_step__what_batches_share_is_drawn_anew_in_each(
+        self, tmp_path: Path
+    ) -> None:
+        # The order of colour operations, the same in all processes.
+        def drawn() -> list[int]:
+            module = tiny()
+            augment = Mock(side_effect=module.augment.forward)
+            module.augment.forward = augment
+            data = images(tmp_path / "images")
+            trainer(tmp_path, max_epochs=2).fit(module, datamodule=data)
+            return [call.args[2].initial_seed() for call in augment.call_args_list]
+
+        assert drawn() == (seeds := drawn())
+        assert len(set(seeds)) == len(seeds) == 2 * 3
 
     def test_training_step__masks_as_asked_for(
         self, monkeypatch: pytest.MonkeyPatch

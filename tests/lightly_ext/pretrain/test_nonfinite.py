@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from benchmarks.gpu.training import StepWatch
 from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
 from lightly_ext.pretrain import module as pretrain_module
+from lightly_ext.pretrain.checkpoint_files import DurableCheckpointIO
+from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from tests.pretraining import Views, tiny, trainer
 
@@ -201,6 +204,43 @@ class TestStop:
         assert saved == ["1.ckpt", "2.ckpt", "last.ckpt"]
         last = f"from '{tmp_path / 'checkpoints' / '2.ckpt'}': stellar pretrain"
         assert last in str(error.value) and "--resume" in str(error.value)
+
+    def test_fit__a_save_does_not_hide_what_happened(
+        self, decided_by: str, tmp_path: Path
+    ) -> None:
+        module = tiny()
+        poison_term(module, "clustering", {1})
+        options = {"plugins": [DurableCheckpointIO()], "enable_checkpointing": True}
+        with pytest.raises(RuntimeError, match=r"^The loss is not finite .* at step 1"):
+            fit(module, tmp_path, callbacks=[RunCheckpoint(tmp_path, 1)], **options)
+        saved = {path.name[:13] for path in (tmp_path / "checkpoints").iterdir()}
+        assert saved == {"step_00000001", "last.ckpt"}
+
+    def test_fit__settled_before_a_validation(
+        self, decided_by: str, tmp_path: Path
+    ) -> None:
+        module, data, validated = tiny(), Data(), []
+        data.val_dataloader = lambda: torch.utils.data.DataLoader([0])
+        module.configure_callbacks = lambda: [module.nonfinite]
+        module.validation_step = lambda *_: validated.append(module.global_step)
+        poison_term(module, "total", {3})
+        run = trainer(tmp_path, max_epochs=3, num_sanity_val_steps=0)
+        with pytest.raises(RuntimeError, match="at step 3"):
+            run.fit(module, datamodule=data)
+        assert validated == [2]
+
+    def test_fit__another_training_starts_anew(
+        self, decided_by: str, tmp_path: Path
+    ) -> None:
+        module = tiny()
+        poison_gradient(module, {1})
+        with pytest.raises(RuntimeError, match="at step 1"):
+            fit(module, tmp_path)
+        module.get_parameter(HEAD)._backward_hooks.clear()
+        states = fit(module, tmp_path, max_epochs=1).states
+        assert len(states) == 3
+        for before, after in pairwise(states):
+            assert not torch.equal(after[HEAD], before[HEAD])
 
     def test_fit__settled_at_the_end(self, decided_by: str, tmp_path: Path) -> None:
         module = tiny()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightly_ext.pretrain.resume import without_start
 from lightly_ext.randomness import run_seed
 from tests.exact_resume import Run, SaveAlways, images
 from tests.pretraining import TINY, trainer
@@ -213,3 +214,12 @@ class TestChangedOptions:
         torch.save(content, tmp_path / "old.ckpt")
         with pytest.raises(ValueError, match="written by an earlier version"):
             Run(half, tmp_path / "old.ckpt", **STEPS)
+
+
+def test_without_start__what_the_files_had_told_is_kept(tmp_path: Path) -> None:
+    told = {"norm_eps": 0.5, "tokenizer": {"width": 8}, "embed_dim": 24}
+    torch.save({"hyper_parameters": {"model": told}}, tmp_path / "a.ckpt")
+    model = {"prior": "gone", "weights": "gone", "lr": 1.0, "model": {"depth": 1}}
+    without_start(model, tmp_path / "a.ckpt")
+    kept = {"norm_eps": 0.5, "tokenizer": {"width": 8}, "depth": 1}
+    assert model == {"prior": None, "weights": None, "lr": 1.0, "model": kept}

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -54,9 +58,32 @@ class TestRunLock:
             (tmp_path / "runs" / "a" / "file").touch()
         assert [p.name for p in (tmp_path / "runs" / "a").iterdir()] == ["file"]
 
+    def test_enter__a_file_that_its_owner_has_just_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lock, path = fcntl.lockf, tmp_path / ".lock"
+
+        def removed(*arguments: Any) -> None:
+            monkeypatch.setattr(fcntl, "lockf", lock)
+            lock(*arguments)
+            path.unlink()
+
+        monkeypatch.setattr(fcntl, "lockf", removed)
+        with RunLock(tmp_path):
+            assert f"process {os.getpid()} " in path.read_text()
+
     def test_enter__only_the_first_process(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("lightly_ext.pretrain.run_lock.rank_zero_only.rank", 1)
         with RunLock(tmp_path / "run"):
             assert not (tmp_path / "run").exists()
+
+    def test_enter__where_the_disk_has_no_locks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        monkeypatch.setattr(fcntl, "lockf", Mock(side_effect=error))
+        warns = pytest.warns(UserWarning, match=r"cannot be locked \(No locks avail")
+        with warns, RunLock(tmp_path / "run"):
+            assert (tmp_path / "run" / ".lock").exists()

@@ -30,6 +30,14 @@ class TestReadLog:
         assert {k: log["loss"][k] for k in (0, 1, 2, 3)} == {0: 10, 1: 9, 2: 8, 3: 1}
         assert list(log["loss"]) == [0, 1, 2, 3, 5]
 
+    def test_read_log__the_step_that_is_logged_again(self, tmp_path: Path) -> None:
+        # With what its callbacks had told; other figures of it are not lost.
+        rows = [{"step": i, "loss": i, "images_per_s": 9} for i in (2, 3, 4)]
+        write_log(tmp_path, 0, rows)
+        write_log(tmp_path, 1, [{"step": 3, "loss": 3.5}])
+        speed = {2: 9.0, 3: 9.0}
+        assert read_log(tmp_path) == {"loss": {2: 2, 3: 3.5}, "images_per_s": speed}
+
     def test_read_log__torn_last_line(self, tmp_path: Path) -> None:
         write_log(tmp_path, 0, [{"step": 0, "loss": 1, "lr": 2}])
         path = tmp_path / "version_0" / "metrics.csv"

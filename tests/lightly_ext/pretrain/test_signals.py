@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -179,6 +179,27 @@ class TestStopSignals:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.warns(UserWarning, match="The job 77 is not requeued"):
             assert not signals.requeue(signal.SIGUSR1)
+
+    @pytest.mark.parametrize("auto", [True, False])
+    def test_requeue__job_of_an_array(
+        self, auto: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slurm = SLURMEnvironment(auto_requeue=auto)
+        signals = StopSignals(trainer(tmp_path, plugins=[slurm]))
+        ids = {"JOB_ID": "9", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "3"}
+        for name, value in ids.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        run = Mock()
+        monkeypatch.setattr("subprocess.run", run)
+        assert signals.requeue(signal.SIGUSR1) == auto
+        command = ["scontrol", "requeue", "7_3"]
+        assert run.mock_calls == ([call(command, check=True)] if auto else [])
+
+    def test_receive__the_first_counts(self, tmp_path: Path) -> None:
+        signals = StopSignals(trainer(tmp_path))
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signals._receive(number, None)
+        assert signals.received == signal.SIGUSR1
 
     def test_second_sigint__ends_at_once(self, tmp_path: Path) -> None:
         child = os.fork()
