@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tests.exact_resume import (
 )
 from tests.pretraining import assert_same_training, tiny, trainer
 
+ROOT = Path(__file__).parents[3]
 BATCH = 4
 
 
@@ -55,7 +59,7 @@ def fit(
         knn_train=labelled,
         knn_val=labelled,
     )
-    several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+    several = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {}
     run = trainer(
         folder,
         max_epochs=2,
@@ -75,6 +79,19 @@ def fit(
 
 @pytest.mark.slow
 def test_fit__processes_like_one(tmp_path: Path) -> None:
+    # From a process of its own, without threads: it forks.
+    code = f"from pathlib import Path; from {__name__} import compare; "
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}compare(Path({str(tmp_path)!r}))"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def compare(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", 14)
     write_classes(tmp_path / "labelled", 23)  # so that shares differ
     module, (record,), accuracy = fit(tmp_path, 1, save=True)
