@@ -166,6 +166,10 @@ def numbers(output: Path) -> dict[str, Tensor]:
     result = dict(_tensors("state_dict", checkpoint["state_dict"]))
     result |= _tensors("optimizer", checkpoint["optimizer_states"])
     result["step"] = torch.tensor(checkpoint["global_step"])
+    best = output / "checkpoints" / "best.ckpt"
+    if best.exists():
+        step = torch.load(best, weights_only=False)["global_step"]
+        result["best step"] = torch.tensor(step)
     for name in ("model", "heads"):
         result |= _tensors(name, load_file(output / "model" / f"{name}.safetensors"))
     return result

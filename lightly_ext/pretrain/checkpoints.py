@@ -65,7 +65,8 @@ class RunCheckpoint(Checkpoint):
         self._logged: dict[str, float] = {}
         self._score: float | None = None
         self._newest: list[Path] = []
-        self._seen_step = self._saved_step = -1
+        self._seen_step = -1
+        self._saved = (-1, False)  # step, and whether its epoch had ended
         self._saved_at = 0.0
 
     @property
@@ -95,7 +96,7 @@ class RunCheckpoint(Checkpoint):
         self._seen_step = trainer.global_step
         if trainer.ckpt_path is None:
             return
-        self._saved_step = trainer.global_step
+        self._saved = (trainer.global_step, False)
         for logger in trainer.loggers if self._logged else ():
             logger.log_metrics(self._logged, step=trainer.global_step - 1)
         loaded = Path(trainer.ckpt_path).resolve()
@@ -138,15 +139,22 @@ class RunCheckpoint(Checkpoint):
             self._end_if_signalled(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the accuracy of the weights as they are."""
+        """Keeps the accuracy of the weights as they are, and these if they are best."""
+        if trainer.sanity_checking:
+            return
         score = trainer.callback_metrics.get(BEST_METRIC)
-        self._score = None if score is None else float(score)
+        # Only the first process has logged it.
+        self._score = trainer.strategy.broadcast(
+            None if score is None else float(score)
+        )
+        if self._is_best() and not trainer.is_last_batch:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Saves at the end of whole epochs, and notices the best."""
         self._hear(self._agreement.now)
         if trainer.is_last_batch:
-            self._save(trainer)
+            self._save(trainer, ended=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -157,7 +165,7 @@ class RunCheckpoint(Checkpoint):
             if exception.requeued:
                 how = "Slurm starts the job again, which goes on by itself."
             print(
-                f"{exception.signal.name}: step {self._saved_step} is saved in "
+                f"{exception.signal.name}: step {self._saved[0]} is saved in "
                 f"'{self.folder / LAST}'. {how}",
                 file=sys.stderr,
             )
@@ -187,13 +195,21 @@ class RunCheckpoint(Checkpoint):
             self._saved_at = now
         return late
 
-    def _save(self, trainer: Any, logged: dict[str, float] | None = None) -> None:
-        if trainer.global_step == self._saved_step:
+    def _is_best(self) -> bool:
+        score = self._score
+        return score is not None and (self._best is None or score > self._best)
+
+    def _save(
+        self,
+        trainer: Any,
+        logged: dict[str, float] | None = None,
+        ended: bool = False,
+    ) -> None:
+        """Saves, unless there is nothing new: no step, no end of an epoch, no best."""
+        state, improved = (trainer.global_step, ended), self._is_best()
+        if state == self._saved and not improved:
             return
         trainer.lightning_module.nonfinite.settle()
-        improved = self._score is not None and (
-            self._best is None or self._score > self._best
-        )
         if improved:
             self._best = self._score
         self._logged = logged or {}
@@ -201,7 +217,7 @@ class RunCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
             self._write(trainer, improved)
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved, self._saved_at = state, time.monotonic()
 
     def _write(self, trainer: Any, improved: bool) -> None:
         if trainer.is_global_zero:
@@ -216,6 +232,9 @@ class RunCheckpoint(Checkpoint):
         if not trainer.is_global_zero:
             return
         written = trainer.strategy.checkpoint_io.written
+        # A step that is saved again takes the place of its first file.
+        if self._newest and trainer.global_step == self._saved[0]:
+            self._newest.pop()
         self._newest = [*self._newest, written][-NUM_NEWEST:]
         replace_link(self.folder / LAST, written)
         if improved:

@@ -65,6 +65,10 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
             f"--from-run repeats the run in '{known.from_run}'; name the folder of the "
             "new one with --output."
         )
+    runs = [Path(name).parent for name in known.config if _is_of_run(Path(name))]
+    if runs and "--resume" in rest:
+        # The run that lies there, wherever it was when its recipe was written.
+        recipe["output"] = str(runs[-1])
     return [f"--config={json.dumps(recipe)}", *rest]
 
 
@@ -99,6 +103,10 @@ def _of_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OptionError(f"--from-run: there is no run in '{folder}', no {path}.")
     return {k: v for k, v in _load(path).items() if k not in ("output", "resume")}
+
+
+def _is_of_run(path: Path) -> bool:
+    return path.name == RUN_RECIPE and (path.parent / "checkpoints").is_dir()
 
 
 def _merged(old: Any, new: Any) -> Any:

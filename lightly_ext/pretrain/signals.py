@@ -46,10 +46,11 @@ class StopSignals(_SignalConnector):
     """
 
     received = 0
+    _interrupted = False
 
     def register_signal_handlers(self) -> None:
         """Called by Lightning when training starts; `teardown` takes it back."""
-        self.received = 0
+        self.received, self._interrupted = 0, False
         self._original_handlers = self._get_current_signal_handlers()
         for number in (signal.SIGTERM, signal.SIGINT, self.requeue_signal):
             self._register_signal(number, self._receive)
@@ -88,9 +89,10 @@ class StopSignals(_SignalConnector):
         return environment if isinstance(environment, SLURMEnvironment) else None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == self.received == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        self._interrupted |= number == signal.SIGINT
         if number == signal.SIGINT and self.trainer.is_global_zero:
             os.write(2, AGAIN)  # print may be what was interrupted
         self.received = self.received or number

@@ -3,8 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,6 +26,7 @@ from lightly_ext.pretrain.checkpoint_files import (
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.run_log import read_log
+from lightly_ext.pretrain.signals import Interrupted
 from stellar_plugin import Stellar, weight_files
 from tests.pretraining import loader, tiny, trainer
 
@@ -45,6 +47,36 @@ def fit(
     )
     fitted.fit(tiny(), loader(), ckpt_path=checkpoint, weights_only=True)
     return fitted
+
+
+def fit_scored(
+    output: Path,
+    scores: Iterator[float],
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **kwargs: Any,
+) -> None:
+    """Trains with a validation that says these accuracies in turn."""
+
+    class Scored(StellarPretraining):
+        def configure_callbacks(self) -> list[Any]:
+            return [self.continuation]
+
+        def validation_step(self, *_: Any) -> None:
+            self.log("knn_top1", next(scores))
+
+    module = tiny()
+    module.__class__ = Scored
+    run = trainer(
+        output,
+        callbacks=[*callbacks, RunCheckpoint(output)],
+        plugins=[DurableCheckpointIO()],
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+    data = loader(), torch.utils.data.DataLoader([0])
+    run.fit(module, *data, ckpt_path=checkpoint, weights_only=True)
 
 
 def names(folder: Path) -> list[str]:
@@ -136,7 +168,7 @@ class TestRunCheckpoint:
         monkeypatch.setattr(
             RunCheckpoint,
             "_save",
-            lambda _, trainer, *__: saved.append(trainer.global_step),
+            lambda _, trainer, *__, **___: saved.append(trainer.global_step),
         )
         # Seconds at the start and after every step but the last, whose epoch ends.
         clock = iter([0.0, 1799.0, 1801.0, 1802.0, 3600.0, 3602.0, 3603.0, 3604.0])
@@ -203,35 +235,40 @@ class TestRunCheckpoint:
 
     def test_fit__best_by_online_knn(self, tmp_path: Path) -> None:
         scores = iter([0.5, 0.75, 0.25, 0.75, 0.625])
-
-        class Scored(StellarPretraining):
-            def configure_callbacks(self) -> list[Any]:
-                return [self.continuation]
-
-            def validation_step(self, *_: Any) -> None:
-                self.log("knn_top1", next(scores))
-
-        def run(epochs: int, checkpoint: Path | None = None) -> None:
-            module = tiny()
-            module.__class__ = Scored
-            run = trainer(
-                tmp_path,
-                max_epochs=epochs,
-                callbacks=[RunCheckpoint(tmp_path)],
-                plugins=[DurableCheckpointIO()],
-                enable_checkpointing=True,
-                num_sanity_val_steps=0,
-            )
-            data = loader(), torch.utils.data.DataLoader([0])
-            run.fit(module, *data, ckpt_path=checkpoint, weights_only=True)
-
+        fit_scored(tmp_path, scores, max_epochs=3)
         folder = tmp_path / "checkpoints"
-        run(3)
         assert os.readlink(folder / "best.ckpt").startswith("step_00000004-")
-        run(5, checkpoint_to_start_from(tmp_path, True))
+        last = checkpoint_to_start_from(tmp_path, True)
+        fit_scored(tmp_path, scores, last, max_epochs=5)
         # Another 0.75 is no better; the score was kept over the resume.
         assert os.readlink(folder / "best.ckpt").startswith("step_00000004-")
         kept = [f"step_{step:08d}" for step in (4, 8, 10)]
+        assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
+
+    def test_fit__best_in_mid_epoch(self, tmp_path: Path) -> None:
+        scores = iter([0.5, 0.25, 0.75, 0.625, 0.5, 0.5])
+        fit_scored(tmp_path, scores, max_epochs=3, val_check_interval=1)
+        folder = tmp_path / "checkpoints"
+        assert os.readlink(folder / "best.ckpt").startswith("step_00000003-")
+        kept = [f"step_{step:08d}" for step in (3, 4, 6)]
+        assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
+
+    def test_fit__best_after_a_signal_in_validation(self, tmp_path: Path) -> None:
+        class Terminate(Callback):
+            def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+                if trainer.global_step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        scores = iter([0.25, 0.75, 0.5])
+        with pytest.raises(Interrupted):
+            fit_scored(tmp_path, scores, callbacks=[Terminate()], max_epochs=3)
+        folder = tmp_path / "checkpoints"
+        assert os.readlink(folder / "best.ckpt").startswith("step_00000002-")
+        fit_scored(
+            tmp_path, scores, checkpoint_to_start_from(tmp_path, True), max_epochs=3
+        )
+        assert os.readlink(folder / "best.ckpt").startswith("step_00000004-")
+        kept = [f"step_{step:08d}" for step in (4, 6)]
         assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
 
     @pytest.mark.parametrize("full", ["checkpoint", "model"])

@@ -69,6 +69,19 @@ class TestMergeRecipes:
         assert config["model"]["model"]["num_queries"] == 16
         assert config["model"]["model"]["model_name"].startswith("stellar_vit_large")
 
+    def test_merge_recipes__run_that_was_moved(self, tmp_path: Path) -> None:
+        run = tmp_path / "moved"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text("output: where/it/was\n")
+
+        def output(*options: str) -> str:
+            config, *_ = merge_recipes([f"--config={run / 'config.yaml'}", *options])
+            return json.loads(config.removeprefix("--config="))["output"]
+
+        assert output("--resume") == str(run)
+        # A new run from the same recipe asks for its folder.
+        assert output() == "where/it/was"
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
