@@ -53,6 +53,7 @@ class Continuation(Callback):
         self._where = Position()
         self._checkpoint: dict[str, Any] | None = None
         self._added_steps = 0
+        self._note = ""
 
     def total_steps(self, trainer: Trainer) -> int:
         """Optimiser steps of the whole run: those done and those that remain.
@@ -68,13 +69,17 @@ class Continuation(Callback):
             more = math.ceil(batches / at_once) * (epochs - where.epoch - 1)
             steps = where.steps + max(0, left + more)
         if trainer.max_steps >= 0:
-            steps = min(steps, trainer.max_steps - self._added_steps)
+            steps = min(steps, self.max_steps(trainer))
         if steps == math.inf:
             raise ValueError(
                 "The schedule of the learning rate needs an end: give "
                 "--trainer.max_epochs or --trainer.max_steps."
             )
         return int(steps)
+
+    def max_steps(self, trainer: Trainer) -> int:
+        """Optimiser steps that were asked for, -1 for any number."""
+        return trainer.max_steps - self._added_steps
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -86,23 +91,17 @@ class Continuation(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Says what has changed, and tells the data where to go on.
+        """Tells the data where to go on.
 
         Raises:
-            ValueError: If more epochs are done than asked for.
+            ValueError: If more steps or epochs are done than asked for.
         """
         if not trainer.training:
             return
         where = Position(**checkpoint["position"])
+        _refuse_less(trainer, where)
         if where.whole and where.ended:
             where = Position(where.steps, where.epoch + 1)
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < where.epoch:
-            raise ValueError(
-                f"{where.epoch} epochs are done, more than --trainer.max_epochs "
-                f"{trainer.max_epochs}: give as many or more."
-            )
-        text = f"Goes on behind step {where.steps}, in epoch {where.epoch}"
-        changed = changes(trainer, checkpoint)
         data = trainer.datamodule  # type: ignore[attr-defined] # set by `fit`
         if isinstance(data, StellarDataModule):
             at_once = data.batch_size * trainer.world_size
@@ -110,17 +109,22 @@ class Continuation(Callback):
             seen, rest = where.num_images, -where.num_images % at_once
             if rest and not where.whole:
                 where = where._replace(num_images=seen + rest)
-                text += f" (where {rest} images are passed over, for whole batches)"
+                self._note = (
+                    f" (where {rest} images are passed over, for whole batches)"
+                )
             warnings.filterwarnings("ignore", ".* your dataloader is not resumable")
             data.continue_from(where.epoch, where.num_images)
         self._where, self._checkpoint = where, checkpoint
-        pl_module.print(f"{text}{', with ' if changed else ''}{changed}.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rewrites the counters, and the optimiser's options, that Lightning reads."""
+        """Says what has changed, and rewrites what Lightning reads.
+
+        That is the counters, and the options of the optimiser.
+        """
         if self._checkpoint is None:
             return
         where = self._where
+        pl_module.print(self._what_follows(trainer))
         num_batches = self._num_batches(trainer)
         began, done = num_batches > 0, 0 <= trainer.max_steps <= where.steps
         finished = began and not where.ended and done
@@ -158,9 +162,32 @@ class Continuation(Callback):
 
     def teardown(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Lets another run start from the beginning."""
-        self._where = Position()
+        self._where, self._note = Position(), ""
         if isinstance(trainer.datamodule, StellarDataModule):
             trainer.datamodule.continue_from(0, 0)
+
+    def _what_follows(self, trainer: Trainer) -> str:
+        """Where the run goes on and what has changed, or that it is complete."""
+        where = self._where
+        reached = [
+            f"--trainer.{name} ({limit})"
+            for name, limit, done in (
+                ("max_epochs", trainer.max_epochs, where.epoch),
+                ("max_steps", trainer.max_steps, where.steps),
+            )
+            if limit == done
+        ]
+        if reached:
+            return (
+                f"The run is complete: {where.steps} steps are done. To train on, "
+                f"raise {' and '.join(reached)}."
+            )
+        assert self._checkpoint is not None
+        changed = changes(trainer, self._checkpoint)
+        return (
+            f"Goes on behind step {where.steps}, in epoch {where.epoch + 1}{self._note}"
+            f"{', with ' if changed else ''}{changed}."
+        )
 
     def _num_batches(self, trainer: Trainer) -> int:
         """Batches of the epoch in which the run goes on that are behind it."""
@@ -168,6 +195,20 @@ class Continuation(Callback):
             return int(trainer.num_training_batches)
         seen = self._where.num_images // _at_once(trainer)
         return int(min(seen, trainer.num_training_batches))
+
+
+def _refuse_less(trainer: Trainer, where: Position) -> None:
+    """Refuses an end of the run that lies behind it."""
+    epochs = where.epoch + (where.num_images > 0)
+    for name, asked, done, are in (
+        ("max_epochs", trainer.max_epochs, epochs, "epochs are begun or done"),
+        ("max_steps", trainer.max_steps, where.steps, "steps are done"),
+    ):
+        if asked is not None and 0 <= asked < done:
+            raise ValueError(
+                f"--trainer.{name} {asked} is too small: {done} {are}. "
+                f"Give {done} or more."
+            )
 
 
 def _position(trainer: Trainer) -> Position:

@@ -57,7 +57,10 @@ def options(trainer: Any) -> dict[str, Any]:
         "model.loss.": _arguments(STELLARLoss, given["loss"]),
         "model.augment.": _arguments(STELLARColorAugment, given["augment"]),
         "model.": {k: v for k, v in given.items() if k not in _LEFT_OUT},
-        "trainer.": {name: getattr(trainer, name) for name in _TRAINER},
+        "trainer.": {
+            **{name: getattr(trainer, name) for name in _TRAINER},
+            "max_steps": module.continuation.max_steps(trainer),
+        },
         "": {"processes": trainer.world_size, "seed_everything": run_seed()},
     }
     if isinstance(data, StellarDataModule):

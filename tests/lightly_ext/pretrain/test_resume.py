@@ -11,7 +11,7 @@ import torch
 
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.randomness import run_seed
-from tests.exact_resume import Run, SaveAlways, images
+from tests.exact_resume import Run, SaveAlways, assert_equal_states, images
 from tests.pretraining import TINY, trainer
 
 STEPS = {"max_epochs": -1, "max_steps": 4}
@@ -77,7 +77,7 @@ class TestChangedOptions:
         straight = Run(half, **options)
         capsys.readouterr()
         resumed = Run(half, half / f"{HALF}.ckpt", **options)
-        assert f"Goes on behind step 2, in epoch 0, with {text}.\n" in (
+        assert f"Goes on behind step 2, in epoch 1, with {text}.\n" in (
             capsys.readouterr().out
         )
         expected = rates(straight)
@@ -90,7 +90,7 @@ class TestChangedOptions:
         self, half: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         Run(half, half / f"{HALF}.ckpt", **STEPS)
-        assert "Goes on behind step 2, in epoch 0.\n" in capsys.readouterr().out
+        assert "Goes on behind step 2, in epoch 1.\n" in capsys.readouterr().out
 
     def test_fit__other_losses_colours_precision_seed_and_images(
         self,
@@ -192,9 +192,59 @@ class TestChangedOptions:
         with pytest.raises(ValueError, match=f"cannot change {re.escape(text)}"):
             Run(half, half / f"{HALF}.ckpt", module=module, **STEPS)
 
-    def test_fit__fewer_epochs_than_are_done(self, half: Path) -> None:
-        with pytest.raises(ValueError, match=r"1 epochs are done.*max_epochs 0"):
-            Run(half, half / "epoch-1.ckpt", max_epochs=0)
+    @pytest.mark.parametrize(
+        ("name", "end", "text"),
+        [
+            ("batch-4", {"max_epochs": 1}, "max_epochs 1 .* 2 epochs are begun"),
+            ("batch-4", {**STEPS, "max_steps": 3}, "max_steps 3 .* 4 steps are done"),
+            ("epoch-1", {**STEPS, "max_steps": 2}, "max_steps 2 .* 3 steps are done"),
+        ],
+    )
+    def test_fit__less_than_is_done(
+        self, name: str, end: dict[str, int], text: str, half: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=f"--trainer.{text}"):
+            Run(half, half / f"{name}.ckpt", **end)
+
+    @pytest.mark.parametrize(
+        ("name", "end", "text", "again"),
+        [
+            ("batch-3", {"max_steps": 3}, "max_steps (3)", ["epoch-1"]),
+            ("epoch-1", {"max_steps": 3}, "max_steps (3)", []),
+            ("batch-4", {}, "max_steps (4)", ["epoch-2"]),
+            ("epoch-1", {"max_steps": -1, "max_epochs": 1}, "max_epochs (1)", []),
+            (
+                "epoch-1",
+                {"max_steps": 3, "max_epochs": 1},
+                "max_epochs (1) and --trainer.max_steps (3)",
+                [],
+            ),
+        ],
+    )
+    def test_fit__complete(
+        self,
+        name: str,
+        end: dict[str, int],
+        text: str,
+        again: list[str],
+        half: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        save, checkpoint = SaveAlways(tmp_path), half / f"{name}.ckpt"
+        run = Run(half, checkpoint, callbacks=[save], **{**STEPS, **end})
+        assert run.seen.batches == []
+        steps = run.trainer.global_step
+        said = f"is complete: {steps} steps are done. To train on, raise --trainer."
+        assert f"{said}{text}.\n" in capsys.readouterr().out
+        content = torch.load(checkpoint, weights_only=True)
+        assert content["global_step"] == steps
+        assert_equal_states(run.state, content["state_dict"])
+        # What follows the last step is done again if it was not.
+        assert list(save.saved) == again
+        for saved in again:
+            content = torch.load(tmp_path / f"{saved}.ckpt", weights_only=True)
+            assert content["options"]["trainer.max_steps"] == steps
 
     def test_fit__no_end(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="needs an end"):
