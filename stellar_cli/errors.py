@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -52,11 +53,12 @@ def raise_errors(parser: Any) -> None:
         parser:
             Parser of argparse or jsonargparse.
     """
+    # Lightning pickles the parser for processes that it spawns.
+    parser.error = functools.partial(_raise_error, parser)
 
-    def error(message: str, *_: Any) -> NoReturn:
-        raise OptionError(_shortened(message, parser))
 
-    parser.error = error
+def _raise_error(parser: Any, message: str, *_: Any) -> NoReturn:
+    raise OptionError(_shortened(message, parser))
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def shown(command: str, debug: bool) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     text = str(error)
-    if "Original Traceback" in text:  # of a process that loads images
+    if "Traceback (most recent call last)" in text:  # of another process
         text = text.strip().splitlines()[-1]
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
@@ -117,7 +119,7 @@ def _say_once(text: str) -> None:
     rank, parent = _rank(), os.getppid()
     try:
         Path(os.environ[SHOWN]).touch(exist_ok=False)
-        sys.stderr.write(f"Process {rank}: {text}" if rank else text)
+        sys.stderr.write(text)
     except FileExistsError:
         pass
     end = time.monotonic() + PATIENCE

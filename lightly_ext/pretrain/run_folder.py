@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+# What a start writes into the folder of a run, and the folders around it. Checkpoints
+# and the exported model are never taken back, nor what others have in the folder.
+WRITTEN = (
+    *("csv/version_*", "tensorboard/version_*", "samples/*.jpg"),
+    *("config.yaml", "run.json", "index.html", "summary.md"),
+    *("unreadable.txt", "nonfinite.txt"),
+)
+FOLDERS = ("csv", "tensorboard", "samples", "checkpoints")
 
 
 class FailedStart(Callback):
     """Takes back what a start has written that ends before its first gradient.
 
     A context around everything that writes, and a callback of the trainer in it. What
-    lay in the folder before stays.
+    lay in the folder before stays, and so does what is not of this run. The folder
+    itself is that of `RunLock`.
 
     Attributes:
         folder:
@@ -23,17 +35,18 @@ class FailedStart(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._begun = False
+        # Training may be in processes that are started later, the context is in ours.
+        self._begun = torch.zeros(1, dtype=torch.bool).share_memory_()
         self._before: set[Path] = set()
 
     def __enter__(self) -> FailedStart:
         """Notes what there is."""
-        self._before = {*self.folder.rglob("*"), *self._existing_parents()}
+        self._before = self._found()
         return self
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """Training has begun: from now on everything stays."""
-        self._begun = True
+        self._begun.fill_(True)
 
     @rank_zero_only
     def __exit__(
@@ -43,15 +56,16 @@ class FailedStart(Callback):
         traceback: TracebackType | None,
     ) -> None:
         """Removes what is new, if the start has failed."""
-        if error is None or self._begun:
+        if error is None or self._begun.item():
             return
-        folders = [self.folder, *self.folder.parents]
-        inside = sorted(self.folder.rglob("*"), reverse=True)
-        for path in (path for path in [*inside, *folders] if path not in self._before):
+        # Files before the folders that they are in.
+        for path in sorted(self._found() - self._before, reverse=True):
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)
+            elif path.name not in FOLDERS:
+                shutil.rmtree(path)
             elif not any(path.iterdir()):
                 path.rmdir()
 
-    def _existing_parents(self) -> set[Path]:
-        return {p for p in [self.folder, *self.folder.parents] if p.exists()}
+    def _found(self) -> set[Path]:
+        return {p for name in (*WRITTEN, *FOLDERS) for p in self.folder.glob(name)}

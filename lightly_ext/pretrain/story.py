@@ -76,8 +76,8 @@ class RunStory(Callback):
         self._step = self._total = -1
         self._trainer: Any = None
         self._fingerprint: list[dict[str, Any]] = []
-        self._counting = threading.Thread()
-        self._show_warning: Any = warnings.showwarning
+        self._counting: threading.Thread | None = None
+        self._show_warning: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         """What is counted, as of a checkpoint."""
@@ -249,10 +249,12 @@ class RunStory(Callback):
 
     def _end(self, trainer: Any, how: str) -> None:
         if trainer.is_global_zero:
-            warnings.showwarning = self._show_warning
+            if self._show_warning is not None:
+                warnings.showwarning = self._show_warning
             with self._harmless():
                 self.record["sessions"][-1]["ended"] = how
-                self._counting.join(PATIENCE)
+                if self._counting is not None:
+                    self._counting.join(PATIENCE)
             self._next_write = -math.inf
             self._write(trainer)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from pathlib import Path
 
 import jsonargparse
@@ -94,7 +95,7 @@ class TestShown:
         with shown("stellar x", debug=False):
             of_another()
             of_another()
-            said = "Process 1: stellar x: Bad there.\n"
+            said = "stellar x: Bad there.\n"
             assert capsys.readouterr().err.startswith(said)
         with pytest.raises(SystemExit), shown("stellar x", debug=False):
             of_another()
@@ -131,6 +132,8 @@ def test_raise_errors(kind: type, arguments: list[str], said: str) -> None:
     parser = kind(prog="x", allow_abbrev=False)
     raise_errors(parser)
     parser.add_argument("--size", type=int, required=True)
+    if kind is jsonargparse.ArgumentParser:
+        parser = pickle.loads(pickle.dumps(parser))  # as for a process that is spawned
     # Unknown options are looked at after the required ones.
     known = ["--size=2"] if said.startswith("There is no") else []
     with pytest.raises(OptionError) as error:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Callback
+from torch.multiprocessing import ProcessRaisedException
 from torchvision.io import write_png
 
 from benchmarks.gpu.training import StepWatch
@@ -222,6 +223,27 @@ class TestFailedStart:
         assert (tmp_path / "nonfinite.txt").exists()
         assert f"--config {tmp_path / 'config.yaml'} --resume" in str(error.value)
         assert (tmp_path / "config.yaml").exists()
+
+
+class Broken(Callback):
+    """Ends training in its second step."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 1:
+            raise OSError("Broken on purpose.")
+
+
+@pytest.mark.slow
+def test_main__processes_that_are_spawned(images: Path, tmp_path: Path) -> None:
+    # Everything is pickled for them, and what they have begun is not taken back.
+    with pytest.raises(ProcessRaisedException, match="Broken on purpose"):
+        run(
+            *(f"--data.path={images}", f"--output={tmp_path}"),
+            *("--trainer.strategy=ddp_spawn", "--trainer.devices=2"),
+            *("--trainer.max_steps=2", "--trainer.accelerator=cpu"),
+            f"--trainer.callbacks=[{{class_path: {__name__}.Broken}}]",
+        )
+    assert len(logged(tmp_path, 0, "train/total")) == 1
 
 
 class NoSyncs(Callback):
