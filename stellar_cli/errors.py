@@ -6,6 +6,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -20,6 +21,8 @@ BUGS = (
     *(NotImplementedError, RecursionError, SyntaxError, TypeError),
 )
 LONGEST_MESSAGE = 1000
+# How jsonargparse says that a class cannot be imported, or is of another kind.
+NO_CLASS = "dot import path string:|given class_path|not correspond to a subclass"
 # Names the file that the first process of a run makes that shows an error.
 SHOWN = "STELLAR_ERROR_SHOWN"
 # Seconds in which the first process of a run may end by itself.
@@ -74,13 +77,19 @@ def shown(command: str, debug: bool) -> Iterator[None]:
             Show the traceback of every error.
 
     Raises:
-        SystemExit: With status 2 after wrong options, 1 after other errors.
+        SystemExit: With status 2 after wrong options, 130 after Ctrl-C, 1 after other
+            errors.
     """
     first = _rank() == 0
     if first:
         os.environ[SHOWN] = f"{tempfile.gettempdir()}/stellar-{os.getpid()}"
     try:
         yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _say_once(f"\n{command}: stopped.\n")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if debug:
             raise
@@ -155,10 +164,15 @@ def _expected(text: str) -> str:
     problem = re.search(r"Option '(\w+)' is not accepted", text)
     if problem:
         return f"there is no option '{problem[1]}'."
+    value = re.search(r"(?:Got value|Given value): (.*)", text)
+    base = re.search(r"Subtypes: \[<class '(?:\w+\.)*(\w+)'>", text)
+    if base and value and re.search(NO_CLASS, text):
+        return (
+            f"expected {base[1]}, or package.Class derived from it, got '{value[1]}'."
+        )
     kinds = dict.fromkeys(
         re.findall(r"Expected an? (.+?)(?:\. Got value|$)", text, re.M)
     )
-    value = re.search(r"(?:Got value|Given value): (.*)", text)
     if not kinds or not value:
         return " ".join(text.split())
     readable = [

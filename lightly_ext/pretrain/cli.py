@@ -41,7 +41,7 @@ from lightly_ext.pretrain.recipes import (
     recipe_names,
 )
 from lightly_ext.pretrain.resume import without_start
-from lightly_ext.pretrain.run_folder import FailedStart
+from lightly_ext.pretrain.run_folder import FailedStart, signals_end_start
 from lightly_ext.pretrain.run_lock import RunLock
 from lightly_ext.pretrain.run_log import RunLogger
 from lightly_ext.pretrain.story import RunStory
@@ -235,19 +235,21 @@ def main(argv: Sequence[str]) -> Trainer:
     Raises:
         OptionError: If an option or a recipe does not exist.
         FileNotFoundError: If there is no checkpoint to resume.
-        FileExistsError: If the output folder holds a run and `--resume` is not given.
+        FileExistsError: If the output folder holds a run and `--resume` is not given,
+            or is no folder.
         ValueError: If the checkpoints to resume are damaged.
         OSError: If a checkpoint cannot be written.
         RuntimeError: If a run into the folder is going on.
         Interrupted: After a signal, once the run is saved.
+        SystemExit: After a signal before training.
     """
     # Matrix products in TF32 where the GPU has it.
     torch.set_float32_matmul_precision("high")
-    cli = PretrainCLI(merge_recipes(argv))
-    folder = Path(cli.config["output"])
-    with RunLock(folder):
-        checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
-        with FailedStart(folder) as start:
+    with signals_end_start():
+        cli = PretrainCLI(merge_recipes(argv))
+        folder = Path(cli.config["output"])
+        with RunLock(folder), FailedStart(folder) as start:
+            checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
             story = RunStory(folder, argv)
             trainer = cli.build(story, start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from stellar_cli.errors import OptionError, did_you_mean
+from stellar_cli.errors import OptionError, did_you_mean, raise_errors
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # What every recipe starts from.
@@ -51,6 +51,7 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(
         "stellar pretrain", add_help=False, allow_abbrev=False
     )
+    raise_errors(parser)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--from-run", "--from_run", type=Path)
     known, rest = parser.parse_known_args(argv)

@@ -1,10 +1,15 @@
-"""The folder of a run: taken back where the start failed."""
+"""The folder of a run: taken back where the start failed or was ended."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -20,9 +25,42 @@ WRITTEN = (
 )
 FOLDERS = ("csv", "tensorboard", "samples", "checkpoints")
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def signals_end_start() -> Iterator[None]:
+    """Ends by an exception where a signal comes, until training has its own handlers.
+
+    Raises:
+        SystemExit: After a signal, with the status 128 + its number.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # as of jobs in the background
+            signal.signal(number, _end_start)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_start(number: int, frame: FrameType | None) -> None:
+    _say_stopped(signal.Signals(number).name)
+    raise SystemExit(128 + number)
+
+
+@rank_zero_only
+def _say_stopped(name: str) -> None:
+    os.write(2, f"\n{name}: stopped before the first step.\n".encode())
+
 
 class FailedStart(Callback):
-    """Takes back what a start has written that ends before its first gradient.
+    """Takes back what a start has written that ends before its first gradient or save.
 
     A context around everything that writes, and a callback of the trainer in it. What
     lay in the folder before stays, and so does what is not of this run. The folder
@@ -46,6 +84,10 @@ class FailedStart(Callback):
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """Training has begun: from now on everything stays."""
+        self._begun.fill_(True)
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """There is something to go on from: everything stays."""
         self._begun.fill_(True)
 
     @rank_zero_only

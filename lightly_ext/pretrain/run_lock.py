@@ -26,6 +26,7 @@ class RunLock:
 
     Raises:
         RuntimeError: On entering, if another run holds it.
+        FileExistsError: On entering, if something else is in the place of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +41,7 @@ class RunLock:
         folders = [self.folder, *self.folder.parents]
         self._new_folders = [path for path in folders if not path.exists()]
         while self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             file = self._path.open("a+")
             self._lock(file)
             if self._is_named(file):
@@ -65,6 +66,18 @@ class RunLock:
         for folder in self._new_folders:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            paths = [self.folder, *self.folder.parents]
+            found = next(p for p in paths if p.is_symlink() or p.exists())
+            what = "a link to nothing" if found.is_symlink() else "a file"
+            raise FileExistsError(
+                f"--output: '{self.folder}' cannot be a folder: '{found}' is {what}. "
+                "Remove it, or choose another --output."
+            ) from None
 
     def _is_named(self, file: IO[str]) -> bool:
         try:

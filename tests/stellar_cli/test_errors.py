@@ -81,6 +81,12 @@ class TestShown:
             shown_for(error("inside"))
         assert "please report" in capsys.readouterr().err
 
+    def test_shown__ctrl_c(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended, shown("stellar x", debug=False):
+            raise KeyboardInterrupt
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == "\nstellar x: stopped.\n"
+
     def test_shown__one_message_of_all_processes(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,18 @@ class TestPretrain:
         assert "Nothing to resume" in result.stderr
 
 
+class Signalled(Callback):
+    """Receives a signal once the trainer and its loggers are there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
+        trainer.logger.log_metrics({"loss": 1.0}, step=0)
+        trainer.logger.save()
+        os.kill(os.getpid(), self.number)
+
+
 class TestFailedStart:
     @pytest.mark.parametrize(
         "options",
@@ -211,6 +224,29 @@ class TestFailedStart:
         with pytest.raises(ValueError, match=r"no folder|fewer than one|no multiple"):
             run(*paths, "--trainer.max_steps=2", *options)
         assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    def test_main__signal_before_training(
+        self,
+        number: signal.Signals,
+        images: Path,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        handler = signal.getsignal(number)
+        output = tmp_path / "runs" / "first"
+        name, values = f"{__name__}.Signalled", {"number": int(number)}
+        signalled = {"class_path": name, "init_args": values}
+        with pytest.raises(SystemExit) as ended:
+            run(
+                *(f"--data.path={images}", f"--output={output}"),
+                f"--trainer.callbacks={json.dumps([signalled])}",
+            )
+        assert ended.value.code == 128 + number
+        said = capfd.readouterr().err
+        assert said.count(f"{number.name}: stopped before the first step.\n") == 1
+        assert list(tmp_path.iterdir()) == []
+        assert signal.getsignal(number) is handler
 
     def test_main__what_a_message_names_is_there(
         self, images: Path, tmp_path: Path

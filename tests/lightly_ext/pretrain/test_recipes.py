@@ -102,6 +102,17 @@ class TestMergeRecipes:
             merge_recipes([f"--config={path}"])
         assert str(path) in str(found.value)
 
+    def test_merge_recipes__option_without_a_value(self) -> None:
+        with pytest.raises(OptionError, match=r"-c/--config: expected one argument\."):
+            merge_recipes(["--config"])
+
+    @pytest.mark.parametrize("name", ["Foo", "foo.Bar", "collections.OrderedDict"])
+    def test_parse__no_transform(self, name: str) -> None:
+        expected = "expected STELLARTransform, or package.Class derived from it"
+        with pytest.raises(OptionError) as error:
+            PretrainCLI(merge_recipes([f"--data.transform={name}", "--data.path=x"]))
+        assert str(error.value) == f"--data.transform: {expected}, got '{name}'."
+
     def test_merge_recipes__another_class_brings_its_own_arguments(self) -> None:
         old = {"class_path": "a.A", "init_args": {"size": 1}}
         new = {"class_path": "b.B", "init_args": {"depth": 2}}

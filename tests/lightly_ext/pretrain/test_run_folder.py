@@ -50,6 +50,13 @@ class TestFailedStart:
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []
 
+    def test_exit__a_start_that_has_saved(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit), FailedStart(tmp_path) as start:
+            write(tmp_path, *OURS)
+            start.on_save_checkpoint()
+            raise SystemExit(143)
+        assert files(tmp_path) == set(OURS)
+
     def test_exit__training_in_another_process(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="late"), FailedStart(tmp_path) as start:
             write(tmp_path, *OURS)

@@ -34,6 +34,19 @@ def hold(folder: Path) -> tuple[int, int]:
 
 
 class TestRunLock:
+    def test_enter__no_folder(self, tmp_path: Path) -> None:
+        file, link = tmp_path / "file", tmp_path / "link"
+        file.touch()
+        link.symlink_to(tmp_path / "nowhere")
+        for folder, said in (
+            (file, f"'{file}' is a file"),
+            (file / "run", f"'{file}' is a file"),
+            (link / "run", f"'{link}' is a link to nothing"),
+        ):
+            with pytest.raises(FileExistsError, match=said), RunLock(folder):
+                pass
+        assert {*tmp_path.iterdir()} == {file, link}
+
     def test_enter__refused_while_a_run_is_going_on(self, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         child, keep = hold(folder)
