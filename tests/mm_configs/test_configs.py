@@ -120,6 +120,7 @@ def test_all_configs_are_listed() -> None:
     assert {path.stem for path in CONFIGS.glob("*.py")} == NUM_CLASSES.keys()
 
 
+@pytest.mark.slow
 def test_all_protocols_are_followed() -> None:
     of_sets = {name for name, protocol in PROTOCOLS.items() if protocol.data}
     followed = {load(name).evaluation.protocol for name in NUM_CLASSES}

@@ -216,6 +216,7 @@ class TestSTELLARColorAugment:
         with pytest.raises(ValueError, match="divide uint8 images by 255"):
             STELLARColorAugment().normalize(_views())
 
+    @pytest.mark.slow
     def test_compile__any_number_and_size_of_images(self) -> None:
         plain, compiled = STELLARColorAugment(), STELLARColorAugment()
         compiled.compile(backend="aot_eager")

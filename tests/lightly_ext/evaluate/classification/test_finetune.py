@@ -152,6 +152,7 @@ class TestRunFinetune:
         for name, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.slow
     def test_run_finetune__an_interrupted_run_ends_the_same(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -213,6 +214,7 @@ class TestRunFinetune:
         losses = [float(row["loss"]) for row in rows if row["loss"]]
         assert losses and all(0 < loss < 5 for loss in losses)
 
+    @pytest.mark.slow
     def test_run_finetune__other_images_under_the_same_name(
         self, tmp_path: Path
     ) -> None:

@@ -185,6 +185,7 @@ class TestRunLinear:
         assert result.scores["top5"] >= result.scores["accuracy"]
         assert set(result.scores) == {"accuracy", "top5", "num_test"}
 
+    @pytest.mark.slow
     def test_run_linear__reaches_logistic_regression(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -348,6 +349,7 @@ class TestSplitSet:
         assert f"of 1 class(es): {split.lost_classes[0]}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_linear__digit_boards_from_the_command_line(tmp_path: Path) -> None:
     sets = make_board_sets(0, 10, 10, num_train_single=120, num_test_single=60)
     export_image_folders(sets, tmp_path / "boards")

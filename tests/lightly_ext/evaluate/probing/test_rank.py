@@ -187,6 +187,7 @@ class TestRunRank:
         assert rank._test_images(f"pets:{tmp_path}", found) == f"pets:{tmp_path}"
         assert rank._test_images(str(tmp_path), found) == str(tmp_path / "val")
 
+    @pytest.mark.slow
     def test_run_rank__command(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
