@@ -2,12 +2,86 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.transforms import STELLARTransform
+
+
+def check_optimization(
+    lr: float,
+    min_lr: float,
+    warmup_fraction: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+) -> None:
+    """Checks what AdamW and its schedule are made with.
+
+    Args:
+        lr:
+            Learning rate, above 0.
+        min_lr:
+            Learning rate at the end, from 0 to `lr`.
+        warmup_fraction:
+            Share of the steps, in [0, 1].
+        weight_decay:
+            Weight decay, 0 or more.
+        betas:
+            Coefficients of AdamW, in [0, 1).
+
+    Raises:
+        ValueError: If one is out of range, with its name and value.
+    """
+    for name, value, right, what in (
+        ("lr", lr, 0 < lr < math.inf, "above 0"),
+        ("min_lr", min_lr, 0 <= min_lr <= lr, f"from 0 to lr ({lr})"),
+        (
+            "warmup_fraction",
+            warmup_fraction,
+            0 <= warmup_fraction <= 1,
+            "from 0 to 1",
+        ),
+        (
+            "weight_decay",
+            weight_decay,
+            0 <= weight_decay < math.inf,
+            "0 or more",
+        ),
+        ("betas", betas, all(0 <= beta < 1 for beta in betas), "in [0, 1)"),
+    ):
+        if not right:
+            raise ValueError(f"{name} must be {what}, got {value}.")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Checks that a trainer trains, in a precision that AdamW knows.
+
+    Args:
+        trainer:
+            A Lightning trainer.
+
+    Raises:
+        ValueError: If it makes no step, or an option is out of range.
+    """
+    if trainer.precision == "16-true":
+        raise ValueError(
+            "--trainer.precision 16-true overflows: the squares of AdamW do not "
+            "fit into float16. Use 16-mixed, bf16-mixed or bf16-true."
+        )
+    names = "max_epochs", "max_steps", "limit_train_batches"
+    for name in names:
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"--trainer.{name} 0 leaves nothing to train: raise it.")
+    accumulated, clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
+    if accumulated < 1:
+        raise ValueError(
+            f"--trainer.accumulate_grad_batches must be 1 or more, got {accumulated}."
+        )
+    if clip is not None and not clip >= 0:
+        raise ValueError(f"--trainer.gradient_clip_val must be 0 or more, got {clip}.")
 
 
 def check_views(module: Any, transform: STELLARTransform) -> None:

@@ -20,7 +20,7 @@ from lightly_ext.loss import (
     TeacherTargets,
 )
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
-from lightly_ext.pretrain.checks import check_views
+from lightly_ext.pretrain.checks import check_optimization, check_trainer, check_views
 from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
 from lightly_ext.pretrain.continuation import Continuation
 from lightly_ext.pretrain.health import HealthMonitor, training_figures
@@ -88,14 +88,14 @@ class StellarPretraining(LightningModule):
             (ViT, queries, localization) stays as it is and only what reads it learns:
             heads, prototypes and decoder. For weights that come without heads.
         lr:
-            Learning rate.
+            Learning rate, above 0.
         lr_scaling:
             How `lr` follows the global batch size relative to 2048: not at all, by its
             square root, or linearly.
         min_lr:
-            Learning rate at the end of the cosine.
+            Learning rate at the end of the cosine, from 0 to `lr`.
         warmup_fraction:
-            Share of steps with linear warm-up.
+            Share of steps with linear warm-up, in [0, 1].
         weight_decay:
             Weight decay, of matrices other than queries and position table.
         betas:
@@ -144,6 +144,7 @@ class StellarPretraining(LightningModule):
             raise ValueError(
                 f"head_warmup_steps must be 0 or more, got {head_warmup_steps}."
             )
+        check_optimization(lr, min_lr, warmup_fraction, weight_decay, betas)
         if prior is not None and weights is not None:
             raise ValueError(
                 "Give prior (weights of the encoder) or weights (those of encoder, "
@@ -197,15 +198,9 @@ class StellarPretraining(LightningModule):
         return self.model(images)
 
     def setup(self, stage: str) -> None:
-        """Checks the precision, and the views of a `StellarDataModule`."""
-        if self.trainer.precision == "16-true":
-            raise ValueError(
-                "--trainer.precision 16-true overflows: the squares of AdamW do not "
-                "fit into float16. Use 16-mixed, bf16-mixed or bf16-true."
-            )
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, StellarDataModule):
-            check_views(self, data.transform)
+        """Checks the trainer of a fit."""
+        if stage == "fit":
+            check_trainer(self.trainer)
 
     def on_fit_start(self) -> None:
         """Compiles the transformer blocks, those of a teacher too, and says so."""
@@ -336,6 +331,10 @@ class StellarPretraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StellarDataModule):
+            # Behind `refuse_changes`, which tells of another patch size in its words.
+            check_views(self, data.transform)
         hparams, lr = self.hparams, self._scaled_lr()
         total_steps = self.continuation.total_steps(self.trainer)
         groups = parameter_groups(self, hparams["weight_decay"])
@@ -390,12 +389,12 @@ class StellarPretraining(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the options, adds a tokenizer that has a file of its own."""
-        if self._trainer is not None and self.trainer.training:
-            refuse_changes(self.trainer, checkpoint)
+        """Adds a tokenizer that has a file of its own, checks the options."""
         for name, tensor in self.state_dict().items():
             if name.startswith(TOKENIZER_PREFIX):
                 checkpoint["state_dict"].setdefault(name, tensor)
+        if self._trainer is not None and self.trainer.training:
+            refuse_changes(self.trainer, checkpoint)
 
     def _batch_seed(self, *numbers: int) -> int:
         return mix_seeds(run_seed(), self.current_epoch, *numbers)

@@ -31,6 +31,10 @@ class LogInterval(Callback):
     LONGEST = 50
 
     def __init__(self, every_n_steps: int | None) -> None:
+        if every_n_steps is not None and every_n_steps < 0:
+            raise ValueError(
+                f"--trainer.log_every_n_steps must be 0 or more, got {every_n_steps}."
+            )
         self.every_n_steps = every_n_steps
         self._total = 0
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule
 from lightly_ext.loss import STELLARLoss
 from lightly_ext.modules import STELLARProjectionHead
+from lightly_ext.pretrain.recipes import RUN_RECIPE
 from lightly_ext.randomness import run_seed
 from lightly_ext.transforms import STELLARColorAugment
 from stellar_plugin.checkpoints import NUMERICS
@@ -37,6 +40,8 @@ _PARTS = {
     "model.decoder.": ("model.loss.reconstruction_weight",),
 }
 _SIZES = ("model.model.", "model.head.")
+# Ends of the names of those that no weight knows: what is dropped in training.
+_DROPPED = "_rate"
 
 
 def options(trainer: Any) -> dict[str, Any]:
@@ -81,7 +86,7 @@ def options(trainer: Any) -> dict[str, Any]:
 
 
 def refuse_changes(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuses to continue with options that need other weights.
+    """Refuses to continue with options that need, or would have made, other weights.
 
     Args:
         trainer:
@@ -104,7 +109,17 @@ def refuse_changes(trainer: Any, checkpoint: dict[str, Any]) -> None:
     for part, names in _PARTS.items():
         if _has(old, part) != _has(new, part):
             _refuse({name: changed[name] for name in names if name in changed})
-    _refuse({k: v for k, v in changed.items() if k.startswith(_SIZES)})
+    shapes = [{k: v.shape for k, v in state.items()} for state in (old, new)]
+    _refuse(
+        {
+            name: values
+            for name, values in changed.items()
+            if name.startswith(_SIZES) and not name.endswith(_DROPPED)
+        },
+        "its weights would not fit"
+        if shapes[0] != shapes[1]
+        else "its weights were learned with it",
+    )
 
 
 def changes(trainer: Any, checkpoint: dict[str, Any]) -> str:
@@ -116,6 +131,8 @@ def changes(trainer: Any, checkpoint: dict[str, Any]) -> str:
 def without_start(model: Any, checkpoint: Path) -> None:
     """Takes from a checkpoint what the weights that a run began with had told.
 
+    Says which other weights are asked for, in vain.
+
     Args:
         model:
             Arguments of `StellarPretraining`; changed in place: neither `prior` nor
@@ -123,6 +140,14 @@ def without_start(model: Any, checkpoint: Path) -> None:
         checkpoint:
             Of the run to continue.
     """
+    recipe = checkpoint.parent.parent / RUN_RECIPE
+    began = yaml.safe_load(recipe.read_text())["model"] if recipe.is_file() else model
+    for name in ("prior", "weights"):
+        if model[name] not in (None, began.get(name)):
+            rank_zero_only(print)(
+                f"--model.{name} {model[name]} is not read: the run goes on from its "
+                "checkpoint."
+            )
     content = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)
     told = content["hyper_parameters"]["model"]
     model["prior"] = model["weights"] = None
@@ -150,12 +175,14 @@ def _has(state: dict[str, Any], start: str) -> bool:
     return any(name.startswith(start) for name in state)
 
 
-def _refuse(changed: dict[str, tuple[Any, Any]]) -> None:
+def _refuse(
+    changed: dict[str, tuple[Any, Any]], reason: str = "its weights would not fit"
+) -> None:
     if not changed:
         return
     texts = [f"--{name} from {old} to {new}" for name, (old, new) in changed.items()]
     raise ValueError(
-        f"A continued run cannot change {', '.join(texts)}: its weights would not fit. "
+        f"A continued run cannot change {', '.join(texts)}: {reason}. "
         "Set it back, or start a new run with another --output; there --model.weights "
         "may name the model/ folder of this one, to begin with what was learned."
     )

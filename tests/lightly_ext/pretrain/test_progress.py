@@ -45,6 +45,10 @@ def trained(
 
 
 class TestLogInterval:
+    def test_init__negative(self) -> None:
+        with pytest.raises(ValueError, match=r"log_every_n_steps must be 0 .* got -1"):
+            LogInterval(-1)
+
     @pytest.mark.parametrize(
         ("total", "chosen", "interval"),
         [

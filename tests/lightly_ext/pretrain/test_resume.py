@@ -86,6 +86,15 @@ class TestChangedOptions:
         assert settings(resumed) == settings(straight)
         assert resumed.seen.batches == straight.seen.batches[2:]
 
+    def test_fit__dropout_changes_no_weight(
+        self, half: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = {**TINY["model"], "drop_path_rate": 0.5, "attn_drop_rate": 0.1}
+        run = Run(half, half / f"{HALF}.ckpt", module={"model": model}, **STEPS)
+        said = "model.model.drop_path_rate None -> 0.5, model.model.attn_drop_rate None"
+        assert said in capsys.readouterr().out
+        assert run.module.model.encoder.vit.blocks[0].attn.attn_drop.p == 0.1
+
     def test_fit__nothing_changed_nothing_said(
         self, half: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -168,11 +177,19 @@ class TestChangedOptions:
             ),
             (
                 {"model": {**TINY["model"], "num_heads": 3}},
-                "--model.model.num_heads from 2 to 3",
+                "--model.model.num_heads from 2 to 3: its weights were learned with",
+            ),
+            (
+                {"model": {**TINY["model"], "norm_eps": 0.5}},
+                "--model.model.norm_eps from None to 0.5: its weights were learned",
+            ),
+            (  # which leaves no place for the mask
+                {"model": {**TINY["model"], "patch_size": 32}},
+                "--model.model.patch_size from 8 to 32: its weights would not fit.",
             ),
             (
                 {"head": {**TINY["head"], "num_prototypes": 5}},
-                "--model.head.num_prototypes from 12 to 5",
+                "--model.head.num_prototypes from 12 to 5: its weights would not fit.",
             ),
             ({"teacher_momentum": 0.9}, "--model.teacher_momentum from None to 0.9"),
             (
@@ -264,6 +281,35 @@ class TestChangedOptions:
         torch.save(content, tmp_path / "old.ckpt")
         with pytest.raises(ValueError, match="written by an earlier version"):
             Run(half, tmp_path / "old.ckpt", **STEPS)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prior": "b", "weights": None}, ""),
+        ({"prior": None, "weights": None}, ""),
+        (
+            {"prior": "c", "weights": None},
+            "--model.prior c is not read: the run goes on from its checkpoint.\n",
+        ),
+        (
+            {"prior": None, "weights": "b"},
+            "--model.weights b is not read: the run goes on from its checkpoint.\n",
+        ),
+    ],
+)
+def test_without_start__other_weights_are_not_read(
+    given: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.yaml").write_text("model: {prior: b, weights: null}")
+    checkpoint = tmp_path / "checkpoints" / "a.ckpt"
+    checkpoint.parent.mkdir()
+    torch.save({"hyper_parameters": {"model": {}}}, checkpoint)
+    without_start({**given, "model": {}}, checkpoint)
+    assert capsys.readouterr().out == said
 
 
 def test_without_start__what_the_files_had_told_is_kept(tmp_path: Path) -> None:
