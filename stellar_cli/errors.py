@@ -100,7 +100,8 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         status, where = 1, "`--debug` shows where it happened."
         if isinstance(error, OptionError):
             status, where = 2, f"`{command} --help` lists the options."
-        _say_once(f"{command}: {_one_line(error)}\n{where}\n")
+        lines = [_one_line(error), *getattr(error, "__notes__", []), where]
+        _say_once(f"{command}: " + "\n".join(lines) + "\n")
         raise SystemExit(status) from None
     finally:
         if first:

@@ -248,9 +248,12 @@ def main(argv: Sequence[str]) -> Trainer:
     with signals_end_start():
         cli = PretrainCLI(merge_recipes(argv))
         folder = Path(cli.config["output"])
-        with RunLock(folder), FailedStart(folder) as start:
+        with (
+            RunLock(folder),
+            FailedStart(folder) as start,
+            RunStory(folder, argv) as story,
+        ):
             checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
-            story = RunStory(folder, argv)
             trainer = cli.build(story, start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     cli.say_what_was_made()

@@ -9,12 +9,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lightly_ext.pretrain.checkpoint_files import LAST
+from lightly_ext.pretrain.checkpoints import resume_command
 
 # What a start writes into the folder of a run, and the folders around it. Checkpoints
 # and the exported model are never taken back, nor what others have in the folder.
@@ -64,7 +68,8 @@ class FailedStart(Callback):
 
     A context around everything that writes, and a callback of the trainer in it. What
     lay in the folder before stays, and so does what is not of this run. The folder
-    itself is that of `RunLock`.
+    itself is that of `RunLock`. Later errors of other packages get a note that says how
+    to go on.
 
     Attributes:
         folder:
@@ -90,16 +95,26 @@ class FailedStart(Callback):
         """There is something to go on from: everything stays."""
         self._begun.fill_(True)
 
-    @rank_zero_only
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Removes what is new, if the start has failed."""
-        if error is None or self._begun.item():
-            return
+        """Removes what is new if the start has failed, else says how to go on."""
+        if error is not None and not self._begun.item():
+            self._take_back()
+        elif isinstance(error, Exception) and not _is_ours(traceback):
+            last = self.folder / "checkpoints" / LAST
+            saved = f"'{last.resolve().name}' was saved last"
+            if not last.exists():
+                saved = "No checkpoint was saved yet"
+            # As add_note does, which Python 3.10 lacks.
+            notes = vars(error).setdefault("__notes__", [])
+            notes.append(f"{saved}; go on with: {resume_command(self.folder)}")
+
+    @rank_zero_only
+    def _take_back(self) -> None:
         # Files before the folders that they are in.
         for path in sorted(self._found() - self._before, reverse=True):
             if path.is_symlink() or not path.is_dir():
@@ -111,3 +126,9 @@ class FailedStart(Callback):
 
     def _found(self) -> set[Path]:
         return {p for name in (*WRITTEN, *FOLDERS) for p in self.folder.glob(name)}
+
+
+def _is_ours(traceback: TracebackType | None) -> bool:
+    """Whether an error was raised by this package, which then says how to go on."""
+    *_, (frame, _) = walk_tb(traceback)
+    return str(frame.f_globals.get("__name__")).startswith("lightly_ext.")

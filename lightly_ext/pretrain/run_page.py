@@ -15,6 +15,8 @@ from lightly_ext.pretrain.run_log import Series
 # Points of a curve; each is the mean of what lies between.
 MAX_POINTS = 200
 WIDTH, HEIGHT = 300, 120
+# Positive curves whose values differ by more have a logarithmic scale.
+MAX_RATIO = 1000
 # Titles of groups of curves, and how the names in them begin.
 GROUPS = {
     "Loss": ("train/",),
@@ -41,6 +43,8 @@ class Chart(NamedTuple):
             Steps at the left and right edge.
         references:
             Heights of lines across, by their names.
+        logarithmic:
+            Whether heights are those of logarithms.
     """
 
     title: str
@@ -51,6 +55,7 @@ class Chart(NamedTuple):
     first: int
     last: int
     references: dict[str, float]
+    logarithmic: bool
 
 
 def run_page(record: Mapping[str, Any], log: Mapping[str, Series], folder: Path) -> str:
@@ -209,13 +214,16 @@ def _chart(name: str, points: Series, references: Mapping[str, float]) -> Chart:
     values = [*(y for _, y in curve), *references.values()]
     low, high = min(values), max(values)
     if low == high:
-        margin = abs(low) / 10 or 1.0
-        low, high = low - margin, high + margin
+        margin = abs(low) / 10
+        low, high = low - margin, high + margin or 1.0
+    logarithmic = low > 0 and high / low > MAX_RATIO
+    scale = math.log if logarithmic else float
     first, last = min(points), max(points)
     width = max(last - first, 1)
 
     def height(value: float) -> float:
-        return round(HEIGHT * (high - value) / (high - low), 1)
+        share = (scale(high) - scale(value)) / (scale(high) - scale(low))
+        return round(HEIGHT * share, 1)
 
     coordinates = [f"{WIDTH * (x - first) / width:.1f},{height(y)}" for x, y in curve]
     return Chart(
@@ -227,6 +235,7 @@ def _chart(name: str, points: Series, references: Mapping[str, float]) -> Chart:
         first=first,
         last=last,
         references={f"{k} {v:.3g}": height(v) for k, v in references.items()},
+        logarithmic=logarithmic,
     )
 
 

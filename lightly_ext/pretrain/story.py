@@ -42,6 +42,8 @@ RECORD = "run.json"
 THRIFT = 50
 # Seconds that the end waits for the images to be counted.
 PATIENCE = 10.0
+# Categories of Lightning's advice on settings, and of what only programmers can mend.
+NO_EVENTS = ("PossibleUserWarning", "DeprecationWarning", "FutureWarning")
 # A run that warns all the time has no story of warnings alone.
 MAX_WARNINGS = 50
 
@@ -49,8 +51,10 @@ MAX_WARNINGS = 50
 class RunStory(Callback):
     """Tells the story of a run: `run.json`, `summary.md` and `index.html`.
 
-    They are written when training starts, after checkpoints, at the ends of epochs and
-    of the run, each as a whole. A failure to write them is reported and ends nothing.
+    A context around the run, in which warnings become events, and a callback of the
+    trainer in it. It writes when training starts, after checkpoints, at the ends of
+    epochs and of the run, each file as a whole. A failure to write is reported and ends
+    nothing.
 
     Attributes:
         output:
@@ -78,6 +82,19 @@ class RunStory(Callback):
         self._fingerprint: list[dict[str, Any]] = []
         self._counting: threading.Thread | None = None
         self._show_warning: Any = None
+
+    def __enter__(self) -> RunStory:
+        """Listens to warnings."""
+        self._watch_warnings()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listens no more."""
+        warnings.showwarning = self._show_warning
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are spawned, which listen by themselves."""
+        return {**self.__dict__, "_show_warning": None}
 
     def state_dict(self) -> dict[str, Any]:
         """What is counted, as of a checkpoint."""
@@ -172,15 +189,20 @@ class RunStory(Callback):
     ) -> None:
         """Writes how it ended, if it had begun."""
         if self.record["sessions"] and self._step >= 0:
-            how = " ".join(f"{type(exception).__name__}: {exception}".split())
             if isinstance(exception, Interrupted):
-                how = f"stopped by {exception.signal.name}"
-            self._end(trainer, how)
+                self._end(trainer, f"stopped by {exception.signal.name}")
+                return
+            text = " ".join(f"{type(exception).__name__}: {exception}".split())
+            self.tell("failed", text)
+            self._end(trainer, "failed")
 
     def _begin(self, trainer: Any, module: Any) -> None:
         path = self.output / RECORD
         if trainer.ckpt_path is not None and path.is_file():
+            early = self.record["events"]
             self.record = json.loads(path.read_text())
+            for event in early:
+                self.tell(event["kind"], event["text"])
         for session in self.record["sessions"]:
             if session["ended"] is None:
                 session["ended"] = "cut off"
@@ -208,7 +230,8 @@ class RunStory(Callback):
             self.tell("resumed", f"Goes on behind step {self._step}, from {file}.")
         if self._changes:
             self.tell("changed", f"{self._changes}.")
-        self._watch_warnings()
+        if self._show_warning is None:
+            self._watch_warnings()
         images, found = data.train_dataset, self._fingerprint
         # Of a million files on a shared disk it takes minutes.
         self._counting = threading.Thread(
@@ -225,8 +248,7 @@ class RunStory(Callback):
 
         def show_and_tell(message: Any, category: Any, *rest: Any) -> None:
             show(message, category, *rest)
-            # Lightning's advice on settings is of a kind of its own.
-            if category.__name__ != "PossibleUserWarning":
+            if category.__name__ not in NO_EVENTS:
                 self.tell("warning", " ".join(str(message).split()))
 
         warnings.showwarning = show_and_tell  # type: ignore[assignment]
@@ -249,8 +271,6 @@ class RunStory(Callback):
 
     def _end(self, trainer: Any, how: str) -> None:
         if trainer.is_global_zero:
-            if self._show_warning is not None:
-                warnings.showwarning = self._show_warning
             with self._harmless():
                 self.record["sessions"][-1]["ended"] = how
                 if self._counting is not None:

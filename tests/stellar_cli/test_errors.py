@@ -81,6 +81,14 @@ class TestShown:
             shown_for(error("inside"))
         assert "please report" in capsys.readouterr().err
 
+    def test_shown__notes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        error = RuntimeError("Bad.")
+        vars(error)["__notes__"] = ["Go on."]  # as add_note of Python 3.11 does
+        with pytest.raises(SystemExit):
+            shown_for(error)
+        said = "stellar x: Bad.\nGo on.\n`--debug` shows where it happened.\n"
+        assert capsys.readouterr().err == said
+
     def test_shown__ctrl_c(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended, shown("stellar x", debug=False):
             raise KeyboardInterrupt

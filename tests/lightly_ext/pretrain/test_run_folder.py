@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from torch import multiprocessing
 
+from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.run_folder import FailedStart
 from lightly_ext.pretrain.story import RunStory
 
@@ -70,6 +71,30 @@ class TestFailedStart:
         assert files(tmp_path) == set(OURS)
 
 
+class TestWayOn:
+    def test_exit__an_error_of_others(self, tmp_path: Path) -> None:
+        command = f"stellar pretrain --config {tmp_path}/config.yaml --resume"
+        for saved in ("No checkpoint was saved yet", "'step_1.ckpt' was saved last"):
+            with pytest.raises(RuntimeError) as found, FailedStart(tmp_path) as start:
+                start.on_before_optimizer_step()
+                raise RuntimeError("Connection closed by peer")
+            assert found.value.__notes__ == [f"{saved}; go on with: {command}"]
+            if not (tmp_path / "checkpoints").exists():
+                write(tmp_path, "checkpoints/step_1.ckpt")
+                (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step_1.ckpt")
+
+    def test_exit__an_error_of_ours_or_before_training(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="positive") as found:  # noqa: SIM117
+            with FailedStart(tmp_path) as start:
+                start.on_before_optimizer_step()
+                RunCheckpoint(tmp_path, every_steps=0)
+        assert not hasattr(found.value, "__notes__")
+        with pytest.raises(ValueError, match="early") as found, FailedStart(tmp_path):
+            raise ValueError("early")
+        assert not hasattr(found.value, "__notes__")
+
+
 def test_pickle__as_processes_are_spawned(tmp_path: Path) -> None:
-    for callback in (FailedStart(tmp_path), RunStory(tmp_path, ["--resume"])):
-        assert type(pickle.loads(pickle.dumps(callback))) is type(callback)
+    with FailedStart(tmp_path) as start, RunStory(tmp_path, ["--resume"]) as story:
+        for callback in (start, story):
+            assert type(pickle.loads(pickle.dumps(callback))) is type(callback)

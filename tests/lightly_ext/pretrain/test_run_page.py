@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightly_ext.pretrain.run_log import RunLogger, read_log
-from lightly_ext.pretrain.run_page import HEIGHT, MAX_POINTS, WIDTH, charts
+from lightly_ext.pretrain.run_page import HEIGHT, MAX_POINTS, WIDTH, Chart, charts
 
 
 def write_log(folder: Path, version: int, rows: list[dict[str, object]]) -> None:
@@ -100,6 +100,24 @@ class TestCharts:
         assert knn.points == "0.0,0.0"
         lines = {"untrained 0.4": HEIGHT / 2, "chance 0.2": float(HEIGHT)}
         assert knn.references == lines
+
+    def test_charts__constant(self) -> None:
+        for value, low, high, y in ((0.0, "0", "1", HEIGHT), (5.0, "4.5", "5.5", 60)):
+            (chart,) = charts({"health/x": {0: value, 2: value}}, {})["Health"]
+            assert (chart.low, chart.high) == (low, high)
+            assert chart.points == f"0.0,{y:.1f} {WIDTH:.1f},{y:.1f}"
+
+    def test_charts__decades(self) -> None:
+        def chart(*values: float) -> Chart:
+            (found,) = charts({"health/x": dict(enumerate(values))}, {})["Health"]
+            return found
+
+        decades = chart(1e-2, 1.0, 100.0)
+        middle = f"{WIDTH / 2},{HEIGHT / 2}"
+        assert decades.points == f"0.0,{HEIGHT:.1f} {middle} {WIDTH:.1f},0.0"
+        assert decades.logarithmic
+        assert not chart(0.0, 1.0, 1e4).logarithmic
+        assert not chart(1.0, 1000.0).logarithmic
 
     def test_charts__many_points_are_means(self) -> None:
         points = {i: float(i) for i in range(100_000)}

@@ -61,6 +61,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
     (folder / "train" / "light" / "11.png").write_bytes(b"not an image")
+    (folder / "train" / "notes.txt").touch()
     return folder
 
 
@@ -122,6 +123,7 @@ class TestRunStory:
         assert events["resumed", 6]["text"].startswith("Goes on behind step 6, from st")
         texts = [e["text"] for e in record_of(story[0])["events"]]
         assert texts.count("Something odd.") == 1
+        assert sum(text.startswith("Not read as images") for text in texts) == 1
         assert events["changed", 6]["text"] == (
             "model.lr 0.001 -> 0.002, trainer.max_steps 6 -> 10."
         )
@@ -234,7 +236,9 @@ class TestEvents:
         story.record["sessions"] = [{"ended": None}]
         story._step = 3
         story.on_exception(trainer, Mock(), ValueError("not\n finite"))
-        assert story.record["sessions"] == [{"ended": "ValueError: not finite"}]
+        assert story.record["sessions"] == [{"ended": "failed"}]
+        (event,) = story.record["events"]
+        assert (event["kind"], event["text"]) == ("failed", "ValueError: not finite")
 
 
 @pytest.mark.parametrize(
