@@ -206,8 +206,9 @@ class RunCheckpoint(Checkpoint):
         ended: bool = False,
     ) -> None:
         """Saves, unless there is nothing new: no step, no end of an epoch, no best."""
-        state, improved = (trainer.global_step, ended), self._is_best()
-        if state == self._saved and not improved:
+        step, improved = trainer.global_step, self._is_best()
+        saved_step, had_ended = self._saved
+        if step == saved_step and had_ended >= ended and not improved:
             return
         trainer.lightning_module.nonfinite.settle()
         if improved:
@@ -217,7 +218,7 @@ class RunCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
             self._write(trainer, improved)
-        self._saved, self._saved_at = state, time.monotonic()
+        self._saved, self._saved_at = (step, ended), time.monotonic()
 
     def _write(self, trainer: Any, improved: bool) -> None:
         if trainer.is_global_zero:

@@ -253,6 +253,23 @@ class TestRunCheckpoint:
         kept = [f"step_{step:08d}" for step in (3, 4, 6)]
         assert names(folder) == ["best.ckpt", "last.ckpt", *kept]
 
+    def test_fit__signal_at_the_end_of_an_epoch(self, tmp_path: Path) -> None:
+        class Terminate(Callback):
+            def on_train_epoch_end(self, *_: Any) -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        scores = iter([0.25, 0.75])
+        with pytest.raises(Interrupted):
+            fit_scored(tmp_path, scores, callbacks=[Terminate()], max_epochs=2)
+        # Saved once, as an epoch that has ended.
+        (path,) = step_checkpoints(tmp_path / "checkpoints")
+        position = torch.load(path, weights_only=True)["position"]
+        assert (position["steps"], position["ended"]) == (2, True)
+        fit_scored(tmp_path, scores, path, max_epochs=2)
+        assert (
+            step_checkpoints(tmp_path / "checkpoints")[0].name[:13] == "step_00000004"
+        )
+
     def test_fit__best_after_a_signal_in_validation(self, tmp_path: Path) -> None:
         class Terminate(Callback):
             def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
