@@ -85,7 +85,12 @@ class Continuation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds where the run stands, and with which options."""
-        checkpoint["position"] = _position(trainer)._asdict()
+        where = _position(trainer)
+        if 0 < self._where.steps == trainer.global_step:
+            # Nothing is trained yet: batches that are made to be the last are not.
+            epochs: Any = trainer.fit_loop.epoch_progress.current
+            where = self._where._replace(ended=epochs.processed > self._where.epoch)
+        checkpoint["position"] = where._asdict()
         checkpoint["options"] = options(trainer)
 
     def on_load_checkpoint(

@@ -27,6 +27,10 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Images of the batches of a run of five steps.
+STRAIGHT = [[5, 3], [0, 4], [3, 1], [1, 5], [3, 0]]
+
+
 def rates(run: Run) -> dict[int, list[float]]:
     """Learning rates of the logged steps."""
     return {
@@ -262,6 +266,8 @@ class TestChangedOptions:
         for saved in again:
             content = torch.load(tmp_path / f"{saved}.ckpt", weights_only=True)
             assert content["options"]["trainer.max_steps"] == steps
+            more = Run(half, tmp_path / f"{saved}.ckpt", **{**STEPS, "max_steps": 5})
+            assert more.seen.batches == STRAIGHT[steps:]
 
     def test_fit__no_end(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="needs an end"):
