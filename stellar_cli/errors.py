@@ -8,10 +8,10 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -82,7 +82,9 @@ def shown(command: str, debug: bool) -> Iterator[None]:
     """
     first = _rank() == 0
     if first:
-        os.environ[SHOWN] = f"{tempfile.gettempdir()}/stellar-{os.getpid()}"
+        # The variable, not tempfile, which fails where it finds no folder to write to.
+        folder = os.environ.get("TMPDIR") or "/tmp"
+        os.environ[SHOWN] = f"{folder}/stellar-{uuid.uuid4().hex}"
     try:
         yield
     except KeyboardInterrupt:
@@ -105,7 +107,8 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         raise SystemExit(status) from None
     finally:
         if first:
-            Path(os.environ[SHOWN]).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(os.environ[SHOWN]).unlink()
 
 
 def _one_line(error: Exception) -> str:
@@ -132,6 +135,8 @@ def _say_once(text: str) -> None:
         sys.stderr.write(text)
     except FileExistsError:
         pass
+    except OSError:  # rather twice than never
+        sys.stderr.write(text)
     end = time.monotonic() + PATIENCE
     while rank and os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.1)

@@ -57,6 +57,14 @@ class TestShown:
         with pytest.raises(type(error)):
             shown_for(error, debug=True)
 
+    def test_shown__without_a_temporary_folder(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("TMPDIR", "/nowhere")
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("No such thing."))
+        assert capsys.readouterr().err.startswith("stellar x: No such thing.")
+
     def test_shown__long_and_empty_messages(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
