@@ -17,6 +17,7 @@ from pytorch_lightning.cli import (
     SaveConfigCallback,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule, num_cpus
@@ -195,7 +196,10 @@ class PretrainCLI(LightningCLI):
         shown = trainer_config["enable_progress_bar"] is not False
         if shown and not any(isinstance(c, ProgressBar) for c in callbacks):
             kwargs["callbacks"].append(StellarProgress())
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise ValueError(f"--trainer: {error}") from error
         workers = self.datamodule.num_workers
         if isinstance(trainer.accelerator, CPUAccelerator) and workers is not None:
             # Threads beyond the cores wait for each other: a step of the demo with two

@@ -248,6 +248,14 @@ class TestFailedStart:
         assert list(tmp_path.iterdir()) == []
         assert signal.getsignal(number) is handler
 
+    def test_main__what_lightning_refuses(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"--trainer: .*max_epochs"):
+            run(
+                f"--data.path={images}",
+                f"--output={tmp_path}",
+                "--trainer.max_epochs=-7",
+            )
+
     def test_main__what_a_message_names_is_there(
         self, images: Path, tmp_path: Path
     ) -> None:
