@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightly_ext.data import printable
+from lightly_ext.pretrain.durable import replace_text
 
 
 class ImagesPerSecond(Callback):
@@ -81,4 +82,4 @@ class ReportUnreadable(Callback):
                 f"{', ...' if len(names) > 3 else ''}. They are listed in {self.file}."
             )
         if names and trainer.is_global_zero:
-            self.file.write_text("\n".join(names) + "\n", encoding="utf-8")
+            replace_text(self.file, "\n".join(names) + "\n")

@@ -161,6 +161,12 @@ class StellarPretraining(LightningModule):
         check_arguments(augment or {}, STELLARColorAugment, taken=("mean", "std"))
         target: Any = model.get("target") or "pixels"
         self.criterion = STELLARLoss(target=target, **(loss or {}))
+        if teacher_momentum is not None and not self.criterion.uses_sparse_head:
+            raise ValueError(
+                "A momentum teacher makes targets for sparse tokens: give "
+                "clustering_weight or alignment_weight of the loss, or no "
+                "teacher_momentum."
+            )
         if not self.criterion.uses_reconstruction:
             model = {**model, "target": None}
         elif target == "tokens" and checkpoint and weights and tokenizer is None:
@@ -184,12 +190,6 @@ class StellarPretraining(LightningModule):
         self.health = HealthMonitor()
         self.nonfinite = NonFiniteGuard(on_nonfinite, nonfinite_limit)
         self.teacher = None
-        if teacher_momentum is not None and self.sparse_head is None:
-            raise ValueError(
-                "A momentum teacher makes targets for sparse tokens: give "
-                "clustering_weight or alignment_weight of the loss, or no "
-                "teacher_momentum."
-            )
         if teacher_momentum is not None:
             self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
 
