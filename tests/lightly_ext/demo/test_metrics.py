@@ -111,6 +111,7 @@ class TestScores:
         assert all(0 <= v <= 1 for k, v in scores.items() if k != "psnr")
         assert scores == model_scores(model, head, sets)
 
+    @pytest.mark.slow
     def test_model_free_scores__closed_forms(self, sets: BoardSets) -> None:
         scores = model_free_scores(sets)
         filled = (sets.test.cells >= 0).mean()

@@ -151,6 +151,7 @@ class TestCheckpoints:
 
 
 class TestZoo:
+    @pytest.mark.slow
     def test_upernet__builds_and_trains_one_step(self, tmp_path: Path) -> None:
         file = tmp_path / "upernet.py"
         file.write_text(
@@ -189,6 +190,7 @@ except ModuleNotFoundError as error:
     print(error)
 """
 
+    @pytest.mark.slow
     def test_imports(self) -> None:
         done = subprocess.run(
             [sys.executable, "-c", self.CODE],

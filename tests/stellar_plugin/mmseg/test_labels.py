@@ -61,6 +61,7 @@ class TestCheckDataset:
         with pytest.raises(ValueError, match=r"bad/labels/000\.png' of .* values 4 "):
             check_dataset(ConcatDataset([good, bad]), 4)
 
+    @pytest.mark.slow
     def test_many_files__evenly_spread_ones_are_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -149,6 +149,7 @@ class TestRunEquivariance:
         value = a["change_of_s_other_image"]
         assert value == pytest.approx(float(s.mean()), rel=0.02)  # resized by PIL
 
+    @pytest.mark.slow
     def test_run_equivariance__boards_from_the_command_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -136,6 +136,7 @@ class TestRunRank:
             "| 6 | r6 | 94.00 | 6.67 |",
         ]
 
+    @pytest.mark.slow
     def test_run_rank__repeats_nothing(self, tmp_path: Path, fakes: Fakes) -> None:
         data = str(write_classes(tmp_path / "set", num=1))
         first, other = write_models(tmp_path, 4, 2)

@@ -106,6 +106,7 @@ class TestTrainDecoder:
         assert weights_sha256(again.decoder) == weights_sha256(autoencoder.decoder)
 
     @pytest.mark.parametrize("num_workers", [0, 1])
+    @pytest.mark.slow
     def test_train_decoder__resumes_exactly(
         self, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -207,6 +207,7 @@ class TestTrained:
         assert as_pretrained.provenance["decoder_sha256"] == own
         assert as_pretrained.protocol != result.protocol
 
+    @pytest.mark.slow
     def test_run__stored_decoder_scores_the_same(
         self, tmp_path: Path, images: str, train: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -243,6 +244,7 @@ class TestTrained:
         [("timm:resnet10t", 64, [2, 2]), ("timm:vit_tiny_patch16_224", 32, [2, 2])],
     )
     @pytest.mark.parametrize("target", ["pixels", "tokens"])
+    @pytest.mark.slow
     def test_run__scratch_on_other_encoders(
         self,
         tmp_path: Path,
