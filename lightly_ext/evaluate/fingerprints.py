@@ -1,0 +1,159 @@
+"""What is in files, as hashes: tells data sets apart, wherever they lie.
+
+Every file is read once as a whole. Its hash is remembered in the cache together with
+size and times of change, so that a file that has not changed is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.images import ImageFiles
+from stellar_plugin.hashes import file_sha256
+
+FOLDER = "contents"
+COLUMNS = ("names", "stamps", "hashes")
+NUM_THREADS = 16
+CHUNK = 64
+# A file that changes twice within a tick of the clock looks unchanged. Times of 2 s are
+# the coarsest; what is younger is read again.
+SETTLED_NS = 2 * 10**9
+
+
+class Known(NamedTuple):
+    """What is remembered of a file.
+
+    Attributes:
+        stamp: Its size, and the times in ns when content and inode changed last.
+        sha256: Hash of its content in hexadecimal, empty if it cannot be opened.
+        settled: Whether another content would have another stamp.
+    """
+
+    stamp: tuple[int, int, int]
+    sha256: bytes
+    settled: bool = True
+
+
+def content_hashes(
+    devices: Devices, cache: Path, root: Path, names: Sequence[str]
+) -> NDArray[np.bytes_]:
+    """SHA-256 of files; the first process reads them, all receive the hashes.
+
+    Args:
+        devices:
+            The processes.
+        cache:
+            Folder for what is computed once.
+        root:
+            Folder of the files.
+        names:
+            Paths relative to it.
+
+    Returns:
+        Hexadecimal hashes with shape (len(names),), empty for files that cannot be
+        opened.
+    """
+    found = _hashes(devices, cache, root, names) if devices.rank == 0 else None
+    return np.array(devices.fabric.broadcast(found), dtype="S64")
+
+
+def fingerprint(
+    devices: Devices, cache: Path, *parts: ImageFiles, beside: Any = None
+) -> str:
+    """SHA-256 of names, labels and contents of images, in their order.
+
+    Absolute paths are no part of it: a folder that moves keeps its fingerprint.
+
+    Args:
+        devices:
+            The processes, which all receive it.
+        cache:
+            Folder for what is computed once.
+        parts:
+            The images, or several parts of a data set.
+        beside:
+            What else decides, such as captions: values that JSON knows.
+    """
+    digest = hashlib.sha256(json.dumps(beside).encode())
+    for files in parts:
+        hashes = content_hashes(devices, cache, files.root, files.names).tolist()
+        digest.update(f"\n{len(files)} images\n".encode())
+        labels: Any = files.labels or [None] * len(files)
+        for name, label, sha256 in zip(files.names, labels, hashes, strict=True):
+            line = f"{name}\0{label}\0{sha256.decode()}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hashes(
+    devices: Devices, cache: Path, root: Path, names: Sequence[str]
+) -> list[bytes]:
+    root = root.resolve()
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    memo = cache / FOLDER / f"{place}.npz"
+    known = _load(memo)
+    found: list[Known] = []
+    try:
+        with ThreadPool(NUM_THREADS) as threads:
+            looked = threads.imap(partial(_look, root, known), names, chunksize=CHUNK)
+            found += devices.progress(looked, "contents of files", len(names))
+    finally:
+        new = {n: e for n, e in zip(names, found, strict=False) if e.settled}
+        if any(known.get(name) != entry for name, entry in new.items()):
+            _store(memo, {**known, **new})
+    return [entry.sha256 for entry in found]
+
+
+def _look(root: Path, known: Mapping[str, Known], name: str) -> Known:
+    path = root / name
+    try:
+        stamp = _stamp(path)
+        if name in known and known[name].stamp == stamp:
+            return known[name]
+        sha256 = file_sha256(path).encode()
+        age = time.time_ns() - max(stamp[1:])
+        return Known(stamp, sha256, age > SETTLED_NS and _stamp(path) == stamp)
+    except OSError:
+        return Known((0, 0, 0), b"", settled=False)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    # The last one changes with every replacement, also where the other is put back.
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _load(memo: Path) -> dict[str, Known]:
+    """What is remembered; nothing of a broken file, which its checksums tell."""
+    if not memo.exists():
+        return {}
+    try:
+        with np.load(memo, allow_pickle=False) as arrays:
+            names, stamps, hashes = (arrays[name].tolist() for name in COLUMNS)
+        rows = zip(map(os.fsdecode, names), stamps, hashes, strict=True)
+        return {name: Known((*stamp,), sha256) for name, stamp, sha256 in rows}
+    except Exception:  # numpy and zipfile raise anything on broken files
+        return {}
+
+
+def _store(memo: Path, known: Mapping[str, Known]) -> None:
+    names = [os.fsencode(name) for name in known]
+    stamps, hashes, _ = zip(*known.values(), strict=True)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: other runs may write at the same time.
+    new = memo.with_name(f".{uuid.uuid4().hex}.npz")
+    np.savez(new, names=names, stamps=stamps, hashes=hashes)
+    os.replace(new, memo)
