@@ -19,6 +19,7 @@ COMMANDS = {
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
     "concepts": (EVALUATE, "eval", "nearest tokens of a folder, as a page"),
     "report": (EVALUATE, "eval", "stored results as the paper's tables"),
+    "configs": ("stellar_cli.configs", "mmseg", "configs for `mim train mmseg`"),
     "demo": (
         "lightly_ext.demo.cli",
         "demo",

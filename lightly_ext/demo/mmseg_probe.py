@@ -10,22 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-CONFIG = Path(__file__).parents[2] / "mm_configs" / "stellar_digit_boards.py"
+import mm_configs
+
+CONFIG = "stellar_digit_boards"
 LOG_NAME = "output.log"
-
-
-def check_mmseg() -> None:
-    """Fails early where the probe could not run.
-
-    Raises:
-        RuntimeError: If `mim` or the config is missing.
-    """
-    _find_mim()
-    if not CONFIG.is_file():
-        raise RuntimeError(
-            f"No config '{CONFIG}': the demo runs from a checkout of the repository; "
-            "clone it and install with `pip install -e .[mmseg]`."
-        )
 
 
 def run_mmseg_probes(
@@ -81,7 +69,7 @@ def probe_command(
     overrides["model.backbone.init_cfg.checkpoint"] = checkpoint.resolve()
     overrides |= options
     return [
-        *(_find_mim(), "train", "mmseg", str(CONFIG)),
+        *(find_mim(), "train", "mmseg", mm_configs.path(CONFIG)),
         *("--gpus", "0", "--work-dir", str(work_dir.resolve())),
         "--cfg-options",
         *(f"{key}={value}" for key, value in overrides.items()),
@@ -112,13 +100,18 @@ def read_miou(work_dir: Path) -> float:
     )
 
 
-def _find_mim() -> str:
+def find_mim() -> str:
+    """Finds `mim`: beside this Python, or on the path.
+
+    Raises:
+        RuntimeError: If it is missing.
+    """
     beside_python = Path(sys.executable).parent / "mim"
     mim = str(beside_python) if beside_python.is_file() else shutil.which("mim")
     if mim is None:
         raise RuntimeError(
             "The demo's segmentation probe needs `mim`; install it with "
-            "`pip install -e .[mmseg]`."
+            "`pip install 'stellar-plugin[mmseg]'`."
         )
     return mim
 

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from lightly_ext.demo.boards import BoardSets, make_board_sets
 from lightly_ext.demo.export import export_image_folders, export_segmentation_set
 from lightly_ext.demo.metrics import Scores, model_free_scores, model_scores
-from lightly_ext.demo.mmseg_probe import check_mmseg, run_mmseg_probes
+from lightly_ext.demo.mmseg_probe import find_mim, run_mmseg_probes
 from lightly_ext.demo.report import (
     NUM_BOARDS,
     NUM_TOKEN_BOARDS,
@@ -96,7 +96,7 @@ def run_demo(
     Raises:
         RuntimeError: If mmsegmentation is not installed, or its probe fails.
     """
-    check_mmseg()
+    find_mim()
     output = Path(output)
     stages = Stages()
     with stages("boards"):

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
+import mm_configs
 import stellar_plugin.mmseg  # noqa: F401
 from stellar_plugin.checkpoints.layouts import TIMM
 from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
@@ -117,7 +118,20 @@ def learning_rates(cfg: Config, max_iters: int) -> list[float]:
 
 
 def test_all_configs_are_listed() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.py")} == NUM_CLASSES.keys()
+    assert set(mm_configs.names()) == NUM_CLASSES.keys()
+
+
+@pytest.mark.parametrize("name", ["stellar_voc", "_base_/stellar_linear"])
+def test_base__from_anywhere(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(f'_base_ = __import__("mm_configs").path("{name}")\nseed = 3\n')
+    expected = {**load(name).to_dict(), "seed": 3}
+    assert Config.fromfile(own).to_dict() == expected
+
+
+def test_path__no_such_config() -> None:
+    with pytest.raises(FileNotFoundError, match="'nothing'; `stellar configs` lists"):
+        mm_configs.path("nothing")
 
 
 @pytest.mark.slow

@@ -50,6 +50,6 @@ class TestRunMmsegProbes:
         script = tmp_path / "mim"
         script.write_text("#!/bin/sh\necho no such checkpoint\nexit 3\n")
         script.chmod(0o755)
-        monkeypatch.setattr(mmseg_probe, "_find_mim", lambda: str(script))
+        monkeypatch.setattr(mmseg_probe, "find_mim", lambda: str(script))
         with pytest.raises(RuntimeError, match=r"status 3.*\n.*no such checkpoint"):
             run_mmseg_probes({"a": tmp_path}, tmp_path, tmp_path / "work")
