@@ -15,7 +15,7 @@ def test_wheel__has_every_file_of_the_packages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    distribution = Distribution()
+    distribution = Distribution({"script_name": "setup.py"})
     distribution.parse_config_files(["setup.cfg"])
     command = distribution.get_command_obj("build_py")
     command.ensure_finalized()
