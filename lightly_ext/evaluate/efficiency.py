@@ -74,7 +74,7 @@ def run_efficiency(
     _check(devices, batch_sizes, max_seconds)
     form = MEMORY_FORMATS[memory_format]
     stellar = _stellar(model).to(memory_format=form)
-    protocol = _protocol(devices, results, batch_sizes, memory_format)
+    protocol = _protocol(model, results, batch_sizes, memory_format)
     results.announce(model, protocol)
     side = protocol.crop
     times: Times = {}
@@ -158,19 +158,23 @@ def _stellar(model: FrozenModel) -> Stellar:
 
 
 def _protocol(
-    devices: Devices, results: Results, batch_sizes: Sequence[int], memory_format: str
+    model: FrozenModel,
+    results: Results,
+    batch_sizes: Sequence[int],
+    memory_format: str,
 ) -> EfficiencyProtocol:
     """The card with the machine on it, so that two machines never share a column."""
-    device = devices.device
+    device = results.devices.device
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
         machine = f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    return EFFICIENCY.replace(
+    return results.protocol(
+        model,
+        EFFICIENCY,
         data=machine,
-        crop=results.protocol(EFFICIENCY).crop,
         batch_sizes=tuple(sorted(set(batch_sizes))),
-        inference=f"without gradients, {devices.precision}, {memory_format}",
+        inference=f"without gradients, {results.devices.precision}, {memory_format}",
     )
 
 

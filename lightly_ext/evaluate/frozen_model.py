@@ -26,6 +26,10 @@ class Origin:
         name: Name in tables.
         seed: Seed of random weights, None for a model that is trained.
         feature: The feature that "auto" stands for, None if it is not known.
+        image_size: Height and width in px of the images that the model was made for,
+            None if it has no size of its own.
+        crop_pct: timm's share of the resized image that is cut out, None if its config
+            does not tell.
     """
 
     source: str
@@ -37,6 +41,8 @@ class Origin:
     name: str = ""
     seed: int | None = None
     feature: str | None = None
+    image_size: tuple[int, int] | None = None
+    crop_pct: float | None = None
 
     @property
     def untrained(self) -> bool:
@@ -108,6 +114,23 @@ class FrozenModel(nn.Module):
         """
         return pool(self(images), feature)
 
+    def check_size(self, side: int) -> None:
+        """Checks that the model takes square images of a size, with a black one.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        black = torch.zeros(1, 3, side, side, device=self.mean.device)
+        try:
+            self(black)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            own = self.origin.image_size
+            size = f" Its own size is {own[0]} x {own[1]} px." if own else ""
+            raise ValueError(
+                f"'{self.origin.label}' does not take images of {side} x {side} px: "
+                f"{error}{size} Name another --crop."
+            ) from error
+
     def resolve_feature(self, feature: str) -> str:
         """Checks the name of a feature, and says what "auto" is.
 
@@ -137,7 +160,27 @@ class FrozenModel(nn.Module):
                 f"'{self.origin.label}' has no latent queries, so no {feature} "
                 "features: name dense or cls."
             )
+        if feature == "lowrank":
+            self.require_localization()
         return feature
+
+    def require_localization(self) -> None:
+        """Checks that there are tokens S and a localization L.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        origin = self.origin
+        if not self.num_queries:
+            raise ValueError(
+                f"'{origin.label}' ({origin.method}) has no latent queries, so neither "
+                "tokens S nor a localization L: name a STELLAR model."
+            )
+        if not self.has_localization:
+            raise ValueError(
+                f"'{origin.label}' has tokens but no localization of them, which only "
+                "reconstruction trains: name a STELLAR model that was trained with it."
+            )
 
     @property
     def num_queries(self) -> int:

@@ -152,6 +152,7 @@ def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
         mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
         feature=method.feature if method else None,
+        image_size=encoder.vit.patch_embed.img_size,
     )
     return FrozenModel(encoder, origin, checkpoint.has_decoder)
 
@@ -226,6 +227,8 @@ def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> 
         tuple(data["std"]),
         data["interpolation"],
         feature=feature,
+        image_size=tuple(data["input_size"][1:]),
+        crop_pct=data["crop_pct"],
     )
 
 

@@ -14,8 +14,9 @@ import torch
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.options import check_positive, check_writable
 from lightly_ext.evaluate.result import Result, shown_value
+from lightly_ext.evaluate.sizes import described_sizes, image_sizes
 from stellar_plugin.protocols import Protocol
 
 P = TypeVar("P", bound=Protocol)
@@ -31,14 +32,14 @@ class Results:
         output:
             Folder for results and cached features.
         resize:
-            Length of the shorter side after resizing in px, instead of the protocol's.
+            Length of the shorter side after resizing in px, instead of the model's.
         crop:
-            Side of the crop in px, instead of the protocol's.
+            Side of the crop in px, instead of the model's.
         limit:
             Use so many images of each part only, to try things out.
 
     Raises:
-        ValueError: If an option is impossible.
+        ValueError: If an option is impossible, or nothing can be written to `output`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Results:
         check_positive(resize=resize, crop=crop, limit=limit)
         self.devices = devices
         self.output = Path(output)
+        check_writable(self.output)
         self.limit = limit
         self._options = {"resize": resize, "crop": crop, "limit": limit}
 
@@ -60,19 +62,50 @@ class Results:
         """Folder for what is computed once."""
         return self.output / "cache"
 
-    def protocol(self, protocol: P, **fields: Any) -> P:
-        """A protocol as the options of this run change it, those that it knows.
+    def protocol(self, model: FrozenModel, protocol: P, **fields: Any) -> P:
+        """A protocol as the model and the options of this run change it.
 
-        None, of an option or a field, leaves what the protocol says.
+        Images have the size that the model was made for, where it has one. Those of the
+        protocol's own `crop` are cut as the protocol says, so that they share a column
+        with published numbers; of others timm's `crop_pct` tells `resize`, and without
+        one the shorter side becomes the crop. The options `resize` and `crop` go first.
+
+        Args:
+            model:
+                What is evaluated.
+            protocol:
+                The protocol as published.
+            fields:
+                Other fields of it; None leaves what it says.
+
+        Raises:
+            ValueError: If the protocol does not have an option that was given, or the
+                sizes do not fit each other or the model.
         """
-        options = {k: v for k, v in self._options.items() if hasattr(protocol, k)}
-        changes = {**options, **fields}
+        given = {k: v for k, v in self._options.items() if v is not None}
+        for name in given:
+            if not hasattr(protocol, name):
+                raise ValueError(
+                    f"{protocol.name} has nothing that --{name} could change: leave it "
+                    "out."
+                )
+        sizes = image_sizes(model.origin, protocol, **self.sizes)
+        model.check_size(sizes["crop"])
+        changes = {**given, **sizes, **fields}
         return protocol.replace(**{k: v for k, v in changes.items() if v is not None})
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The options `resize` and `crop`."""
+        return {name: self._options[name] for name in ("resize", "crop")}
 
     def announce(self, model: FrozenModel, protocol: Protocol) -> None:
         """Prints the card of a protocol, before the work."""
         lines = [f"  {k}: {shown_value(v)}" for k, v in protocol.card().items()]
-        self.devices.say("\n".join([f"Protocol, {model.origin.name}:", *lines]))
+        lines = [f"Protocol, {model.origin.name}:", *lines]
+        if hasattr(protocol, "crop"):
+            lines.append(described_sizes(model.origin, protocol))
+        self.devices.say("\n".join(lines))
 
     def result(
         self,
@@ -141,6 +174,8 @@ class Results:
             "mean": origin.mean,
             "std": origin.std,
             "interpolation": origin.interpolation,
+            "image_size": origin.image_size,
+            "crop_pct": origin.crop_pct,
             "num_queries": model.num_queries,
             "seed": devices.seed,
             "precision": devices.precision,

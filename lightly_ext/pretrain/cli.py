@@ -114,7 +114,7 @@ class PretrainCLI(LightningCLI):
     def say_what_was_made(self) -> None:
         """Says where everything is, and what to type next."""
         output = Path(self.config["output"])
-        commands = next_steps(output, self.model, self.datamodule)
+        commands = next_steps(output, self.datamodule)
         lines = [f"  to {purpose}: {text}" for purpose, text in commands.items()]
         print(
             f"Everything is in {output}: look at index.html or summary.md. Go on with\n"

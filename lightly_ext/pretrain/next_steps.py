@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from lightly_ext.data import StellarDataModule
 
-# What `stellar evaluate` and `stellar visualize` crop unless they are told otherwise.
-USUAL_SIZE = 224
 
-
-def next_steps(output: Path, module: Any, data: StellarDataModule) -> dict[str, str]:
+def next_steps(output: Path, data: StellarDataModule) -> dict[str, str]:
     """Commands that use the model of a run.
 
     Args:
         output:
             Folder of the run.
-        module:
-            The `StellarPretraining`.
         data:
             What it was trained on.
 
@@ -28,15 +22,13 @@ def next_steps(output: Path, module: Any, data: StellarDataModule) -> dict[str, 
     """
     model = shlex.quote(str(output / "model"))
     file = shlex.quote(str(output / "timm.safetensors"))
-    size = max(module.model.encoder.vit.patch_embed.img_size)
-    crop = "" if size == USUAL_SIZE else f" --resize {size} --crop {size}"
     labelled = _labelled(data.knn_paths)
     return {
         "look at it": f"stellar visualize --model {model} --data "
-        f"{shlex.quote(str(data.path))}{crop}",
+        f"{shlex.quote(str(data.path))}",
         "measure it"
         + ("" if labelled else ", FOLDER having train/CLASS and val/CLASS"): (
-            f"stellar evaluate knn --model {model} --data {labelled or 'FOLDER'}{crop}"
+            f"stellar evaluate knn --model {model} --data {labelled or 'FOLDER'}"
         ),
         "use it in timm": f"stellar convert {model} {file} --to timm",
     }

@@ -224,7 +224,7 @@ class RunStory(Callback):
         )
         self.record["output"] = str(self.output)
         self.record["parameters"] = sum(p.numel() for p in module.model.parameters())
-        self.record["next"] = next_steps(self.output, module, data)
+        self.record["next"] = next_steps(self.output, data)
         if trainer.ckpt_path is not None:
             file = Path(trainer.ckpt_path).resolve().name
             self.tell("resumed", f"Goes on behind step {self._step}, from {file}.")

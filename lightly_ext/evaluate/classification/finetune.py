@@ -68,6 +68,7 @@ def run_finetune(
         RuntimeError: If too many images are unreadable, or the loss is not finite.
     """
     protocol = results.protocol(
+        model,
         FINETUNE,
         features=features,
         epochs=epochs,

@@ -56,6 +56,7 @@ def run_knn(
     train, test = found.train, found.test
     check_knn_options(neighbours, temperature, len(train))
     protocol = results.protocol(
+        model,
         KNN,
         data=found.name,
         features=features,

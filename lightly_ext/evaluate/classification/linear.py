@@ -88,6 +88,7 @@ def run_linear(
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
     protocol = results.protocol(
+        model,
         protocol,
         features=features,
         epochs=epochs,

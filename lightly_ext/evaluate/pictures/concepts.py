@@ -107,11 +107,12 @@ def run_concepts(
     """
     _check_options(query, prototypes, num_queries, num_neighbours, threshold)
     name, files = find_images(data, limit=results.limit)
-    _check_model(model)
+    model.require_localization()
     plan = plan_search(model, devices, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
     count = "the nearest token" if one_per_image else "each token"
     protocol = results.protocol(
+        model,
         CONCEPTS,
         data=name,
         split=f"queries: {wanted}; neighbours: all other images",
@@ -237,15 +238,6 @@ def _check_options(
     check_positive(num_queries=num_queries, num_neighbours=num_neighbours)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
-
-
-def _check_model(model: FrozenModel) -> None:
-    if not model.has_localization:
-        raise ValueError(
-            f"'{model.origin.source}' has no latent queries or no localization, so "
-            "there is no token to show: name a STELLAR model that was trained with "
-            "reconstruction."
-        )
 
 
 def _check_index(index: TokenIndex, files: ImageFiles) -> None:

@@ -105,12 +105,9 @@ def run_visualize(
     _check(num_images, tokens, threshold)
     name, files = _find(data)
     files = files.limited(results.limit).limited(num_images)
-    if tokens and not model.has_localization:
-        raise ValueError(
-            f"'{model.origin.source}' has no localization, so no token maps: leave "
-            "--tokens out."
-        )
-    protocol = results.protocol(VISUALIZE, data=f"{len(files)} images of {name}")
+    if tokens:
+        model.require_localization()
+    protocol = results.protocol(model, VISUALIZE, data=f"{len(files)} images of {name}")
     results.announce(model, protocol)
     seen, num_unreadable = _look(model, devices, files, protocol)
     scores = {"num_images": len(seen.names)}

@@ -15,7 +15,6 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, centre_crop
 from lightly_ext.evaluate.plots import save_line_plot
-from lightly_ext.evaluate.probing.localization import require_localization
 from lightly_ext.evaluate.reduction import (
     ImageMeans,
     Mean,
@@ -73,9 +72,11 @@ def run_equivariance(
     Raises:
         ValueError: If the model has no S and L, or a crop does not fit into an image.
     """
-    require_localization(model)
+    model.require_localization()
     name, files = find_images(data, limit=results.limit)
-    protocol = results.protocol(EQUIVARIANCE, data=name)
+    protocol = results.protocol(model, EQUIVARIANCE, data=name)
+    if results.sizes["resize"] is None:  # the size of the model may leave no room
+        protocol = protocol.replace(resize=max(protocol.resize, _side(protocol)))
     window = _window(protocol)
     require_pairs(files)
     patch = _patch_size(model, protocol)
@@ -167,9 +168,14 @@ def moved_back_change(
     return relative_change(before.narrow(axis, 1, size), after.narrow(axis, 0, size))
 
 
+def _side(protocol: CropProtocol) -> int:
+    """Side in px of the square that holds all shifted crops."""
+    return protocol.crop + max(EQUIVARIANCE_SHIFTS)
+
+
 def _window(protocol: CropProtocol) -> CropProtocol:
     """The protocol whose crop holds all shifted crops."""
-    side = protocol.crop + max(EQUIVARIANCE_SHIFTS)
+    side = _side(protocol)
     if protocol.resize < side:
         raise ValueError(
             f"A crop of {protocol.crop} px that shifts by {max(EQUIVARIANCE_SHIFTS)} px"

@@ -10,21 +10,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightly_ext.evaluate.frozen_model import FrozenModel
-
-
-def require_localization(model: FrozenModel) -> None:
-    """Checks that a model has tokens S and a localization L.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if not model.num_queries:
-        raise ValueError(
-            f"'{model.origin.source}' ({model.origin.method}) has no latent queries, "
-            "so neither tokens S nor a localization L: name a STELLAR model."
-        )
-
 
 def overlap_counts(
     parts: Tensor, labels: Tensor, num_parts: int

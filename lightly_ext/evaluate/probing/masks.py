@@ -85,9 +85,6 @@ class MaskedImages(Dataset[MaskedSample]):
             Says `resize` and `crop`.
         interpolation:
             How images are resized, "bicubic" or "bilinear"; labels are always nearest.
-
-    Raises:
-        ValueError: If the crop is larger than the resized image.
     """
 
     def __init__(
@@ -97,11 +94,6 @@ class MaskedImages(Dataset[MaskedSample]):
         protocol: CropProtocol,
         interpolation: str,
     ) -> None:
-        if protocol.crop > protocol.resize:
-            raise ValueError(
-                f"crop {protocol.crop} is more than resize {protocol.resize}: beyond "
-                "the image there are no labels."
-            )
         self.files = files
         self.masks = masks
         self.images = EvaluationImages(files, centre_crop(protocol, interpolation))

@@ -93,12 +93,13 @@ def run_rank(
     classes = find_classification_set(data)
     images = images or _test_images(data, classes)
     networks = load_networks(devices, inception, lpips_net).identity
-    probe = results.protocol(LINEAR, data=classes.name)
-    decoding = results.protocol(
-        RECONSTRUCTION, data=find_images(images)[0], networks=networks
-    )
+    decoded_set = find_images(images)[0]
     points = []
     for num_tokens, of_rank in models.items():
+        probe = results.protocol(of_rank, LINEAR, data=classes.name)
+        decoding = results.protocol(
+            of_rank, RECONSTRUCTION, data=decoded_set, networks=networks
+        )
         # Its checks are the stricter ones, and it takes less time.
         decoded = stored_result(of_rank, results, decoding) or run_reconstruction(
             of_rank,

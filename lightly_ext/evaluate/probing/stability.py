@@ -77,8 +77,6 @@ def run_stability(
     """
     name, files = find_images(data, limit=results.limit)
     require_pairs(files)
-    protocol = results.protocol(STABILITY, data=name)
-    _check_size(protocol)
     # All models first: what is wrong with the last one must not come out at the end.
     runs = {_label(model, features): (model, features)}
     for source in against or []:
@@ -90,11 +88,15 @@ def run_stability(
                 "file or folder."
             )
         runs[label] = (other, "auto")
-    results.announce(model, protocol.replace(features=features))
+    protocols = {
+        label: results.protocol(run, STABILITY, data=name, features=asked)
+        for label, (run, asked) in runs.items()
+    }
     found, curves = [], {}
-    for label, (run, asked) in runs.items():
-        asked_protocol = protocol.replace(features=asked)
-        result, curves[label] = _run_model(run, results, name, files, asked_protocol)
+    for label, (run, _) in runs.items():
+        protocol = protocols[label]
+        results.announce(run, protocol)
+        result, curves[label] = _run_model(run, results, name, files, protocol)
         found.append(result)
     if devices.rank == 0:
         _plot(results.folder(found[0]) / "stability.png", curves, name)
@@ -170,14 +172,6 @@ def cosine_distance(features: Tensor, reference: Tensor) -> Tensor:
     """
     similarity = F.cosine_similarity(features.double(), reference.double(), dim=1)
     return (1 - similarity).clamp_min(0)  # below is rounding
-
-
-def _check_size(protocol: CropProtocol) -> None:
-    if protocol.crop > protocol.resize:
-        raise ValueError(
-            f"crop {protocol.crop} is more than resize {protocol.resize}, the shorter "
-            "side of the image."
-        )
 
 
 def _feature(model: FrozenModel, features: str) -> str:

@@ -23,7 +23,6 @@ from lightly_ext.evaluate.probing.localization import (
     overlap_counts,
     overlap_ious,
     parts_iou,
-    require_localization,
     uniform_parts,
 )
 from lightly_ext.evaluate.probing.masks import (
@@ -86,13 +85,13 @@ def run_where(
         ValueError: If the model has no localization, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
-    require_localization(model)
+    model.require_localization()
     values = LabelValues(_as_tuple(background), _as_tuple(ignore))
     name, files = find_images(data)
     if split is not None:
         files = listed_files(files, split)
         name = f"{name} ({Path(split).stem})"
-    protocol = results.protocol(WHERE, data=name, classes=str(values))
+    protocol = results.protocol(model, WHERE, data=name, classes=str(values))
     files = files.limited(results.limit)
     paths = find_masks(files, masks)
     check_values(paths, values)

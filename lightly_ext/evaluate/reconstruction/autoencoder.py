@@ -181,10 +181,10 @@ def _new_decoder(
     tokenizer: str | None,
     crop: int,
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
-    if latent == "lowrank" and not model.num_queries:
+    if latent == "lowrank" and not model.has_localization:
         raise ValueError(
-            f"'{model.origin.source}' has no latent queries, so no low-rank latent: "
-            "use --latent dense."
+            f"'{model.origin.source}' has no localization of tokens, so no low-rank "
+            "latent: use --latent dense."
         )
     if target == "tokens" and tokenizer is None:
         raise ValueError(f"{_no_tokenizer('A decoder')} Or use --target pixels.")

@@ -118,7 +118,7 @@ def run_reconstruction(
     training_set = _training_set(train, files, results.limit)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
-    protocol = results.protocol(PROTOCOLS[form], data=name, epochs=epochs)
+    protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)
     autoencoder = build_autoencoder(
         model, devices, form != "scratch", latent, target, tokenizer, protocol.crop
     )

@@ -113,7 +113,7 @@ def save_pictures(
         return
     result, decoded = _decode(devices, autoencoder, inputs)
     rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
-    if autoencoder.model.num_queries:
+    if autoencoder.model.has_localization:
         tokens = strongest_token(result.localization)
         rows.append(overlay_localization(rows[0], tokens, result.grid_size))
     path = folder / "reconstruction.png"

@@ -137,6 +137,7 @@ def run_align_text(
         results.announce(model, trained.protocol)
     else:
         protocol = results.protocol(
+            model,
             ALIGN_TEXT,
             split=f"{pairs.name}, {len(pairs)} images: {ALIGN_TEXT.split}",
             networks=(f"text tower of {tower.name}, {tower.sha256[:16]}",),
@@ -172,13 +173,13 @@ def _stored_probe(
 ) -> TrainedProbe:
     """A trained probe, and that the options do not ask for another one."""
     trained = load_probe(model, folder, tower)
-    asked = results.protocol(trained.protocol)
-    if (asked.resize, asked.crop) != (trained.protocol.resize, trained.protocol.crop):
-        raise ValueError(
-            f"The probe in '{folder}' was trained with resize "
-            f"{trained.protocol.resize} and crop {trained.protocol.crop}: leave out "
-            "both options."
-        )
+    for name, value in results.sizes.items():
+        if value not in (None, getattr(trained.protocol, name)):
+            raise ValueError(
+                f"The probe in '{folder}' was trained with resize "
+                f"{trained.protocol.resize} and crop {trained.protocol.crop}: leave "
+                f"--{name} out."
+            )
     return trained
 
 
@@ -211,7 +212,9 @@ def _score(
     cached = cached_tokens(cache, task.files, trained.protocol, feature)
     embeddings = embed_images(devices, trained.module, cached)
     scores = task.score(embeddings, cached.readable, embed)
-    protocol = results.protocol(trained.protocol, data=task.name, rule=task.rule)
+    protocol = trained.protocol.replace(
+        data=task.name, rule=task.rule, limit=results.limit or trained.protocol.limit
+    )
     values = {**scores.values, "chance": scores.chance, "num_images": scores.num}
     num_unreadable = cached.num_unreadable
     return _stored(

@@ -41,7 +41,9 @@ def _given(tmp_path: Path, model: str | None = None, **options: Any) -> Given:
 def _module(
     given: Given, data: Path, feature: str = "sparse", **fields: Any
 ) -> FineTuning:
-    protocol = given.results.protocol(FINETUNE, batch_sizes=(8,), epochs=2, **fields)
+    protocol = given.results.protocol(
+        given.model, FINETUNE, batch_sizes=(8,), epochs=2, **fields
+    )
     split = split_set(given.devices, str(data))
     return FineTuning(given.model, feature, protocol, given.devices, split)
 

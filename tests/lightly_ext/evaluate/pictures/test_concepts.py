@@ -69,7 +69,7 @@ def _concepts(page: Path) -> list[dict[str, Any]]:
 
 def _tokens(given: Given, root: Path) -> torch.Tensor:
     """Tokens of all images, straight from the model."""
-    cut = centre_crop(given.results.protocol(CONCEPTS), "bicubic")
+    cut = centre_crop(given.results.protocol(given.model, CONCEPTS), "bicubic")
     files = sorted(root.rglob("*.png"))
     return given.model(torch.stack([cut(read_image(file)) for file in files])).sparse
 

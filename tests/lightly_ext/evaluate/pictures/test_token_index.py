@@ -266,7 +266,10 @@ class TestIndexTokens:
         folder = write_images(tmp_path / "images", 21)
         (folder / "0004.png").write_bytes(b"no image")
         given = make_given(tmp_path, source, **SIZES)
-        files, protocol = folder_images(folder), given.results.protocol(CONCEPTS)
+        files, protocol = (
+            folder_images(folder),
+            given.results.protocol(given.model, CONCEPTS),
+        )
         index, num_unreadable = index_tokens(given.cache, files, protocol)
         assert num_unreadable == 1
         assert index.readable.tolist() == [i for i in range(21) if i != 4]

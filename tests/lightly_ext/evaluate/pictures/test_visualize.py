@@ -68,7 +68,7 @@ class TestRunVisualize:
         assert sheet.name == "sheet_01.png"
         assert (sheet.parent / "result.json").is_file()
         assert _columns(sheet) == 5
-        cut = centre_crop(given.results.protocol(VISUALIZE), "bicubic")
+        cut = centre_crop(given.results.protocol(given.model, VISUALIZE), "bicubic")
         images = torch.stack([cut(read_image(p)) for p in sorted(folder.iterdir())])
         inputs = images.permute(0, 2, 3, 1).numpy()
         result = given.model(images)
@@ -104,7 +104,7 @@ class TestRunVisualize:
         (sheet,) = run_visualize(*given, str(folder), num_images=2)
         assert _columns(sheet) == 2
         assert Image.open(sheet).height == 2 * (LINE + PANEL + GAP)
-        with pytest.raises(ValueError, match=r"no localization.*leave --tokens out"):
+        with pytest.raises(ValueError, match="no latent queries"):
             run_visualize(*given, str(folder), tokens=True)
 
     def test_run_visualize__no_reconstruction(
@@ -145,7 +145,7 @@ class TestRunVisualize:
         folder = write_images(tmp_path / "images", 3)
         given = _given(tmp_path, source)
         (sheet,) = run_visualize(*given, str(folder / "0001.png"))
-        cut = centre_crop(given.results.protocol(VISUALIZE), "bicubic")
+        cut = centre_crop(given.results.protocol(given.model, VISUALIZE), "bicubic")
         expected = cut(read_image(folder / "0001.png")).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(_panel(sheet, 0, 0), expected)
         assert Image.open(sheet).height == LINE + PANEL + GAP

@@ -42,6 +42,7 @@ class Ramp(nn.Module):
     """
 
     num_queries = 3
+    has_localization = True
 
     def __init__(self) -> None:
         super().__init__()

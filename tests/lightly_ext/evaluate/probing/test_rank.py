@@ -51,7 +51,7 @@ class Fakes:
         self, model: FrozenModel, devices: Devices, results: Results, data: str
     ) -> Result:
         given = Given(model, devices, results)
-        protocol = given.results.protocol(LINEAR, data=Path(data).name)
+        protocol = given.results.protocol(given.model, LINEAR, data=Path(data).name)
         score = 1 - given.model.num_queries / 100
         return self._stored(given, "linear", protocol, {"accuracy": score})
 
@@ -66,6 +66,7 @@ class Fakes:
         given = Given(model, devices, results)
         r = given.model.num_queries
         protocol = given.results.protocol(
+            given.model,
             RECONSTRUCTION,
             data=Path(data).name,
             networks=("tiny",),

@@ -30,6 +30,7 @@ class RedSaysWhere(nn.Module):
     """The red value of a patch, in units of 20, is the number of its token."""
 
     num_queries = NUM_TOKENS
+    has_localization = True
 
     def forward(self, images: Tensor) -> Factorization:
         red = images[:, 0, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]

@@ -396,7 +396,7 @@ def _decoder(model: Stellar) -> nn.Module:
 def _crops(given: Given, folder: str) -> Tensor:
     """All images as the task cuts them, uint8."""
     name, files = find_images(folder)
-    protocol = given.results.protocol(RECONSTRUCTION, data=name)
+    protocol = given.results.protocol(given.model, RECONSTRUCTION, data=name)
     transform = centre_crop(protocol, "bicubic")
     data = EvaluationImages(files, transform)
     return torch.stack([data[i].image for i in range(len(data))])
