@@ -23,7 +23,7 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
     untrained_encoder,
 )
-from stellar_plugin.checkpoints.files import TIMM_PREFIX
+from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.recognise import unwrap
 from stellar_plugin.encoder import StellarEncoder
@@ -180,15 +180,10 @@ def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel
 
 
 def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
-    try:
-        model = timm.create_model(
-            name, pretrained=weights is None and not untrained, num_classes=0
-        )
-    except (RuntimeError, OSError) as error:
-        raise FileNotFoundError(
-            f"timm gives no weights for '{name}': {error} Download them yourself and "
-            "give their path as weights."
-        ) from error
+    if weights is None and not untrained:
+        model = timm_model(name)
+    else:
+        model = timm.create_model(name, num_classes=0)
     path = Path(weights or name)
     if weights is not None:
         _load_strictly(model, path)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from stellar_plugin.weight_files import read_json, read_tensors
 
@@ -134,9 +146,9 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def _read_file(path: Path) -> RawCheckpoint:
+def _read_file(path: Path, config: Path | None = None) -> RawCheckpoint:
     content, metadata = read_tensors(path)
-    config = path.parent / CONFIG_NAME
+    config = config or path.parent / CONFIG_NAME
     return RawCheckpoint(
         path, content, metadata, read_json(config) if config.is_file() else {}
     )
@@ -145,32 +157,75 @@ def _read_file(path: Path) -> RawCheckpoint:
 def _read_hub(
     repo: str, variant: str | None, hub_kwargs: Mapping[str, Any]
 ) -> RawCheckpoint:
-    def download(name: str) -> Path:
-        return Path(hf_hub_download(repo, name, **hub_kwargs))
-
-    try:
+    with _from_hub(repo):
         if repo == OFFICIAL_REPO:
-            return _read_file(download(_official_file(variant)))
-        path = _download_first(download, variant)
-        for name in (CONFIG_NAME, HEADS_NAME):
-            try:
-                download(name)
-            except EntryNotFoundError:
-                continue
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(
-            f"'{repo}' is not here, and nothing came from the hub: {error} Download "
-            "the file yourself and give its path."
-        ) from error
-    return _read_file(path)
+            names = [_official_file(variant)]
+        else:
+            middle = f".{variant}" if variant else ""
+            names = [f"model{middle}.safetensors", f"pytorch_model{middle}.bin"]
+        found = (_download(repo, name, hub_kwargs) for name in names)
+        path = next(filter(None, found), None)
+        if path is None:
+            raise EntryNotFoundError(f"{' and '.join(names)} not found.")
+        if repo == OFFICIAL_REPO:
+            return _read_file(path)
+        config = _download(repo, CONFIG_NAME, hub_kwargs)
+        if config and "schema_version" in read_json(config):
+            _download(repo, HEADS_NAME, hub_kwargs)
+    return _read_file(path, config)
 
 
-def _download_first(download: Any, variant: str | None) -> Path:
-    middle = f".{variant}" if variant else ""
+def _download(repo: str, name: str, hub_kwargs: Mapping[str, Any]) -> Path | None:
+    """A file of a repository, None where the hub says or said that there is none.
+
+    A lost connection is raised: it does not say that there is none.
+    """
     try:
-        return download(f"model{middle}.safetensors")
-    except EntryNotFoundError:
-        return download(f"pytorch_model{middle}.bin")
+        return Path(hf_hub_download(repo, name, **hub_kwargs))
+    except EntryNotFoundError as error:
+        unknown = isinstance(error, LocalEntryNotFoundError)
+        if unknown and not _known_absent(repo, name, hub_kwargs):
+            raise
+        return None
+
+
+def _known_absent(repo: str, name: str, hub_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the hub said at an earlier time that a repository has no such file."""
+    where = {k: v for k, v in hub_kwargs.items() if k in ("cache_dir", "revision")}
+    return try_to_load_from_cache(repo, name, **where) is _CACHED_NO_EXIST
+
+
+@contextlib.contextmanager
+def _from_hub(repo: str) -> Iterator[None]:
+    """Makes one error of all that keeps a file from coming, which says what it is.
+
+    Raises:
+        FileNotFoundError: If something is raised inside, other than a ValueError.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # those of the network are of several libraries
+        raise FileNotFoundError(
+            f"'{repo}' is not here, and nothing came from the hub: {error} "
+            f"{_remedy(repo, error)}, or download the file yourself and give its path."
+        ) from error
+
+
+def _remedy(repo: str, error: Exception) -> str:
+    page = f"https://huggingface.co/{repo}"
+    if isinstance(error, GatedRepoError):
+        return f"'{repo}' is gated: accept its terms at {page} and `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"There is no {page}, or it is private: check the name, `hf auth login`"
+    if isinstance(error, HfHubHTTPError):
+        return f"The hub refused ({error.response.status_code}): try again later"
+    if isinstance(error, EntryNotFoundError) and not isinstance(
+        error, LocalEntryNotFoundError
+    ):
+        return "Name another variant or repository"
+    return "Whether the hub has the file is not known: try again with a connection"
 
 
 def _official_file(variant: str | None) -> str:
@@ -183,14 +238,30 @@ def _official_file(variant: str | None) -> str:
     return f"stellar-{name}.safetensors"
 
 
-def _read_timm(name: str) -> RawCheckpoint:
+def timm_model(name: str) -> nn.Module:
+    """A model of timm with timm's weights, without classifier.
+
+    Raises:
+        FileNotFoundError: If timm has no such model or no weights of it, or they do not
+            come from the hub.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.hf_hub_id:
+        # timm takes a lost connection for a file that is not there, and asks for the
+        # next one, each for half a minute.
+        with _from_hub(cfg.hf_hub_id):
+            _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        return timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"timm gives no weights for '{name}': {error} Download them yourself and "
             "give their path."
         ) from error
+
+
+def _read_timm(name: str) -> RawCheckpoint:
+    model = timm_model(name)
     if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"timm's '{name}' is a {type(model).__name__}; the encoder needs a plain "

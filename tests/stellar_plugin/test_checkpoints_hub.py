@@ -1,15 +1,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+import timm
+from huggingface_hub import _CACHED_NO_EXIST
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import save_file
 
 from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import files, read_checkpoint
+from stellar_plugin.checkpoints import CONFIG_NAME, files, read_checkpoint
 from tests import reference
+from tests.checkpoint_files import save, timm_vit
 
 HEAD_COUNTS = {"num_heads": 3, "decoder_num_heads": 4}
 
@@ -20,9 +30,12 @@ class FakeHub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.errors: dict[str, Exception] = {}
 
     def download(self, repo: str, name: str, **kwargs: Any) -> str:
         self.asked.append((repo, name, kwargs))
+        if name in self.errors:
+            raise self.errors[name]
         if not (self.folder / name).is_file():
             raise EntryNotFoundError(f"{name} not found")
         return str(self.folder / name)
@@ -94,7 +107,61 @@ class TestRepository:
         with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin not found"):
             Stellar.from_pretrained("me/mine")
 
+    @pytest.mark.parametrize("name", ["config.json", "heads.safetensors"])
+    def test_a_lost_connection_is_no_absent_file(
+        self, hub: FakeHub, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Stellar(**reference.model_arguments()).save_pretrained(hub.folder)
+        hub.errors[name] = LocalEntryNotFoundError("no connection")
+        with pytest.raises(FileNotFoundError, match=r"no connection.*a connection"):
+            read_checkpoint("me/mine")
+        # Unless the hub said so when there was a connection.
+        known = {("me/mine", name): _CACHED_NO_EXIST}
+        monkeypatch.setattr(
+            files, "try_to_load_from_cache", lambda *key, **_: known.get(key)
+        )
+        assert read_checkpoint("me/mine").heads == {}
+
+    def test_heads_only_of_our_models(self, hub: FakeHub) -> None:
+        save(timm_vit().state_dict(), hub.folder / "model.safetensors")
+        read_checkpoint("timm/vit")
+        assert [name for _, name, _ in hub.asked] == ["model.safetensors", CONFIG_NAME]
+
+    @pytest.mark.parametrize(
+        ("kind", "status", "pattern"),
+        [
+            (GatedRepoError, 403, "'me/mine' is gated: accept its terms at https://hu"),
+            (RepositoryNotFoundError, 401, "no https://.*/me/mine, or it is private"),
+            (HfHubHTTPError, 429, r"refused \(429\): try again later"),
+            (TimeoutError, None, "try again with a connection"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["model.safetensors", CONFIG_NAME])
+    def test_refused(
+        self, hub: FakeHub, kind: Any, status: int | None, pattern: str, name: str
+    ) -> None:
+        save(timm_vit().state_dict(), hub.folder / "model.safetensors")
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        hub.errors[name] = (
+            kind("no", response=response) if status else kind("timed out")
+        )
+        with pytest.raises(FileNotFoundError, match=f"{pattern}.*give its path"):
+            read_checkpoint("me/mine")
+
     @pytest.mark.parametrize("name", ["nothing", "a/b/c", "weights.safetensors"])
     def test_no_name(self, hub: FakeHub, name: str) -> None:
         with pytest.raises(FileNotFoundError, match="neither a folder or weight file"):
             read_checkpoint(name)
+
+
+class TestTimm:
+    def test_offline__one_question(
+        self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.errors["model.safetensors"] = LocalEntryNotFoundError("no connection")
+        monkeypatch.setattr(timm, "create_model", None)
+        with pytest.raises(FileNotFoundError, match=r"no connection.*a connection"):
+            read_checkpoint("timm:vit_small_patch8_224")
+        assert hub.asked == [
+            ("timm/vit_small_patch8_224.dino", "model.safetensors", {})
+        ]

@@ -193,6 +193,7 @@ class TestTimmByName:
             return vit if pretrained else create(name, **kwargs)
 
         monkeypatch.setattr(timm, "create_model", create_model)
+        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
         return vit
 
     @pytest.mark.parametrize("name", [f"timm:{NAME}", NAME])
@@ -219,6 +220,7 @@ class TestTimmByName:
     def test_other_activation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         vit = timm_vit(act_layer=torch.nn.SiLU)
         monkeypatch.setattr(files.timm, "create_model", lambda *_, **__: vit)
+        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
         checkpoint = read_checkpoint(f"timm:{NAME}")
         monkeypatch.undo()
         with pytest.raises(ValueError, match=r"activation=GELU \(checkpoint: SiLU\)"):
@@ -235,6 +237,7 @@ class TestTimmByName:
         monkeypatch.setattr(
             timm, "create_model", lambda *_, **__: torch.nn.Linear(1, 1)
         )
+        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
         with pytest.raises(ValueError, match=r"is a Linear.*VisionTransformer"):
             read_checkpoint("timm:resnet18")
 
