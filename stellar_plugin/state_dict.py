@@ -1,4 +1,4 @@
-"""Which tensors of a file do not fit a module, in words."""
+"""Names of tensors in files: without wrappers, and which do not fit a module."""
 
 from __future__ import annotations
 
@@ -6,8 +6,31 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+# Modules around others, wherever they stand: DistributedDataParallel, torch.compile,
+# FullyShardedDataParallel and activation checkpointing.
+WRAPPING = frozenset(
+    ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+)
 # An error with thousands of keys helps nobody.
 MAX_KEYS_SHOWN = 8
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Takes the names of wrapping modules out of those of tensors.
+
+    Raises:
+        ValueError: If that gives two tensors the same name.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = ".".join(part for part in name.split(".") if part not in WRAPPING)
+        if new in result:
+            raise ValueError(
+                f"Two tensors are called {new} without wrappers, one of them '{name}'; "
+                "save one model alone."
+            )
+        result[new] = tensor
+    return result
 
 
 def shown(names: Sequence[str]) -> str:

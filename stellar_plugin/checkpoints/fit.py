@@ -56,7 +56,7 @@ def fitted(
 def _check_settings(
     encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
 ) -> None:
-    ours, theirs = _settings(encoder), _trained_settings(checkpoint, num_heads)
+    ours, theirs = encoder_settings(encoder), _trained_settings(checkpoint, num_heads)
     wrong = [
         f"{name}={ours[name]} (checkpoint: {str(value)[:50]})"
         for name, value in theirs.items()
@@ -70,7 +70,7 @@ def _check_settings(
         )
 
 
-def _settings(encoder: StellarEncoder) -> dict[str, Any]:
+def encoder_settings(encoder: StellarEncoder) -> dict[str, Any]:
     """What changes the features but no tensor's shape."""
     block: Any = encoder.vit.blocks[0]
     return {
@@ -86,7 +86,7 @@ def _settings(encoder: StellarEncoder) -> dict[str, Any]:
 def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
     """The same of the checkpoint, as far as it is known."""
     if checkpoint.layout == STELLAR:
-        return _settings(_own_encoder(checkpoint)) if checkpoint.config else {}
+        return encoder_settings(_own_encoder(checkpoint)) if checkpoint.config else {}
     names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:

@@ -31,6 +31,7 @@ from stellar_plugin.checkpoints.names import (
     part,
 )
 from stellar_plugin.checkpoints.sizes import depth
+from stellar_plugin.state_dict import unwrapped
 from stellar_plugin.vit import STELLAR_NORM_EPS
 from stellar_plugin.weight_files import read_tensors
 
@@ -73,7 +74,7 @@ def read_own(
     tensors: Mapping[str, Any] = inside | outside
     unexpected: list[str] = []
     if beside:
-        tensors = read_tensors(file)[0]
+        tensors = unwrapped(read_tensors(file)[0])
         unexpected = [k for k in tensors if not k.startswith(in_head)]
     heads = {name: part(tensors, f"{name}.") for name in HEADS}
     # Checkpoints of training keep the arguments of the model themselves.

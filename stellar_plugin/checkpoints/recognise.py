@@ -28,7 +28,7 @@ from stellar_plugin.checkpoints.readers import (
     read_timm_like,
     read_transformers,
 )
-from stellar_plugin.state_dict import shown
+from stellar_plugin.state_dict import shown, unwrapped
 from stellar_plugin.weight_files import usable
 
 # Dictionaries that anybody wraps weights in, the one to prefer first: evaluation reads
@@ -134,7 +134,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
 
 
 def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
-    """Takes tensors out of the dictionaries that a file wraps them in.
+    """Takes tensors out of dictionaries, and their names out of wrapping modules.
 
     Args:
         content:
@@ -142,6 +142,9 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
 
     Returns:
         Tensors, the dictionaries around them, and the names of what is beside those.
+
+    Raises:
+        ValueError: If two tensors have one name inside wrapping modules.
     """
     wrappers: list[str] = []
     left: list[str] = []
@@ -159,7 +162,7 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
         if isinstance(name, str) and isinstance(value, Tensor)
     }
     left += [str(name) for name in content if name not in tensors]
-    return tensors, wrappers, left
+    return unwrapped(tensors), wrappers, left
 
 
 def _check_alike(tensors: State) -> None:

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from stellar_plugin.checkpoints import load_encoder_weights
+from stellar_plugin.checkpoints.fit import encoder_settings
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.mmseg.weights import WholeModule
 
 FEATURES = ("dense", "lowrank", "localization")
 
 
 @MODELS.register_module()
-class StellarViT(BaseModule):
+class StellarViT(WholeModule):
     """Feature maps of a STELLAR encoder, frozen unless told otherwise.
 
     Images may have any size: what is missing to a multiple of the patch size is padded
@@ -104,6 +105,17 @@ class StellarViT(BaseModule):
         else:
             self._load(self.init_cfg["checkpoint"])
         self._is_init = True
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the maps and the shape of no tensor; and sizes, for people."""
+        encoder = self.encoder
+        return {
+            "feature": self.feature,
+            "out_indices": self.out_indices,
+            "embed_dim": encoder.embed_dim,
+            "depth": len(encoder.vit.blocks),
+            **encoder_settings(encoder),
+        }
 
     def train(self, mode: bool = True) -> StellarViT:
         """Sets the mode; a frozen encoder stays in eval mode."""

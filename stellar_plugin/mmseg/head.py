@@ -10,9 +10,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from stellar_plugin.mmseg.weights import WholeModule
+
 
 @MODELS.register_module()
-class LinearProbeHead(BaseDecodeHead):
+class LinearProbeHead(WholeModule, BaseDecodeHead):
     """Linear classifier of every cell of a feature map, after a norm [0].
 
     Over a frozen backbone this is linear probing as DINOv2 defined it. The norm is
@@ -66,6 +68,10 @@ class LinearProbeHead(BaseDecodeHead):
             if norm_cfg is None
             else build_norm_layer(norm_cfg, channels)[1]
         )
+
+    def settings(self) -> dict[str, Any]:
+        """Which maps are read, which no tensor shows."""
+        return {"in_index": self.in_index, "input_transform": self.input_transform}
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Classifies every cell.

@@ -19,6 +19,7 @@ from mmseg.registry import HOOKS
 from stellar_plugin.hashes import file_sha256
 from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
 from stellar_plugin.mmseg.labels import check_dataset, check_labels
+from stellar_plugin.mmseg.weights import check_checkpoint
 
 RESULT_NAME = "result.json"
 META_KEY = "stellar"
@@ -80,7 +81,8 @@ class SegmentationResultHook(Hook):
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Takes the training's part of card and provenance from a checkpoint."""
+        """Checks the weights; takes the training's part of card and provenance."""
+        check_checkpoint(runner, checkpoint)
         if isinstance(runner._train_loop, BaseLoop):
             return  # resumed: the config of this run says what is trained
         trained = checkpoint.get("meta", {}).get(META_KEY)

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import _ParamScheduler
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
 
-from stellar_plugin.state_dict import misfits
+from stellar_plugin.mmseg.weights import inner, problems
 
 # Where a checkpoint keeps the options that it was trained with.
 OPTIONS_KEY = "stellar_options"
@@ -109,8 +108,8 @@ def _refuse(
                 f"{where}: {name} was {old!r} and is {new!r}, which a resumed run "
                 f"cannot change. {WAY_OUT}"
             )
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    found = misfits(model.state_dict(), checkpoint["state_dict"])
+    state = checkpoint["state_dict"]
+    found = problems(inner(runner.model), state, getattr(state, "_metadata", {}))
     ours = runner.optim_wrapper.optimizer.param_groups
     theirs = checkpoint.get("optimizer", {}).get("param_groups", ours)
     if [len(g["params"]) for g in ours] != [len(g["params"]) for g in theirs]:

@@ -50,6 +50,31 @@ class TestReadCheckpoint:
         assert all(checkpoint.state[k].equal(v) for k, v in expected.items())
         assert checkpoint.config["num_queries"] == 4
 
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("encoder.", "module.encoder."),
+            ("encoder.", "module._orig_mod.module.encoder."),
+            ("encoder.vit.", "encoder._fsdp_wrapped_module.vit._orig_mod."),
+            (".attn.", "._checkpoint_wrapped_module.attn.module."),
+        ],
+    )
+    def test_wrapped_modules(
+        self, model: Stellar, tmp_path: Path, old: str, new: str
+    ) -> None:
+        path = tmp_path / "model.safetensors"
+        state = safetensors.torch.load_file(path)
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+        assert not state.keys() <= model.state_dict().keys()
+        safetensors.torch.save_file(state, path)
+        loaded = Stellar.from_pretrained(tmp_path).state_dict()
+        assert all(loaded[k].equal(v) for k, v in model.state_dict().items())
+
+    def test_wrapped_and_bare(self, model: Stellar, tmp_path: Path) -> None:
+        rewrite(tmp_path, vit__norm__module__bias=torch.zeros(24))
+        with pytest.raises(ValueError, match=r"are called encoder\.vit\.norm\.bias"):
+            read_checkpoint(tmp_path)
+
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*Give a fol"):
             read_checkpoint(tmp_path)

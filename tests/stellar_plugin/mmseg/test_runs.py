@@ -92,6 +92,12 @@ def test_paper__train_then_test(build: Build, tmp_path: Path) -> None:
     assert tested["provenance"].pop("tested") == str(saved)
     assert tested["provenance"] == trained["provenance"]
 
+    # Features that the head has never seen, in the same number of channels.
+    options |= {"load_from": saved, "model.backbone.feature": "lowrank"}
+    with pytest.raises(ValueError, match=r"backbone\.feature is lowrank, was dense"):
+        build("stellar_cityscapes_paper", options, "other").test()
+    assert not (tmp_path / "other/result.json").exists()
+
 
 def test_baseline__part_of_the_run(build: Build, tmp_path: Path) -> None:
     vit = {**VIT, "img_size": 70, "patch_size": 14, "init_values": 1.0}

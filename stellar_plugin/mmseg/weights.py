@@ -1,0 +1,147 @@
+"""Whether a checkpoint holds all of a segmentor, and what becomes of the rest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from torch import Tensor, nn
+
+from stellar_plugin.checkpoints.names import State, part
+from stellar_plugin.state_dict import misfits, shown, unwrapped
+
+# Where the metadata of a state_dict keep the settings of a module.
+SETTINGS_KEY = "settings"
+WAY_OUT = (
+    "Tests and resumed runs take all weights or none: use the config that they were "
+    "trained with, or train by load_from, which takes what fits."
+)
+
+
+class WholeModule(BaseModule):
+    """A module that is tested with all of its weights, or not at all.
+
+    mmengine loads what fits and only logs the rest, so that a test of another model's
+    checkpoint scores random weights. A module that `init_weights` has seen is about to
+    be trained and may start from a part of a checkpoint; any other, as `mim test` and
+    mmseg's inference API make them, must find all of its tensors there, and the
+    settings that they were trained with.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that change the output and the shape of no tensor."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep)
+        # As torch keeps the version of a module there, beside the tensors.
+        metadata = getattr(destination, "_metadata", {})
+        metadata.setdefault(prefix[:-1], {})[SETTINGS_KEY] = self.settings()
+
+    def _load_from_state_dict(
+        self, state: State, prefix: str, metadata: Mapping[str, Any], *args: Any
+    ) -> None:
+        found = problems(self, part(state, prefix), {"": metadata})
+        if found and not self.is_init:
+            raise ValueError(
+                f"The checkpoint does not fit this {type(self).__name__}; {found}. "
+                f"{WAY_OUT}"
+            )
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Compares a checkpoint with the model that is about to load it.
+
+    Names of wrappers are taken out of the checkpoint's names.
+
+    Args:
+        runner:
+            A run that trains, resumes or tests.
+        checkpoint:
+            Content of the file, changed in place.
+
+    Raises:
+        ValueError: If something is missing, left over, of another shape or trained with
+            other settings and the run tests or resumes; or if nothing fits at all.
+    """
+    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+    model = inner(runner.model)
+    state, metadata = _take_state(checkpoint)
+    ours = model.state_dict()
+    fits = [n for n in ours if n in state and state[n].shape == ours[n].shape]
+    if not fits:
+        raise ValueError(
+            f"'{path}' holds nothing of this model: its tensors are called "
+            f"{shown(list(state)) or 'nothing, it has none'}. Give the checkpoint of a "
+            "segmentor, such as work_dirs/CONFIG/iter_40000.pth; weights of a backbone "
+            "alone belong to --cfg-options model.backbone.init_cfg.checkpoint=PATH."
+        )
+    # A head for training alone may be left out of a test.
+    beside = {name.split(".")[0] for name in state} - dict(
+        model.named_children()
+    ).keys()
+    state = {k: v for k, v in state.items() if k.split(".")[0] not in beside}
+    found = problems(model, state, metadata)
+    training = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+    if found and not training:
+        raise ValueError(f"'{path}' is not of this model; {found}. {WAY_OUT}")
+    if found:
+        runner.logger.warning(
+            f"'{path}' gives {len(fits)} of the {len(ours)} tensors of this model, the "
+            f"others stay as initialised; {found}."
+        )
+
+
+def inner(model: Any) -> nn.Module:
+    """The segmentor inside the wrappers of distributed and of augmented tests."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _take_state(checkpoint: dict[str, Any]) -> tuple[State, Mapping[str, Any]]:
+    """Tensors and their metadata, which mmengine gets without names of wrappers."""
+    content = checkpoint.get("state_dict", checkpoint)
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    state: Any = OrderedDict(unwrapped(tensors))
+    state._metadata = getattr(content, "_metadata", OrderedDict())
+    checkpoint["state_dict"] = state
+    return state, state._metadata
+
+
+def problems(
+    module: nn.Module, state: State, metadata: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Which tensors and settings do not fit a module, in words.
+
+    Args:
+        module:
+            The module.
+        state:
+            Tensors by its names.
+        metadata:
+            Metadata of the state_dict, by the names of submodules.
+
+    Returns:
+        What does not fit, "" if all does.
+    """
+    # Older norms do not count, and mmengine does not miss it.
+    expected = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name in state or not name.endswith("num_batches_tracked")
+    }
+    found = [misfits(expected, state)]
+    for name, child in module.named_modules():
+        if isinstance(child, WholeModule):
+            theirs = metadata.get(name, {}).get(SETTINGS_KEY, {})
+            found += [
+                f"{name}.{key}".lstrip(".") + f" is {value}, was {theirs[key]}"
+                for key, value in child.settings().items()
+                if theirs.get(key, value) != value
+            ]
+    return "; ".join(filter(None, found))
