@@ -1,9 +1,13 @@
-"""Features of many images, computed once and kept in files."""
+"""Features of many images, computed once and kept in files.
+
+CACHE/NUMERICS/IMAGES has a row per image, with the hash of the file that it is of. Rows
+of the same content in other folders of the same numerics are copied: after a few images
+have changed, only these are computed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from lightly_ext.data import printable
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.fingerprints import content_hashes
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import (
     EvaluationImages,
@@ -22,13 +27,17 @@ from lightly_ext.evaluate.images import (
     Sample,
     centre_crop,
 )
-from lightly_ext.evaluate.resumable import DONE, Filled, ResumableArrays
+from lightly_ext.evaluate.numerics import known_image, numerics_folder
+from lightly_ext.evaluate.resumable import DONE, STATE, Filled, ResumableArrays
 from stellar_plugin.protocols import CropProtocol
 
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
 UNREADABLE = 2  # beside the states TODO and DONE
 MOST_UNREADABLE = 0.05
 POOLED = "features"
+HASHES = "contents"
+# Rows copied at once.
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,14 @@ class CachedFeatures:
             Numbers of the readable images, int64, ascending.
         num_unreadable:
             Number of images that could not be read.
+        num_reused:
+            Number of images whose features an earlier run computed.
     """
 
     arrays: Mapping[str, NDArray[np.generic]]
     readable: Tensor
     num_unreadable: int
+    num_reused: int
 
     def rows(self, name: str) -> Tensor:
         """The rows of the readable images, in memory."""
@@ -87,7 +99,9 @@ class FeatureCache:
     def features(
         self, files: ImageFiles, protocol: CropProtocol, kind: str, compute: Compute
     ) -> CachedFeatures:
-        """Computes features of centre crops, or goes on where an earlier run ended.
+        """Computes features of centre crops, as far as no earlier run has.
+
+        Images that could not be read are tried again.
 
         Args:
             files:
@@ -103,45 +117,37 @@ class FeatureCache:
         Raises:
             RuntimeError: If more than 5 % of the images are unreadable.
         """
-        devices, folder = self.devices, self._folder(files, protocol, kind)
+        devices = self.devices
         transform = centre_crop(protocol, self.model.origin.interpolation)
         # Also finds out early whether the model takes images of this size.
-        black = transform(torch.zeros(1, 3, 8, 8)).byte()
-        shapes = {
-            name: (value.dtype, (len(files), *value.shape[1:]))
-            for name, value in _compute(devices, compute, black).items()
-        }
-        stored = ResumableArrays(devices, folder, shapes, len(files), "state")
-        if len(stored.todo):
-            cached = len(files) - len(stored.todo)
-            if cached:
-                devices.say(f"{cached} of {len(files)} images are cached.")
-            loader = devices.loader(EvaluationImages(files, transform), stored.share)
+        known = _compute(devices, compute, transform(known_image()))
+        hashes = content_hashes(devices, self.folder, files.root, files.names)
+        identity = {"kind": kind, "resize": protocol.resize, "crop": protocol.crop}
+        cache = numerics_folder(self.folder, self.model, devices, identity, known)
+        folder = cache / hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
+        shapes = {n: (v.dtype, (len(files), *v.shape[1:])) for n, v in known.items()}
+        arrays = {**shapes, HASHES: (hashes.dtype, hashes.shape)}
+        stored = ResumableArrays(devices, folder, arrays, len(files))
+        if devices.rank == 0:
+            stored.fill(_reused(stored, folder, hashes))
+        todo = stored.todo()
+        num_reused = len(files) - len(todo)
+        if num_reused:
+            devices.say(
+                f"{kind}: {num_reused} of {len(files)} features reused from "
+                f"'{cache}', {len(todo)} to compute."
+            )
+        if len(todo):
+            images = EvaluationImages(files, transform)
+            loader = devices.loader(images, stored.share(todo))
             batches = devices.progress(loader, kind, len(loader))
-            stored.fill(_filled(devices, compute, batches))
+            stored.fill(_filled(devices, compute, batches, hashes))
         devices.fabric.barrier()
-        return _opened(devices, files, folder, list(shapes))
-
-    def _folder(self, files: ImageFiles, protocol: CropProtocol, kind: str) -> Path:
-        origin = self.model.origin
-        identity = {
-            "kind": kind,
-            "model": origin.label,
-            "sha256": origin.sha256,
-            "mean": origin.mean,
-            "std": origin.std,
-            "interpolation": origin.interpolation,
-            "precision": self.devices.precision,
-            "resize": protocol.resize,
-            "crop": protocol.crop,
-            "images": files.fingerprint,
-        }
-        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        return self.folder / digest
+        return _opened(devices, files, folder, list(shapes), num_reused)
 
 
 def say_unreadable(
-    devices: Devices, files: ImageFiles, unreadable: Sequence[int], remedy: str = ""
+    devices: Devices, files: ImageFiles, unreadable: Sequence[int]
 ) -> None:
     """Says how many images could not be read, and which.
 
@@ -152,8 +158,6 @@ def say_unreadable(
             All images.
         unreadable:
             Numbers of the unreadable ones.
-        remedy:
-            What else to do than to repair or to remove them.
 
     Raises:
         RuntimeError: If they are more than 5 %.
@@ -163,13 +167,11 @@ def say_unreadable(
     first = ", ".join(printable(files.root / files.names[i]) for i in unreadable[:3])
     text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
     text += ", ...)" if len(unreadable) > 3 else ")"
-    check_unreadable(len(unreadable), files, text, remedy)
+    check_unreadable(len(unreadable), files, text)
     devices.say(f"Skipped: {text}.")
 
 
-def check_unreadable(
-    num_unreadable: int, files: ImageFiles, text: str = "", remedy: str = ""
-) -> None:
+def check_unreadable(num_unreadable: int, files: ImageFiles, text: str = "") -> None:
     """Stops when too many images cannot be read; see `say_unreadable`.
 
     Raises:
@@ -179,17 +181,47 @@ def check_unreadable(
         count = f"{num_unreadable} of {len(files)} images in '{files.root}'"
         raise RuntimeError(
             f"{text or f'{count} are unreadable'}, too many for a score. Repair or "
-            f"remove them{remedy}."
+            "remove them."
         )
 
 
+def _reused(
+    stored: ResumableArrays, folder: Path, hashes: NDArray[np.bytes_]
+) -> Iterator[Filled]:
+    """Rows of the same contents in other folders, for what is not done yet."""
+    wanted = np.flatnonzero(stored.state != DONE)
+    others = (path.parent for path in folder.parent.glob(f"[!.]*/{STATE}.npy"))
+    for other in sorted(others):
+        if other == folder or not len(wanted):
+            continue
+        done = np.flatnonzero(np.load(other / f"{STATE}.npy") == DONE)
+        names = np.load(other / f"{HASHES}.npy")[done].tolist()
+        of_hash = dict(zip(names, done.tolist(), strict=True))
+        found = [i for i in wanted if hashes[i] in of_hash]
+        arrays = {
+            name: np.load(other / f"{name}.npy", mmap_mode="r")
+            for name in stored.arrays
+        }
+        for chunk in (found[i : i + CHUNK] for i in range(0, len(found), CHUNK)):
+            rows = np.array([of_hash[hashes[i]] for i in chunk])
+            values = {name: array[rows] for name, array in arrays.items()}
+            yield Filled(np.array(chunk), DONE, chunk, values)
+        wanted = np.setdiff1d(wanted, found)
+
+
 def _filled(
-    devices: Devices, compute: Compute, batches: Iterable[Sample]
+    devices: Devices,
+    compute: Compute,
+    batches: Iterable[Sample],
+    hashes: NDArray[np.bytes_],
 ) -> Iterator[Filled]:
     for batch in batches:
         rows = np.asarray(batch.number)
-        state = np.where(np.asarray(batch.readable), DONE, UNREADABLE)
-        yield Filled(rows, state, rows, _compute(devices, compute, batch.image))
+        # What had no hash is of unknown content, though it may be readable now.
+        readable = np.asarray(batch.readable) & (hashes[rows] != b"")
+        values = _compute(devices, compute, batch.image) if readable.any() else {}
+        state = np.where(readable, DONE, UNREADABLE)
+        yield Filled(rows, state, rows, {**values, HASHES: hashes[rows]})
 
 
 def _compute(
@@ -201,11 +233,15 @@ def _compute(
 
 
 def _opened(
-    devices: Devices, files: ImageFiles, folder: Path, names: list[str]
+    devices: Devices,
+    files: ImageFiles,
+    folder: Path,
+    names: list[str],
+    num_reused: int,
 ) -> CachedFeatures:
-    state = np.load(folder / "state.npy")
+    state = np.load(folder / f"{STATE}.npy")
     unreadable = np.flatnonzero(state == UNREADABLE).tolist()
-    say_unreadable(devices, files, unreadable, f" and delete '{folder}'")
+    say_unreadable(devices, files, unreadable)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     readable = torch.from_numpy(np.flatnonzero(state == DONE))
-    return CachedFeatures(arrays, readable, len(unreadable))
+    return CachedFeatures(arrays, readable, len(unreadable), num_reused)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,15 +65,6 @@ class ImageFiles:
         if self.labels is None:
             raise ValueError(f"The images in '{self.root}' have no labels.")
         return torch.tensor(self.labels, dtype=torch.int64)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of folder, names and labels, not of what is in the files."""
-        digest = hashlib.sha256(str(self.root.resolve()).encode())
-        for name in self.names:
-            digest.update(f"\n{name}".encode(errors="surrogateescape"))
-        digest.update(str(self.labels).encode())
-        return digest.hexdigest()
 
 
 class Sample(NamedTuple):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from lightly_ext.evaluate.devices import Devices
 
 TODO, DONE = 0, 1
+STATE = "state"
 SECONDS_BETWEEN_WRITES = 10
 
 
@@ -35,6 +39,9 @@ class Filled(NamedTuple):
 class ResumableArrays:
     """Memory-mapped arrays in a folder, and a file with the state of their parts.
 
+    The folder gets its name when all files are there. Several runs may fill the same
+    arrays: what one puts into a part, the others put there too.
+
     Args:
         devices:
             The processes, each of which fills a share.
@@ -44,8 +51,6 @@ class ResumableArrays:
             dtype and shape of each array, by the name of its file.
         num_parts:
             Number of parts that are filled one by one.
-        state:
-            Name of the file with the state of each part, `TODO` at first.
     """
 
     def __init__(
@@ -54,24 +59,27 @@ class ResumableArrays:
         folder: Path,
         arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
         num_parts: int,
-        state: str,
     ) -> None:
-        path = folder / f"{state}.npy"
-        if devices.rank == 0 and not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, (dtype, shape) in arrays.items():
-                _create(folder / f"{name}.npy", dtype, shape)
-            _create(path, np.dtype(np.uint8), (num_parts,))  # tells that all are there
+        self.devices = devices
+        if devices.rank == 0 and not folder.exists():
+            state = {STATE: (np.dtype(np.uint8), (num_parts,))}
+            _create(folder, {**arrays, **state})
         devices.fabric.barrier()
-        self.state = np.load(path, mmap_mode="r+")
+        self.state = np.load(folder / f"{STATE}.npy", mmap_mode="r+")
         self.arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r+") for n in arrays}
-        self.todo = np.flatnonzero(self.state == TODO)
-        self.share: list[int] = self.todo[devices.rank :: devices.world_size].tolist()
-        devices.fabric.barrier()  # nobody fills in before everybody has looked
+
+    def todo(self) -> NDArray[np.int64]:
+        """Numbers of the parts that are not done, the same in all processes."""
+        # As the first one sees it: other runs may fill the arrays too.
+        return self.devices.fabric.broadcast(np.flatnonzero(self.state != DONE))
+
+    def share(self, todo: NDArray[np.int64]) -> list[int]:
+        """Those that this process has to fill."""
+        return todo[self.devices.rank :: self.devices.world_size].tolist()
 
     def fill(self, steps: Iterable[Filled]) -> None:
         """Stores steps; what is done is on disk within seconds, also after an error."""
-        reached = np.array(self.state)
+        reached = np.zeros_like(self.state)
         written = time.monotonic()
         try:
             for parts, state, rows, values in steps:
@@ -93,5 +101,18 @@ class ResumableArrays:
         self.state.flush()
 
 
-def _create(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+def _create(
+    folder: Path, arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+) -> None:
+    """Makes a folder of arrays in one step, unless another run was faster."""
+    new = folder.with_name(f".{uuid.uuid4().hex}")
+    new.mkdir(parents=True)
+    for name, (dtype, shape) in arrays.items():
+        path = new / f"{name}.npy"
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(new)

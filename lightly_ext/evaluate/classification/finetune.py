@@ -13,7 +13,9 @@ from lightly_ext.evaluate.classification.finetune_module import (
 )
 from lightly_ext.evaluate.classification.split import Split, split_set
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
@@ -83,7 +85,11 @@ def run_finetune(
     )
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
-    module = FineTuning(model, feature, protocol, devices, split).train()
+    identity = {
+        "images": fingerprint(devices, results.cache, split.data.train),
+        **numerics(model, devices),
+    }
+    module = FineTuning(model, feature, protocol, devices, split, identity).train()
     name = split.data.name
     folder = results.folder(results.result(model, "finetune", name, protocol, {}))
     _fit(module, folder, resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class FineTuning(LightningModule):
             Where it runs.
         split:
             Images to train on, and to watch after every epoch.
+        identity:
+            What a checkpoint must agree with to be continued; plain values.
         num_unreadable:
             Number of training images of the last epoch that could not be read.
     """
@@ -62,6 +65,7 @@ class FineTuning(LightningModule):
         protocol: AugmentedClassifierProtocol,
         devices: Devices,
         split: Split,
+        identity: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
@@ -72,6 +76,7 @@ class FineTuning(LightningModule):
         self.protocol = protocol
         self.devices = devices
         self.split = split
+        self.identity = identity
         self.num_unreadable = 0
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
         with torch.random.fork_rng(devices=[]):
@@ -200,8 +205,8 @@ class FineTuning(LightningModule):
         return with_warmup_and_cosine(self.trainer, optimizer, FINETUNE_WARMUP)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which images these weights have seen."""
-        checkpoint["images"] = self._files.fingerprint
+        """Notes which images these weights have seen, and how."""
+        checkpoint["identity"] = self.identity
         checkpoint["num_unreadable"] = self.num_unreadable
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,10 +215,12 @@ class FineTuning(LightningModule):
         Raises:
             ValueError: If they have.
         """
-        if checkpoint["images"] != self._files.fingerprint:
+        found = checkpoint.get("identity", {})
+        other = [name for name, v in self.identity.items() if found.get(name) != v]
+        if other:
             raise ValueError(
-                f"The checkpoint in '{self.trainer.default_root_dir}' was trained on "
-                "other images of the same name: use --resume false to start anew."
+                f"The checkpoint in '{self.trainer.default_root_dir}' was trained with "
+                f"other {', '.join(other)}: use --resume false to start anew."
             )
         self.num_unreadable = checkpoint["num_unreadable"]
 

@@ -96,6 +96,7 @@ def run_knn(
         {"accuracy": accuracy, "num_test": len(labels)},
         feature=feature,
         num_train=len(bank),
+        num_reused=voting.num_reused + asked.num_reused,
         unreadable={"train": voting.num_unreadable, "test": asked.num_unreadable},
     )
     results.save(result)

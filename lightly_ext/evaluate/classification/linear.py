@@ -23,7 +23,9 @@ from lightly_ext.evaluate.classification.probe_training import ProbeTraining
 from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
@@ -218,9 +220,9 @@ def _probe(
         devices.device,
     )
     identity = {
-        "images": run.split.data.train.fingerprint,
+        "images": fingerprint(devices, run.cache.folder, run.split.data.train),
         "feature": run.feature,
-        "precision": devices.precision,
+        "numerics": numerics(run.cache.model, devices),
         "grid": run.grid,
     }
     folder = run.results.folder(run.result({}))
@@ -234,6 +236,7 @@ def _probe(
         _test(devices, heads, best, test),
         num_train=history[-1]["num_images"],
         num_held_out=len(held_out),
+        num_reused=held_out.num_reused + test.num_reused,
         unreadable={
             "train": len(run.split.kept) - history[-1]["num_images"],
             "held_out": len(run.split.held_out) - len(held_out),

@@ -38,12 +38,15 @@ class FeatureRows:
             Numbers of the files that are meant, int64, ascending.
         device:
             Where blocks are wanted.
+        num_reused:
+            Number of files whose features an earlier run computed.
     """
 
     source: NDArray[np.generic] | Tensor
     labels: Tensor
     rows: Tensor
     device: torch.device
+    num_reused: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,7 +99,8 @@ def cached_rows(
         source.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
     ):
         source = torch.from_numpy(np.array(source)).to(device)
-    return FeatureRows(source, files.label_tensor, cached.readable, device)
+    labels, num_reused = files.label_tensor, cached.num_reused
+    return FeatureRows(source, labels, cached.readable, device, num_reused)
 
 
 class ViewFeatures:

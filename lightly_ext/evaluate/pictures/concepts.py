@@ -121,7 +121,7 @@ def run_concepts(
         "its maximum in the image",
     )
     results.announce(model, protocol)
-    index, num_unreadable = index_tokens(
+    index, cached = index_tokens(
         FeatureCache(model, devices, results.cache), files, protocol
     )
     _check_index(index, files)
@@ -136,7 +136,8 @@ def run_concepts(
         protocol,
         {"num_images": num_images, "num_tokens": num_tokens},
         similarity=search.measure,
-        num_unreadable=num_unreadable,
+        num_reused=cached.num_reused,
+        num_unreadable=cached.num_unreadable,
     )
     folder = results.save(result)
     if devices.rank == 0:

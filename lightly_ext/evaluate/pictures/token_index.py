@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
 from stellar_plugin.encoder import L2_NORM_EPS, Factorization
 from stellar_plugin.protocols import CropProtocol
@@ -111,7 +111,7 @@ class Neighbours:
 
 def index_tokens(
     cache: FeatureCache, files: ImageFiles, protocol: CropProtocol
-) -> tuple[TokenIndex, int]:
+) -> tuple[TokenIndex, CachedFeatures]:
     """Factorizes all images, or reads what an earlier run left on disk.
 
     Args:
@@ -123,7 +123,7 @@ def index_tokens(
             Says how they are cut.
 
     Returns:
-        The index, and the number of images that could not be read.
+        The index, and the features that it is of.
 
     Raises:
         RuntimeError: If more than 5 % of the images are unreadable.
@@ -138,8 +138,7 @@ def index_tokens(
 
     cached = cache.features(files, protocol, "tokens and maps", compute)
     units, norms, maps = (cached.arrays[name] for name in ("units", "norms", "maps"))
-    index = TokenIndex(units, norms, maps, cached.readable, grids[0])
-    return index, cached.num_unreadable
+    return TokenIndex(units, norms, maps, cached.readable, grids[0]), cached
 
 
 def quantised(result: Factorization) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ def train_decoder(
             the number of devices.
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
-    config = {**identity, "images": files.fingerprint, "seed": devices.seed}
+    config = {**identity, "seed": devices.seed}
     if (folder / CONFIG_NAME).exists():
         check_same(read_config(folder), config, folder)
     if (folder / WEIGHTS_NAME).exists():

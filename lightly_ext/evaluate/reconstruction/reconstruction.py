@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
@@ -244,9 +246,14 @@ def _prepare(
     if training_set is None or not isinstance(protocol, DecoderProtocol):
         return protocol, {}
     folder = results.folder(_result(results, autoencoder, protocol, {})) / "decoder"
-    identity["training"] = {name: getattr(protocol, name) for name in TRAINING_FIELDS}
+    files = training_set[1]
+    identity |= {
+        "training": {name: getattr(protocol, name) for name in TRAINING_FIELDS},
+        "images": fingerprint(devices, results.cache, files),
+        "numerics": numerics(autoencoder.model, devices),
+    }
     num_unreadable = train_decoder(
-        devices, autoencoder, training_set[1], protocol, folder, identity
+        devices, autoencoder, files, protocol, folder, identity
     )
     return protocol, {"num_unreadable_train": num_unreadable}
 

@@ -216,10 +216,11 @@ def _score(
         data=task.name, rule=task.rule, limit=results.limit or trained.protocol.limit
     )
     values = {**scores.values, "chance": scores.chance, "num_images": scores.num}
-    num_unreadable = cached.num_unreadable
-    return _stored(
-        cache.model, results, trained, protocol, values, num_unreadable=num_unreadable
-    )
+    counts = {
+        "num_reused": cached.num_reused,
+        "num_unreadable": cached.num_unreadable,
+    }
+    return _stored(cache.model, results, trained, protocol, values, **counts)
 
 
 def _stored(

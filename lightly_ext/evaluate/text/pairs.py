@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -68,12 +67,6 @@ class Pairs:
     def owners(self) -> Tensor:
         """Number of the image of each caption, int64 with shape (len(texts),)."""
         return torch.repeat_interleave(torch.arange(len(self)), self.counts)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of names and captions, not of what is in the images."""
-        text = json.dumps([self.files.fingerprint, self.captions])
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_pairs(data: str, images: str | None = None) -> Pairs:

@@ -136,8 +136,9 @@ def embed_texts(
     folder = cache / f"texts-{_digest(tower, texts)}"
     arrays = {EMBEDDINGS: (np.dtype(np.float32), (len(texts), tower.dim))}
     num_chunks = math.ceil(len(texts) / CHUNK)
-    stored = ResumableArrays(devices, folder, arrays, num_chunks, "done")
-    todo = devices.progress(stored.share, "text embeddings", len(stored.share))
+    stored = ResumableArrays(devices, folder, arrays, num_chunks)
+    share = stored.share(stored.todo())
+    todo = devices.progress(share, "text embeddings", len(share))
 
     def steps() -> Iterator[Filled]:
         for i in todo:

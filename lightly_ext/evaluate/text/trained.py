@@ -13,7 +13,9 @@ import torch
 from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.text.pairs import Pairs
 from lightly_ext.evaluate.text.probe import TOKENS, AttentionProbe, cached_tokens
 from lightly_ext.evaluate.text.retrieval import recall_chance
@@ -86,9 +88,9 @@ def train_probe(
         "text": tower.sha256,
         "feature": feature,
         "protocol": protocol.card(),
-        "pairs": pairs.fingerprint,
+        "pairs": fingerprint(devices, cache.folder, pairs.files, beside=pairs.captions),
         "seed": devices.seed,
-        "precision": devices.precision,
+        "numerics": numerics(model, devices),
     }
     folder = output / f"align-text-probe-{card_digest(identity)}"
     if (folder / CONFIG_NAME).exists():

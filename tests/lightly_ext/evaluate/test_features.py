@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lightly_ext.data import read_image
-from lightly_ext.evaluate.features import POOLED, CachedFeatures
+from lightly_ext.evaluate import images, numerics
+from lightly_ext.evaluate.features import POOLED, CachedFeatures, FeatureCache
 from lightly_ext.evaluate.images import ImageFiles, centre_crop, folder_images
 from stellar_plugin.protocols import KNN
 from tests.lightly_ext.evaluate.small import (
@@ -93,7 +97,8 @@ class TestFeatures:
             given.cache.features(files, PROTOCOL, "a", Counted(fails_at=3))
         resumed, sizes = computed(given, files)
         assert sizes == [4, 4, 2]
-        assert "8 of 18 images are cached" in capsys.readouterr().out
+        said = "a: 8 of 18 features reused from"
+        assert said in capsys.readouterr().out and resumed.num_reused == 8
         whole, _ = computed(
             _given(tmp_path, model, output=str(tmp_path / "other")), files
         )
@@ -117,24 +122,127 @@ class TestFeatures:
         first = write_model(tmp_path / "first")
         make = partial(_given, tmp_path, first)
         given = make()
-        images = len(files)
         asked = [
             (given, files, "a", PROTOCOL),
             (given, files, "another feature", PROTOCOL),
             (given, files, "a", PROTOCOL.replace(crop=16)),
             (given, files, "a", PROTOCOL.replace(resize=40)),
-            (given, files[range(images - 1)], "a", PROTOCOL),
             (make(precision="bf16-mixed"), files, "a", PROTOCOL),
             (make(untrained=True), files, "a", PROTOCOL),
             (make(untrained=True, seed=1), files, "a", PROTOCOL),
         ]
         for arguments in asked:
-            assert sum(computed(*arguments)[1]) >= images - 1
+            assert sum(computed(*arguments)[1]) == len(files)
         for arguments in asked:
             assert computed(*arguments)[1] == []
         # The same folder with other weights in it.
         write_model(tmp_path / "first", num_queries=3)
-        assert sum(computed(make(), files)[1]) == images
+        assert sum(computed(make(), files)[1]) == len(files)
+
+
+def _right(given: Given, files: ImageFiles, cached: CachedFeatures) -> bool:
+    """Whether features are those of a cache that was empty."""
+    with TemporaryDirectory() as folder:
+        fresh = FeatureCache(given.model, given.devices, Path(folder))
+        new = fresh.features(files, PROTOCOL, "a", Counted())
+        return new.readable.equal(cached.readable) and all(
+            new.rows(name).equal(cached.rows(name)) for name in ("means", "first")
+        )
+
+
+class TestReuse:
+    """What has changed is computed, and nothing else."""
+
+    def test_replaced_added_removed_renamed(self, given: Given, tmp_path: Path) -> None:
+        folder = write_images(tmp_path / "images", 18)
+        others = write_images(tmp_path / "others", 3, seed=1)
+        computed(given, folder_images(folder))
+        stat = (folder / "0004.png").stat()
+        (others / "0000.png").replace(folder / "0004.png")
+        os.utime(folder / "0004.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (others / "0001.png").rename(folder / "0003b.png")
+        (folder / "0009.png").unlink()
+        (folder / "0000.png").rename(folder / "last.png")
+        files = folder_images(folder)
+        cached, sizes = computed(given, files)
+        assert sizes == [2] and cached.num_reused == 16
+        assert _right(given, files, cached)
+
+    def test_swapped_images(self, given: Given, files: ImageFiles) -> None:
+        computed(given, files)
+        a, b, other = (files.root / n for n in ("0000.png", "0001.png", "other"))
+        for source, target in ((a, other), (b, a), (other, b)):
+            source.rename(target)
+        cached, sizes = computed(given, files)
+        assert sizes == [] and cached.num_reused == 18
+        assert _right(given, files, cached)
+
+    def test_moved_folder_and_other_labels(
+        self, given: Given, files: ImageFiles
+    ) -> None:
+        first, _ = computed(given, files)
+        moved = files.root.rename(files.root.with_name("moved"))
+        labelled = ImageFiles(moved, files.names, [0] * 9 + [1] * 9, ["a", "b"])
+        again, sizes = computed(given, labelled)
+        assert sizes == [] and again.rows("means").equal(first.rows("means"))
+
+    def test_another_reading_of_the_same_weights(
+        self, given: Given, files: ImageFiles
+    ) -> None:
+        def scaled(images: Tensor) -> Mapping[str, Tensor]:
+            return {k: 1.01 * v for k, v in Counted()(images).items()}
+
+        first, _ = computed(given, files)
+        other = given.cache.features(files, PROTOCOL, "a", scaled)
+        assert other.num_reused == 0
+        assert other.rows("means").equal(1.01 * first.rows("means"))
+        assert computed(given, files)[1] == []
+
+    def test_another_version_computes_anew(
+        self, given: Given, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        computed(given, files)
+        monkeypatch.setattr(numerics, "version", lambda name: "0")
+        assert computed(given, files)[0].num_reused == 0
+
+    def test_another_run_at_the_same_time(
+        self, given: Given, files: ImageFiles
+    ) -> None:
+        """It fills the same files while this one is in the middle."""
+        mine = Counted()
+
+        def compute(images: Tensor) -> Mapping[str, Tensor]:
+            if len(mine.sizes) == 2:
+                assert computed(given, files)[0].num_reused == 0
+            return mine(images)
+
+        cached = given.cache.features(files, PROTOCOL, "a", compute)
+        assert cached.num_unreadable == 0 and _right(given, files, cached)
+
+    @pytest.mark.parametrize("moment", ["arrays", "known"])
+    def test_killed_while_the_cache_is_made(
+        self,
+        given: Given,
+        files: ImageFiles,
+        monkeypatch: pytest.MonkeyPatch,
+        moment: str,
+    ) -> None:
+        def torn(path: Path, **_: Any) -> None:
+            path.write_bytes(b"PK")
+            raise KeyboardInterrupt
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            if moment == "arrays":
+                patched.setattr(os, "rename", killed)
+            else:
+                patched.setattr(np, "savez", torn)
+            with pytest.raises(KeyboardInterrupt):
+                computed(given, files)
+        cached, _ = computed(given, files)
+        assert cached.num_reused == 0 and _right(given, files, cached)
 
 
 class TestUnreadable:
@@ -160,15 +268,34 @@ class TestUnreadable:
         with pytest.raises(RuntimeError, match=pattern):
             computed(given, folder_images(folder))
 
-    def test_repaired_images_need_the_folder_deleted(
-        self, given: Given, tmp_path: Path
+    def test_repaired_image_comes_back(self, given: Given, tmp_path: Path) -> None:
+        folder = write_images(tmp_path / "images", 20)
+        whole = (folder / "0007.png").read_bytes()
+        (folder / "0007.png").write_bytes(whole[:100])
+        assert computed(given, folder_images(folder))[0].num_unreadable == 1
+        (folder / "0007.png").write_bytes(whole)
+        repaired, sizes = computed(given, folder_images(folder))
+        assert sizes == [1] and repaired.num_reused == 19
+        assert repaired.readable.tolist() == list(range(20))
+        assert _right(given, folder_images(folder), repaired)
+
+    def test_image_that_could_not_be_read_for_a_while(
+        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = write_images(tmp_path / "images", 5)
-        (folder / "0000.png").write_bytes(b"broken")
-        with pytest.raises(RuntimeError, match=r"delete '(.*)'") as error:
-            computed(given, folder_images(folder))
-        cache = next((tmp_path / "out" / "cache").iterdir())
-        assert str(cache) in str(error.value)
+        files = folder_images(write_images(tmp_path / "images", 20))
+
+        def fails(path: Path) -> Tensor:
+            if path.name == "0007.png":
+                raise OSError("the network is away")
+            return read_image(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(images, "read_image", fails)
+            for _ in range(2):
+                assert computed(given, files)[0].num_unreadable == 1
+        later, sizes = computed(given, files)
+        assert sizes == [1] and later.num_unreadable == 0
+        assert _right(given, files, later)
 
 
 class TestPooled:

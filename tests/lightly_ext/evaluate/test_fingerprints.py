@@ -165,6 +165,8 @@ class TestFingerprint:
             of(ImageFiles(files.root, NAMES)),
             of(files[[1, 0, 2]]),
             of(files[[0, 1]]),
+            # A name that is no text, as Linux allows.
+            of(ImageFiles(files.root, ["\udcff.png"])),
             of(files, files),
             of(files, beside=[["a caption"]]),
         ]

@@ -56,19 +56,6 @@ class TestImageFiles:
         with pytest.raises(ValueError, match="images in 'a' have no labels"):
             _ = ImageFiles(Path("a"), ["0.png"]).label_tensor
 
-    def test_fingerprint__of_folder_names_and_labels(self) -> None:
-        files = [
-            listed(0, 1),
-            listed(1, 0),
-            listed(0),
-            ImageFiles(Path("a"), ["0.png", "1.png"]),
-            ImageFiles(Path("b"), ["0.png", "1.png"]),
-            # A name that is no text, as Linux allows.
-            ImageFiles(Path("a"), ["\udcff.png"]),
-        ]
-        assert len({f.fingerprint for f in files}) == len(files)
-        assert listed(0, 1).fingerprint == files[0].fingerprint
-
 
 class TestEvaluationImages:
     def test_getitem(self, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def _module(
         given.model, FINETUNE, batch_sizes=(8,), epochs=2, **fields
     )
     split = split_set(given.devices, str(data))
-    return FineTuning(given.model, feature, protocol, given.devices, split)
+    return FineTuning(given.model, feature, protocol, given.devices, split, {})
 
 
 def _stored(tmp_path: Path) -> Result:
@@ -224,7 +224,7 @@ class TestRunFinetune:
         second = str(write_classes(tmp_path / "b" / "data", num=9))
         given = _given(tmp_path)
         run_finetune(*given, first, **FAST)
-        with pytest.raises(ValueError, match="other images of the same name"):
+        with pytest.raises(ValueError, match="with other images: use"):
             run_finetune(*given, second, **FAST)
         anew = run_finetune(*given, second, resume=False, **FAST)
         assert anew.scores["num_test"] == 27

@@ -270,8 +270,8 @@ class TestIndexTokens:
             folder_images(folder),
             given.results.protocol(given.model, CONCEPTS),
         )
-        index, num_unreadable = index_tokens(given.cache, files, protocol)
-        assert num_unreadable == 1
+        index, cached = index_tokens(given.cache, files, protocol)
+        assert cached.num_unreadable == 1
         assert index.readable.tolist() == [i for i in range(21) if i != 4]
         assert index.grid_size == (2, 2)
         assert index.units.shape == (21, NUM_QUERIES, EMBED_DIM)

@@ -1,0 +1,113 @@
+"""How features are computed: what decides on them beside the images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
+
+# They read, resize and encode images, each version a little differently.
+PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "pillow")
+KNOWN = "known.npz"
+# How far rounding moves features, as a fraction of the largest one.
+TOLERANCE = {"32-true": 1e-3}
+HALF_TOLERANCE = 3e-2
+
+
+def numerics(model: FrozenModel, devices: Devices) -> dict[str, Any]:
+    """Weights, normalisation, interpolation and precision, as values for JSON."""
+    origin = model.origin
+    return {
+        "sha256": origin.sha256,
+        "mean": list(origin.mean),
+        "std": list(origin.std),
+        "interpolation": origin.interpolation,
+        "precision": devices.precision,
+    }
+
+
+def numerics_folder(
+    cache: Path,
+    model: FrozenModel,
+    devices: Devices,
+    identity: Mapping[str, Any],
+    known: Mapping[str, NDArray[Any]],
+) -> Path:
+    """Folder of all features that are computed in the same way.
+
+    What the hash of a weight file does not tell, the features of one known image do:
+    how a configuration beside the file, or the code, reads the weights.
+
+    Args:
+        cache:
+            Folder of the folders.
+        model:
+            Computes the features.
+        devices:
+            Where it runs.
+        identity:
+            What else decides on them.
+        known:
+            Features of `known_image`.
+    """
+    identity = {
+        **numerics(model, devices),
+        **identity,
+        "model": model.origin.label,
+        "device": devices.device.type,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    tolerance = TOLERANCE.get(devices.precision, HALF_TOLERANCE)
+    folder = cache
+    if devices.rank == 0:
+        folders = (cache / f"{digest}-{i}" for i in count())
+        folder = next(f for f in folders if _holds(f, known, tolerance))
+    return devices.fabric.broadcast(folder)
+
+
+def known_image() -> Tensor:
+    """Smooth colours to compute features of, uint8 with shape (1, 3, 8, 8)."""
+    values = torch.arange(3 * 8 * 8) * 89 % 251
+    return values.view(1, 3, 8, 8).byte()
+
+
+def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) -> bool:
+    """Whether a folder is new, or of features like these; a new one becomes theirs."""
+    path = folder / KNOWN
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".{uuid.uuid4().hex}.npz"
+        np.savez(new, **known)  # type: ignore[arg-type]
+        os.replace(new, path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = dict(arrays)
+    except Exception:  # numpy and zipfile raise anything on broken files
+        return False
+    return stored.keys() == known.keys() and all(
+        _equal(stored[name], values, tolerance) for name, values in known.items()
+    )
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any], tolerance: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    step = 1 if a.dtype.kind in "iu" else 0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    most = max(step, tolerance * np.abs(b).max(initial=0))
+    return np.allclose(a, b, rtol=0, atol=most, equal_nan=True)
