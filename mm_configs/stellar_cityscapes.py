@@ -28,4 +28,6 @@ train_pipeline = [
 model = dict(decode_head=dict(num_classes=19))
 # Per GPU: divide by their number, 16 altogether is the protocol.
 train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
+val_evaluator = dict(type="CountedIoUMetric")
+test_evaluator = val_evaluator
 evaluation = dict(data="Cityscapes", protocol="SEGMENTATION_CITYSCAPES")

@@ -9,4 +9,6 @@ _base_ = [
 model = dict(decode_head=dict(num_classes=21))
 # Per GPU: divide by their number, 16 altogether is the protocol.
 train_dataloader = dict(batch_size=16)
+val_evaluator = dict(type="CountedIoUMetric")
+test_evaluator = val_evaluator
 evaluation = dict(data="Pascal VOC 2012", protocol="SEGMENTATION_VOC")

@@ -20,10 +20,11 @@ from stellar_plugin.mmseg import compat  # noqa: E402
 # mmseg.models cannot be imported before this where mmcv has no ops.
 compat.apply()
 
+from stellar_plugin.mmseg.annotations import LoadConvertedAnnotations  # noqa: E402
 from stellar_plugin.mmseg.backbone import StellarViT  # noqa: E402
 from stellar_plugin.mmseg.head import LinearProbeHead  # noqa: E402
 from stellar_plugin.mmseg.loss import LabelledDiceLoss  # noqa: E402
-from stellar_plugin.mmseg.metric import BatchJaccard  # noqa: E402
+from stellar_plugin.mmseg.metric import BatchJaccard, CountedIoUMetric  # noqa: E402
 from stellar_plugin.mmseg.result import SegmentationResultHook  # noqa: E402
 from stellar_plugin.mmseg.resume import ResumeByConfigHook  # noqa: E402
 from stellar_plugin.mmseg.schedule import WarmUpLR  # noqa: E402
@@ -32,8 +33,10 @@ from stellar_plugin.mmseg.views import TorchvisionTransform  # noqa: E402
 
 __all__ = [
     "BatchJaccard",
+    "CountedIoUMetric",
     "LabelledDiceLoss",
     "LinearProbeHead",
+    "LoadConvertedAnnotations",
     "PatchGridSegmentor",
     "ResumeByConfigHook",
     "SegmentationResultHook",

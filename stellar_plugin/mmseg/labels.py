@@ -2,93 +2,274 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dataset import BaseDataset
-from mmseg.datasets.transforms import LoadAnnotations
-from torch import Tensor
+from mmengine.logging import print_log
+from mmseg.structures import SegDataSample
 
-# Label files that are read, evenly spread: a wrong numbering shows in most of them.
+from stellar_plugin.mmseg.label_files import (
+    HINT,
+    called,
+    check_labels,
+    keeps_values,
+    loader,
+    read_labels,
+    shown,
+)
+
+# Label files of a split that are read, evenly spread: a wrong numbering shows in most.
 NUM_READ = 50
+# Files that are read where fewer than two classes occur in those.
+MOST_READ = 1000
+# Classes that the table lists one by one.
+MOST_LISTED = 40
 
 
-def check_dataset(dataset: BaseDataset, num_classes: int) -> None:
-    """Checks the number of classes and, in some files, the label values.
+@dataclass
+class LabelCounts:
+    """What occurs in the label files of one split that were read.
+
+    Attributes:
+        name:
+            The split, such as "train".
+        num_images:
+            Images of the split.
+        pixels:
+            Pixels of every class, and of no class at the end, int64 with shape
+            (num_classes + 1,).
+        files:
+            Label files in which they occur, of the same form.
+        num_read:
+            Label files that were read.
+        num_jpeg:
+            Those of them that are JPEG files.
+    """
+
+    name: str
+    num_images: int
+    pixels: np.ndarray
+    files: np.ndarray
+    num_read: int = 0
+    num_jpeg: int = 0
+
+    def add(self, labels: np.ndarray, is_jpeg: bool) -> None:
+        """Counts one label map, whose other values are no class."""
+        num_classes = len(self.pixels) - 1
+        is_class = (labels >= 0) & (labels < num_classes)
+        classes = np.where(is_class, labels, num_classes)
+        pixels = np.bincount(classes.ravel(), minlength=num_classes + 1)
+        self.pixels += pixels
+        self.files += pixels > 0
+        self.num_read += 1
+        self.num_jpeg += is_jpeg
+
+    @property
+    def read(self) -> str:
+        """How many files were read, in words."""
+        return f"{self.num_read} of {self.num_images} label files ({self.name})"
+
+    @property
+    def few_classes(self) -> bool:
+        """Whether fewer than two classes occur, where there are two."""
+        classes = self.pixels[:-1]
+        return bool(np.count_nonzero(classes) < min(2, len(classes)))
+
+
+def check_datasets(
+    datasets: Mapping[str, BaseDataset], num_classes: int, ignored: int = 255
+) -> None:
+    """Checks classes, files and values of labels; logs how often each class occurs.
+
+    Of every split `NUM_READ` label files are read, as the pipeline reads them.
 
     Args:
-        dataset:
-            Segmentation set of mmsegmentation.
+        datasets:
+            Segmentation sets of mmsegmentation by the name of the split.
         num_classes:
             Classes of the decode head.
+        ignored:
+            Value that is no class.
 
     Raises:
-        ValueError: If the set has other classes than the head.
-        FileNotFoundError: If a label file does not exist.
+        ValueError: If the labels cannot be right: another number of classes, other
+            values, no class at all, another size than the image, colours.
+        FileNotFoundError: If there are no images, or a label file does not exist.
     """
-    if parts := _wrapped(dataset):
+    counts = []
+    for name, dataset in datasets.items():
+        parts = _parts(dataset)
         for part in parts:
-            check_dataset(part, num_classes)
+            _check_classes(part, num_classes)
+        if any(loader(part) for part in parts):
+            counts.append(_count(name, parts, num_classes, ignored))
+    if not counts:
         return
-    name = f"{type(dataset).__name__} in '{getattr(dataset, 'data_root', None)}'"
-    classes = dataset.metainfo.get("classes", ())
-    if len(classes) != num_classes:
-        raise ValueError(
-            f"{name} has {len(classes)} classes, model.decode_head.num_classes is "
-            f"{num_classes}; set it to the number of classes."
-        )
-    for step in dataset.pipeline.transforms:
-        if isinstance(step, LoadAnnotations):
-            _check_files(dataset, step, num_classes, name)
-            return
+    parts = [part for dataset in datasets.values() for part in _parts(dataset)]
+    if ignored == 255 and all(map(keeps_values, filter(loader, parts))):
+        _check_masks(counts)
+    classes = parts[0].metainfo["classes"]
+    print_log(table(counts, classes), "current")
+    for warning in _warnings(counts, classes):
+        print_log(warning, "current", logging.WARNING)
 
 
-def check_labels(labels: Tensor, num_classes: int, ignored: int, where: str) -> None:
-    """Checks the values of one label map.
+def check_batch(batch: Mapping[str, Any], num_classes: int, ignored: int) -> None:
+    """Checks the label maps of a batch, as the loader gives it.
 
     Args:
-        labels:
-            Label map of any shape, as the loss sees it.
+        batch:
+            Images by "inputs" and their samples by "data_samples"; samples without
+            labels, and those of test-time augmentation, are passed over.
         num_classes:
             Number of classes.
         ignored:
             Value that is no class.
-        where:
-            What the error calls the map.
 
     Raises:
-        ValueError: If there are other values.
+        ValueError: If values cannot be right, or labels are neither as large as what
+            the model sees nor as the original image.
     """
-    wrong = labels[(labels >= num_classes) & (labels != ignored)]
-    if wrong.numel():
-        values = shown(wrong.unique().tolist())
+    for image, sample in zip(batch["inputs"], batch["data_samples"], strict=False):
+        if not isinstance(sample, SegDataSample) or "gt_sem_seg" not in sample:
+            continue
+        labels = sample.gt_sem_seg.data
+        where = f"The label map of '{sample.metainfo.get('img_path')}'"
+        check_labels(labels, num_classes, ignored, where)
+        size, seen = tuple(labels.shape[-2:]), tuple(image.shape[-2:])
+        original = tuple(sample.metainfo.get("ori_shape") or seen)[:2]
+        if size not in (seen, original):
+            raise ValueError(
+                f"{where} is {size[0]} x {size[1]} pixels (height x width), its image "
+                f"{original[0]} x {original[1]}. Resize the label map by nearest "
+                "neighbour, or mend what pairs images with label files."
+            )
+
+
+def table(counts: Sequence[LabelCounts], classes: Sequence[str]) -> str:
+    """How often each class occurs, as text.
+
+    Args:
+        counts:
+            What was counted, by split.
+        classes:
+            Names of the classes; of many, the most frequent ones are listed.
+    """
+    pixels = np.stack([count.pixels for count in counts])
+    shares = 100 * pixels / pixels.sum(1, keepdims=True).clip(1)
+    order = np.argsort(-shares[:, :-1].sum(0), kind="stable")
+    listed = sorted(order[:MOST_LISTED])
+    names = [*(str(name) for name in classes), "(ignored)"]
+    width = max(len(names[index]) for index in [*listed, -1]) + 2
+    lines = [
+        f"Labels in {', '.join(count.read for count in counts)}: share of the pixels, "
+        "files",
+        f"  {'':{width}}" + "".join(f"{count.name:>18}" for count in counts),
+    ]
+    for index in [*listed, len(classes)]:
+        cells = [
+            f"{share[index]:10.2f} % {count.files[index]:5d}"
+            for share, count in zip(shares, counts, strict=True)
+        ]
+        lines.append(f"  {names[index]:{width}}" + "".join(cells))
+    if len(classes) > len(listed):
+        lines.append(f"  and {len(classes) - len(listed)} classes that are rarer")
+    return "\n".join(lines)
+
+
+def _parts(dataset: BaseDataset) -> list[BaseDataset]:
+    """The sets inside ConcatDataset, RepeatDataset and the like, or the set itself."""
+    inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
+    inner = list(getattr(dataset, "datasets", inner))
+    return [part for each in inner for part in _parts(each)] or [dataset]
+
+
+def _check_classes(dataset: BaseDataset, num_classes: int) -> None:
+    classes = dataset.metainfo.get("classes") or ()
+    if len(classes) != num_classes:
         raise ValueError(
-            f"{where} has the label values {values} after loading, but there are "
-            f"{num_classes} classes (0 to {num_classes - 1}) and {ignored} for "
-            "'ignored'. Check reduce_zero_label, the suffix of the label files and "
-            "model.decode_head.num_classes."
+            f"{called(dataset)} has {len(classes)} classes, model.decode_head."
+            f"num_classes is {num_classes}; set it to the number of classes."
+        )
+    if not len(dataset):
+        prefix, suffix = (
+            getattr(dataset, name, None) for name in ("data_prefix", "img_suffix")
+        )
+        raise FileNotFoundError(
+            f"{called(dataset)} has no images: there is none that ends on '{suffix}' "
+            f"in {prefix}. Check data_root, data_prefix, img_suffix and ann_file."
         )
 
 
-def shown(values: Sequence[int], most: int = 8) -> str:
-    """Numbers as text, the first few of many."""
-    text = ", ".join(map(str, values[:most]))
-    return f"{text}, ..." if len(values) > most else text
+def _chosen(parts: Sequence[BaseDataset], most: int) -> list[tuple[int, int]]:
+    """Images to read, evenly spread over every part: numbers of part and image."""
+    total = sum(map(len, parts))
+    return [
+        (number, int(index))
+        for number, part in enumerate(parts)
+        for index in np.linspace(
+            0,
+            len(part) - 1,
+            min(len(part), math.ceil(most * len(part) / total)),
+            dtype=int,
+        )
+    ]
 
 
-def _wrapped(dataset: BaseDataset) -> list[BaseDataset]:
-    """The sets inside ConcatDataset, RepeatDataset and the like."""
-    inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
-    return list(getattr(dataset, "datasets", inner))
+def _count(
+    name: str, parts: Sequence[BaseDataset], num_classes: int, ignored: int
+) -> LabelCounts:
+    parts = [part for part in parts if loader(part)]
+    empty = np.zeros(num_classes + 1, np.int64)
+    counts = LabelCounts(name, sum(map(len, parts)), empty, empty.copy())
+    first = _chosen(parts, NUM_READ)
+    for number, index in first:
+        counts.add(*read_labels(parts[number], index, num_classes, ignored))
+    for number, index in sorted({*_chosen(parts, MOST_READ)} - {*first}):
+        if not counts.few_classes:
+            break
+        counts.add(*read_labels(parts[number], index, num_classes, ignored))
+    if not counts.pixels[:-1].any():
+        reduced = getattr(parts[0], "reduce_zero_label", False)
+        raise ValueError(
+            f"Every pixel is 'ignored' in {counts.read} of {called(parts[0])}, with "
+            f"reduce_zero_label={reduced}. reduce_zero_label=True ignores 0 and 255 "
+            f"and moves the others down by one. {HINT}"
+        )
+    return counts
 
 
-def _check_files(
-    dataset: BaseDataset, load: LoadAnnotations, num_classes: int, name: str
-) -> None:
-    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), NUM_READ), dtype=int)
-    for index in chosen:
-        info = dataset.get_data_info(int(index))
-        labels = torch.from_numpy(load(info)["gt_seg_map"])
-        where = f"'{info['seg_map_path']}' of {name}"
-        check_labels(labels, num_classes, dataset.ignore_index, where)
+def _check_masks(counts: Sequence[LabelCounts]) -> None:
+    """Tells masks of 0 and 255 from two classes with ignored pixels."""
+    pixels = np.sum([count.pixels for count in counts], axis=0)
+    if len(pixels) == 3 and pixels[0] and pixels[2] and not pixels[1]:
+        raise ValueError(
+            "There are two classes, but the only values in "
+            f"{', '.join(count.read for count in counts)} are 0 and 255, and 255 means "
+            "'ignored': class 1 never occurs. Masks of 0 and 255 are "
+            'read as classes 0 and 1 by dict(type="LoadConvertedAnnotations", '
+            'values=[0, 255]) in place of dict(type="LoadAnnotations") in the '
+            "pipelines: docs/segmentation.md."
+        )
+
+
+def _warnings(counts: Sequence[LabelCounts], classes: Sequence[str]) -> Iterator[str]:
+    for count in counts:
+        absent = [
+            name for name, files in zip(classes, count.files, strict=False) if not files
+        ]
+        if absent:
+            yield (
+                f"{len(absent)} of {len(classes)} classes do not occur in {count.read}:"
+                f" {shown(absent)}."
+            )
+        if count.num_jpeg:
+            yield (
+                f"{count.num_jpeg} of {count.read} are JPEG files, whose values blur "
+                "where classes meet; save label maps as PNG."
+            )

@@ -1,4 +1,4 @@
-"""The paper's mIoU: a mean over evaluation batches."""
+"""Mean IoU: mmsegmentation's with its number of classes, and the paper's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,35 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from torch import Tensor
+
+# What both metrics call the number of classes beside their scores.
+NUM_CLASSES = "num_classes"
+
+
+@METRICS.register_module()
+class CountedIoUMetric(IoUMetric):
+    """mmsegmentation's `IoUMetric`, which also says over how many classes mIoU is.
+
+    A class that is in no label and no prediction has no IoU and is left out of the
+    mean; `num_classes` is the number of the others. Where no pixel has a label there
+    is none, and the scores are NaN.
+    """
+
+    def compute_metrics(self, results: list[tuple[Tensor, ...]]) -> dict[str, float]:
+        """The scores in percent, and the number of classes.
+
+        Args:
+            results:
+                Intersection, union, pixels in predictions and in labels of each image.
+        """
+        metrics = super().compute_metrics(results)
+        if not self.format_only:
+            unions = torch.stack([union for _, union, *_ in results])
+            metrics[NUM_CLASSES] = int(unions.any(0).sum())
+        return metrics
 
 
 @METRICS.register_module()
@@ -65,18 +92,22 @@ class BatchJaccard(BaseMetric):
             self.results.append(count(prediction[counted], label[counted], num_classes))
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """The score in percent, as mmsegmentation logs it.
+        """The score in percent, and the number of classes in any batch.
+
+        Where no cell has a label the score is NaN.
 
         Args:
             results:
                 What `count` returned for each image, in the order of the data set.
         """
-        batches = torch.stack(results).split(self.batch_size)
+        counts = torch.stack(results)
+        batches = counts.split(self.batch_size)
         scores = torch.stack([batch_jaccard(batch.sum(0)) for batch in batches])
         sizes = torch.tensor([len(batch) for batch in batches]).to(scores)
         labelled = ~scores.isnan()
         mean = (scores * sizes)[labelled].sum() / sizes[labelled].sum()
-        return {"mIoU": 100 * mean.item()}
+        num_classes = int(counts[:, 1].any(0).sum())
+        return {"mIoU": 100 * mean.item(), NUM_CLASSES: num_classes}
 
 
 def count(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:

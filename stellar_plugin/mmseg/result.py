@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mmseg.registry import HOOKS
 
 from stellar_plugin.hashes import file_sha256
 from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
-from stellar_plugin.mmseg.labels import check_dataset, check_labels
+from stellar_plugin.mmseg.labels import check_batch, check_datasets
+from stellar_plugin.mmseg.metric import NUM_CLASSES
 from stellar_plugin.mmseg.weights import check_checkpoint
 
 RESULT_NAME = "result.json"
@@ -46,10 +48,18 @@ class SegmentationResultHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Checks the data sets and prints the protocol card."""
-        num_classes = _model(runner).decode_head.num_classes
-        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-            if isinstance(loop, BaseLoop):
-                check_dataset(loop.dataloader.dataset, num_classes)
+        head = _model(runner).decode_head
+        loops = {
+            "train": runner._train_loop,
+            "val": runner._val_loop,
+            "test": runner._test_loop,
+        }
+        datasets = {
+            name: loop.dataloader.dataset
+            for name, loop in loops.items()
+            if isinstance(loop, BaseLoop)
+        }
+        check_datasets(datasets, head.num_classes, head.ignore_index)
         testing = isinstance(runner._test_loop, BaseLoop)
         part = "test" if testing else "val"
         self._card = run_protocol(runner.cfg, part, get_world_size()).card()
@@ -68,7 +78,8 @@ class SegmentationResultHook(Hook):
         mode: str = "train",
     ) -> None:
         """Checks the label values of a batch of training, validation or test."""
-        _check_batch(runner, data_batch)
+        head = _model(runner).decode_head
+        check_batch(data_batch, head.num_classes, head.ignore_index)
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
@@ -120,26 +131,31 @@ class SegmentationResultHook(Hook):
         if not is_main_process():
             return
         # "paper/mIoU" is called mIoU too: the protocol tells them apart.
-        scores = {
-            k.rpartition("/")[2]: round(float(v) / 100, 6) for k, v in metrics.items()
-        }
+        scores = {k.rpartition("/")[2]: v for k, v in metrics.items()}
+        num_classes = scores.pop(NUM_CLASSES, None)
         result = {
             "task": "segmentation",
             "model": runner.cfg["evaluation"]["model"],
             "data": runner.cfg["evaluation"]["data"],
-            "scores": scores,
+            "scores": {name: fraction(value) for name, value in scores.items()},
             "protocol": self._card,
             "provenance": {
                 **self._origin,
                 "seed": runner.seed,
                 "num_images": len(loop.dataloader.dataset),
+                "num_classes_in_mean": num_classes,
                 "precision": runner.cfg["optim_wrapper"]["type"],
                 "versions": _versions(),
             },
         }
         path = Path(runner.work_dir) / RESULT_NAME
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         runner.logger.info(f"Result stored in '{path}'.")
+
+
+def fraction(percent: float) -> float | None:
+    """A score in 0 to 1; None, null in JSON, where there is none."""
+    return round(float(percent) / 100, 6) if math.isfinite(percent) else None
 
 
 def sha256(path: Path) -> str | None:
@@ -174,15 +190,6 @@ def _tested(card: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, An
     fields |= {k: trained[k] for k in TRAINING_FIELDS if k in trained}
     limit = smallest(card.get("limit"), trained.get("limit"))
     return fields if limit is None else {**fields, "limit": limit}
-
-
-def _check_batch(runner: Runner, batch: Any) -> None:
-    head = _model(runner).decode_head
-    for sample in batch["data_samples"]:
-        if "gt_sem_seg" in sample:
-            labels = sample.gt_sem_seg.data
-            where = f"'{sample.metainfo.get('img_path')}'"
-            check_labels(labels, head.num_classes, head.ignore_index, where)
 
 
 def _show(runner: Runner, card: Mapping[str, Any]) -> None:

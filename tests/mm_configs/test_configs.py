@@ -258,8 +258,9 @@ class TestCommunityProtocol:
         cfg = load(name)
         assert cfg.param_scheduler == load("stellar_ade20k").param_scheduler
         assert cfg.model.test_cfg.mode == "slide"
-        assert cfg.val_evaluator.type == cfg.test_evaluator.type == "IoUMetric"
-        assert cfg.val_evaluator.iou_metrics == ["mIoU"]
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            assert evaluator.type == "CountedIoUMetric"
+            assert evaluator.iou_metrics == ["mIoU"]
         assert cfg.sync_bn == "torch"
         assert cfg.model.decode_head.loss_decode.type == "CrossEntropyLoss"
 

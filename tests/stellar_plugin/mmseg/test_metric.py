@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
-from stellar_plugin.mmseg import BatchJaccard
+from stellar_plugin.mmseg import BatchJaccard, CountedIoUMetric
 from stellar_plugin.mmseg.metric import batch_jaccard, count
 from tests import distributed
 
@@ -81,6 +82,40 @@ def evaluate_part(folder: Path, rank: int, world_size: int) -> float:
     return metric.evaluate(7)["paper/mIoU"]
 
 
+class TestCountedIoUMetric:
+    def test_evaluate__a_missing_class_is_left_out(self) -> None:
+        MMLogger.get_instance("test_metric")
+        # Class 2 is in a label, 3 in a prediction, 4 in neither; 255 is ignored.
+        prediction = torch.tensor([[[0, 0, 1, 1], [1, 3, 0, 4]]])
+        label = torch.tensor([[[0, 0, 1, 2], [1, 1, 255, 255]]])
+        metric = CountedIoUMetric()
+        metric.dataset_meta = META
+        metric.process({}, samples(prediction, label))
+        # IoU: 2/2, 2/4, 0/1, 0/1.
+        assert metric.evaluate(1) == {
+            "aAcc": pytest.approx(100 * 4 / 6, abs=0.005),
+            "mIoU": pytest.approx(100 * 1.5 / 4, abs=0.005),
+            # Of the classes in labels: 2/2, 2/3, 0/1.
+            "mAcc": pytest.approx(100 * (5 / 3) / 3, abs=0.005),
+            "num_classes": 4,
+        }
+
+    @pytest.mark.parametrize("metric", [CountedIoUMetric(), BatchJaccard(2)])
+    def test_evaluate__no_labels_no_score(self, metric: BaseMetric) -> None:
+        MMLogger.get_instance("test_metric")
+        predictions, labels = draw(3)
+        assert math.isnan(evaluate(metric, predictions, labels * 0 + 255, 2))
+
+    def test_evaluate__without_scores(self, tmp_path: Path) -> None:
+        MMLogger.get_instance("test_metric")
+        metric = CountedIoUMetric(format_only=True, output_dir=str(tmp_path))
+        metric.dataset_meta = META
+        (sample,) = samples(*draw(1))
+        metric.process({}, [{**sample, "img_path": "a.png"}])
+        assert metric.compute_metrics([]) == {}
+        assert (tmp_path / "a.png").is_file()
+
+
 class TestBatchJaccard:
     @pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 2048])
     def test_evaluate__brute_force(self, batch_size: int) -> None:
@@ -116,7 +151,7 @@ class TestBatchJaccard:
         metric = BatchJaccard(2)
         metric.dataset_meta = META
         metric.process({}, samples(*draw(2)))
-        assert list(metric.evaluate(2)) == ["paper/mIoU"]
+        assert list(metric.evaluate(2)) == ["paper/mIoU", "paper/num_classes"]
 
     @pytest.mark.slow
     def test_two_processes__as_one(self, tmp_path: Path) -> None:
@@ -124,6 +159,17 @@ class TestBatchJaccard:
         expected = evaluate(BatchJaccard(3), predictions, labels, 2)
         part = partial(evaluate_part, tmp_path / "parts")
         assert distributed.run(part, tmp_path) == [expected, expected]
+
+    def test_evaluate__classes_of_any_batch(self) -> None:
+        predictions = torch.tensor([[[0, 1]], [[0, 0]], [[3, 0]]])
+        labels = torch.tensor([[[0, 0]], [[0, 255]], [[0, 0]]])
+        metric = BatchJaccard(1)
+        metric.dataset_meta = META
+        metric.process({}, samples(predictions, labels))
+        assert metric.evaluate(3) == {
+            "paper/mIoU": pytest.approx(100 * (0.25 + 1 + 0.25) / 3),
+            "paper/num_classes": 3,  # 0, 1 and 3
+        }
 
     def test_bad_batch_size(self) -> None:
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stellar_plugin.mmseg.result import _reached, _tested, sha256
+from stellar_plugin.mmseg.result import _reached, _tested, fraction, sha256
 
 
 class TestSha256:
@@ -16,6 +16,12 @@ class TestSha256:
 
     def test_no_file(self, tmp_path: Path) -> None:
         assert sha256(tmp_path) is None
+
+
+def test_fraction() -> None:
+    assert fraction(47.61) == 0.4761
+    # Written as null: NaN is no JSON.
+    assert fraction(float("nan")) is None
 
 
 class TestReached:

@@ -1,0 +1,203 @@
+"""Label files, read as by a pipeline of mmsegmentation, and what is wrong with them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.dataset import BaseDataset
+from mmseg.datasets.transforms import LoadAnnotations
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+HINT = (
+    "Values that stand for classes in another way (masks of 0 and 255, colours, "
+    'one-based) are converted by dict(type="LoadConvertedAnnotations", '
+    "values=[VALUE OF CLASS 0, ...]) in the pipelines: docs/segmentation.md."
+)
+
+
+def read_labels(
+    dataset: BaseDataset, index: int, num_classes: int, ignored: int
+) -> tuple[np.ndarray, bool]:
+    """Reads and checks the label file of one image.
+
+    Args:
+        dataset:
+            Segmentation set whose pipeline loads label files.
+        index:
+            Number of the image.
+        num_classes:
+            Number of classes.
+        ignored:
+            Value that is no class.
+
+    Returns:
+        Classes, int64 with shape (height, width), and whether the file is a JPEG file.
+
+    Raises:
+        ValueError: If the labels cannot be right.
+        FileNotFoundError: If there is no such file.
+    """
+    info, load = dataset.get_data_info(index), loader(dataset)
+    assert load is not None
+    path = info.get("seg_map_path")
+    where = f"'{path}' of {called(dataset)}"
+    _check_file(path, info, dataset, load)
+    content = fileio.get(path, backend_args=load.backend_args)
+    if _is_mmsegs(load):
+        _check_depth(content, load, where)
+    labels = load(info)["gt_seg_map"].astype(np.int64)
+    check_labels(torch.from_numpy(labels), num_classes, ignored, where)
+    _check_size(dataset, info, labels.shape, where)
+    return labels, content.startswith(b"\xff\xd8\xff")
+
+
+def check_labels(labels: Tensor, num_classes: int, ignored: int, where: str) -> None:
+    """Checks the values of one label map.
+
+    Args:
+        labels:
+            Label map with shape (height, width) or (1, height, width), as the loss
+            sees it.
+        num_classes:
+            Number of classes.
+        ignored:
+            Value that is no class.
+        where:
+            What the error calls the map.
+
+    Raises:
+        ValueError: If there are other values, or several values per pixel.
+    """
+    if labels.ndim != 2 and not (labels.ndim == 3 and len(labels) == 1):
+        raise ValueError(
+            f"{where} has the shape {tuple(labels.shape)} after loading: colour or "
+            f"alpha, where a label map has one value per pixel. {HINT}"
+        )
+    outside = (labels < 0) | (labels >= num_classes)
+    wrong = labels[outside & (labels != ignored)]
+    if wrong.numel():
+        values = shown(wrong.unique().tolist())
+        raise ValueError(
+            f"{where} has the label values {values} after loading, but there are "
+            f"{num_classes} classes (0 to {num_classes - 1}) and {ignored} for "
+            "'ignored'. Check reduce_zero_label, the suffix of the label files and "
+            f"model.decode_head.num_classes. {HINT}"
+        )
+
+
+def loader(dataset: BaseDataset) -> LoadAnnotations | None:
+    """What loads label files in the pipeline of a set, if anything does."""
+    step: LoadAnnotations | None = _first(dataset, LoadAnnotations)
+    return step
+
+
+def keeps_values(dataset: BaseDataset) -> bool:
+    """Whether the classes of a set are the values of its label files."""
+    info = dataset.metainfo
+    converted = info.get("reduce_zero_label") or info.get("label_map")
+    return _is_mmsegs(loader(dataset)) and not converted
+
+
+def called(dataset: BaseDataset) -> str:
+    """What errors call a set."""
+    return f"{type(dataset).__name__} in '{getattr(dataset, 'data_root', None)}'"
+
+
+def shown(values: Sequence[object], most: int = 8) -> str:
+    """Values as text, the first few of many."""
+    text = ", ".join(map(str, values[:most]))
+    return f"{text}, ..." if len(values) > most else text
+
+
+def _is_mmsegs(load: LoadAnnotations | None) -> bool:
+    return getattr(type(load), "_load_seg_map", 0) is LoadAnnotations._load_seg_map
+
+
+def _steps(transforms: Iterable[Any]) -> Iterator[Any]:
+    """Transforms of a pipeline, also those inside of others, such as TestTimeAug."""
+    for step in transforms:
+        yield step
+        for name in ("transforms", "subroutines"):
+            inner = getattr(step, name, ())
+            yield from _steps(inner if isinstance(inner, list | tuple) else [inner])
+
+
+def _first(dataset: BaseDataset, kind: type) -> Any:
+    steps = _steps([dataset.pipeline])
+    return next((step for step in steps if isinstance(step, kind)), None)
+
+
+def _check_file(
+    path: str | None,
+    info: Mapping[str, Any],
+    dataset: BaseDataset,
+    load: LoadAnnotations,
+) -> None:
+    if path is None:
+        raise ValueError(
+            f"{called(dataset)} names no label files; set data_prefix=dict(img_path="
+            "..., seg_map_path=...)."
+        )
+    if fileio.exists(path, backend_args=load.backend_args):
+        return
+    folder = Path(path).parent
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    found = f"; there are {shown(there, 3)}" if there else ""
+    raise FileNotFoundError(
+        f"There is no label file '{path}' for the image '{info.get('img_path')}' of "
+        f"{called(dataset)}{found}. Check data_prefix.seg_map_path, img_suffix and "
+        f"seg_map_suffix ('{getattr(dataset, 'seg_map_suffix', None)}')."
+    )
+
+
+def _check_depth(content: bytes, load: LoadAnnotations, where: str) -> None:
+    """Checks that a file has no values that mmsegmentation cuts off."""
+    try:
+        values = mmcv.imfrombytes(
+            content, flag="unchanged", backend=load.imdecode_backend
+        )
+    except OSError:
+        values = None
+    if values is None:
+        raise ValueError(f"{where} is no image that can be read.")
+    if (values != values.astype(np.uint8)).any():
+        raise ValueError(
+            f"{where} has values up to {values.max()}, of which mmsegmentation keeps "
+            f"8 bits (256 becomes 0). Save classes 0, 1, ... as 8-bit PNG. {HINT}"
+        )
+
+
+def _check_size(
+    dataset: BaseDataset, info: dict[str, Any], size: tuple[int, ...], where: str
+) -> None:
+    """Checks that a label map is as large as its image."""
+    load = _first(dataset, LoadImageFromFile)
+    if load is None or _header_size(info["img_path"], load) == size:
+        return
+    image = load(info)  # by the pipeline, which may turn it as its EXIF data say
+    if image is not None and tuple(image["ori_shape"][:2]) != size:
+        raise ValueError(
+            f"{where} is {size[0]} x {size[1]} pixels (height x width), its image "
+            f"'{info['img_path']}' is {image['ori_shape'][0]} x "
+            f"{image['ori_shape'][1]}. Resize the label map by nearest neighbour, or "
+            "mend what pairs images with label files."
+        )
+
+
+def _header_size(path: str, load: LoadImageFromFile) -> tuple[int, int] | None:
+    """Height and width of an image by its header; None if only decoding tells."""
+    content = fileio.get(path, backend_args=load.backend_args)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return None if "exif" in image.info else image.size[::-1]
+    except UnidentifiedImageError:
+        return None
