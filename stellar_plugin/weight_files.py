@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from stellar_plugin.state_dict import shown
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_REASON = 300
+PEEK = 64  # bytes that tell what a file is not; weights have more
 
 
 @contextlib.contextmanager
@@ -42,6 +44,13 @@ def parsing(path: Path, what: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
+        if found and found[1].startswith("mmengine."):
+            raise ValueError(
+                f"'{path}' is the checkpoint of a run of mmengine: test it by mim test "
+                "--checkpoint, or go on from it by --cfg-options load_from=PATH. What "
+                "is asked for here are the weights that it began with; its own would "
+                "be those under 'backbone.' in its state_dict, saved as safetensors."
+            ) from error
         raise ValueError(
             f"'{path}' is damaged, or no file of tensors alone"
             + (f": it holds {found[1]}. " if found else ". ")
@@ -63,8 +72,7 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         ValueError: If the file is empty, cut short, of another format or a pickle with
             objects other than tensors and plain containers.
     """
-    if path.stat().st_size == 0:
-        raise ValueError(f"'{path}' is empty; download or copy it again.")
+    check_intact(path)
     if path.suffix == ".safetensors":
         with parsing(path, "safetensors"), safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -82,6 +90,30 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
             "a state_dict."
         )
     return content, {}
+
+
+def check_intact(path: Path) -> None:
+    """Refuses what lies in the place of weights when copying them went wrong.
+
+    Raises:
+        ValueError: If the file is empty, a few bytes, a web page, a pointer of git-lfs
+            or cut short.
+    """
+    with path.open("rb") as file:
+        start = file.read(PEEK)
+    text = start.lstrip().lower()
+    again = "download or copy it again"
+    if text.startswith(b"version https://git-lfs"):
+        problem = "is a pointer of git-lfs, not the file: get that by `git lfs pull`"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        problem = "is a web page, not weights: download it from the file's own address"
+    elif len(start) < PEEK:
+        problem = f"has {len(start)} bytes: {again}" if start else f"is empty: {again}"
+    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        problem = f"is cut short: {again}"
+    else:
+        return
+    raise ValueError(f"'{path}' {problem}.")
 
 
 def write_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ NEEDED = ("model_name", "num_queries", "norm_eps", "pos_antialias", "mean", "std
 
 OFFICIAL_REPO = "microsoft/STELLAR"
 OFFICIAL_VARIANTS = ("b8", "b16", "b24", "l16", "h16")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 TIMM_PREFIX = "timm:"
 SOURCES = (
     "a file, a folder, "
@@ -100,12 +102,31 @@ def read_source(
         return _read_timm(name.removeprefix(TIMM_PREFIX))
     if name.removeprefix("stellar-") in OFFICIAL_VARIANTS:
         name, variant = OFFICIAL_REPO, name
-    if path.is_absolute() or path.suffix or name.count("/") != 1:
+    elif _is_path(name):
         raise FileNotFoundError(
             f"There is no checkpoint '{source}': it is neither a folder or weight file "
-            f"here nor the name of a hub repository. Give {SOURCES}."
+            f"here nor the name of a hub repository.{_beside(path)} Give {SOURCES}."
         )
     return _read_hub(name, variant, hub_kwargs)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is that of a file or folder, and the hub need not be asked."""
+    return (
+        name.startswith((".", "~"))
+        or name.endswith(WEIGHT_SUFFIXES)
+        or name.count("/") != 1
+        or (name != OFFICIAL_REPO and os.path.isdir(name.split("/")[0]))
+    )
+
+
+def _beside(path: Path) -> str:
+    """What a name that is not there may have meant."""
+    folder = path.parent
+    if not os.path.isdir(folder):
+        return f" There is no folder '{folder}' either."
+    alike = difflib.get_close_matches(path.name, os.listdir(folder), n=1)
+    return f" Did you mean '{folder / alike[0]}'?" if alike else ""
 
 
 def checked_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

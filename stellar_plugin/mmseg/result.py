@@ -21,7 +21,7 @@ from stellar_plugin.hashes import file_sha256
 from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
 from stellar_plugin.mmseg.metric import NUM_CLASSES
-from stellar_plugin.mmseg.weights import check_checkpoint
+from stellar_plugin.mmseg.weights import check_checkpoint, check_file
 
 RESULT_NAME = "result.json"
 META_KEY = "stellar"
@@ -47,7 +47,8 @@ class SegmentationResultHook(Hook):
         self._metrics: Mapping[str, float] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Checks the data sets and prints the protocol card."""
+        """Checks checkpoint file and data sets, and prints the protocol card."""
+        check_file(runner)
         head = _model(runner).decode_head
         loops = {
             "train": runner._train_loop,

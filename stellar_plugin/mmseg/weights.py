@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.state_dict import misfits, shown, unwrapped
+from stellar_plugin.weight_files import check_intact
 
 # Where the metadata of a state_dict keep the settings of a module.
 SETTINGS_KEY = "settings"
@@ -51,6 +53,25 @@ class WholeModule(BaseModule):
                 f"{WAY_OUT}"
             )
         super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def check_file(runner: Runner) -> None:
+    """Says of a checkpoint file that is none what it is, before anything is built.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not what a run wrote.
+    """
+    name = runner._load_from
+    if name is None or "://" in name:
+        return
+    if not Path(name).is_file():
+        what = "is a folder" if Path(name).is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"The checkpoint '{name}' {what}; give the file that a run of this config "
+            "wrote, such as work_dirs/CONFIG/iter_40000.pth."
+        )
+    check_intact(Path(name))
 
 
 def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:

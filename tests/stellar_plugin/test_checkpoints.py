@@ -80,7 +80,7 @@ class TestReadCheckpoint:
             read_checkpoint(tmp_path)
 
     def test_no_safetensors_file(self, tmp_path: Path) -> None:
-        (tmp_path / "model.safetensors").write_text("not weights")
+        (tmp_path / "model.safetensors").write_text("not weights" * 9)
         with pytest.raises(ValueError, match="cannot be read as safetensors"):
             read_checkpoint(tmp_path)
 

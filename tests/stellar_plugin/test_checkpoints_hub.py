@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,10 +149,32 @@ class TestRepository:
         with pytest.raises(FileNotFoundError, match=f"{pattern}.*give its path"):
             read_checkpoint("me/mine")
 
-    @pytest.mark.parametrize("name", ["nothing", "a/b/c", "weights.safetensors"])
-    def test_no_name(self, hub: FakeHub, name: str) -> None:
-        with pytest.raises(FileNotFoundError, match="neither a folder or weight file"):
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("nothing", ""),
+            ("a/b/c", "There is no folder 'a/b' either."),
+            ("weights.safetensors", ""),
+            ("runs/stelar", "Did you mean 'runs/stellar'?"),
+            ("./stelar", ""),
+            ("~/stelar", "There is no folder '~' either."),
+            ("me/iter_4.pth", "There is no folder 'me' either."),
+        ],
+    )
+    def test_no_name(self, hub: FakeHub, name: str, hint: str) -> None:
+        Path("runs/stellar").mkdir(parents=True)
+        message = f"neither a folder or weight file.*{re.escape(hint)} Give a file"
+        with pytest.raises(FileNotFoundError, match=message):
             read_checkpoint(name)
+        assert hub.asked == []
+
+    def test_dots_are_no_suffix(self, hub: FakeHub) -> None:
+        save(timm_vit().state_dict(), hub.folder / "model.safetensors")
+        read_checkpoint("timm/vit_base_patch16_224.mae")
+        assert hub.asked[0][:2] == (
+            "timm/vit_base_patch16_224.mae",
+            "model.safetensors",
+        )
 
 
 class TestTimm:

@@ -315,17 +315,32 @@ class TestFaultyFiles:
             read_checkpoint(tmp_path / "a.pth")
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-    @pytest.mark.parametrize("keep", [20, 1000, -100])
-    def test_truncated(self, tmp_path: Path, suffix: str, keep: int) -> None:
+    @pytest.mark.parametrize(
+        ("keep", "message"),
+        [(3, "has 3 bytes"), (1000, "cut short"), (-100, "cut short")],
+    )
+    def test_truncated(
+        self, tmp_path: Path, suffix: str, keep: int, message: str
+    ) -> None:
         path = save(timm_vit().state_dict(), tmp_path / f"a{suffix}")
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match=rf"a\{suffix}'.*{message}.*again"):
             read_checkpoint(path)
 
-    def test_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.pth").write_text("<html>404</html>")
-        with pytest.raises(ValueError, match="is damaged"):
-            read_checkpoint(tmp_path / "a.pth")
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("\n<!DOCTYPE html>\n<html><title>Not found", "is a web page, not weights"),
+            ("<html>404</html>", "is a web page, not weights"),
+            ("version https://git-lfs.github.com/spec/v1\noid", "by `git lfs pull`"),
+            ("not weights " * 9, r"is damaged|cannot be read.*is damaged"),
+        ],
+    )
+    def test_text(self, tmp_path: Path, suffix: str, text: str, message: str) -> None:
+        (tmp_path / f"a{suffix}").write_text(text)
+        with pytest.raises(ValueError, match=rf"a\{suffix}'.*({message})"):
+            read_checkpoint(tmp_path / f"a{suffix}")
 
     def test_foreign_objects(self, tmp_path: Path) -> None:
         path = save({"model": timm_vit()}, tmp_path / "a.pth")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
 
 from stellar_plugin import Stellar
@@ -138,6 +139,15 @@ class TestInitWeights:
         model = build(init_cfg=init_cfg(tmp_path / "nowhere"))
         with pytest.raises(
             FileNotFoundError, match=r"nowhere.*model\.backbone\.init_cfg\.checkpoint="
+        ):
+            model.init_weights()
+
+    def test_checkpoint_of_a_run(self, tmp_path: Path) -> None:
+        content = {"state_dict": {}, "message_hub": {"loss": HistoryBuffer()}}
+        torch.save(content, tmp_path / "iter_4.pth")
+        model = build(init_cfg=init_cfg(tmp_path / "iter_4.pth"))
+        with pytest.raises(
+            ValueError, match=r"iter_4\.pth' is .* run .*load_from=PATH"
         ):
             model.init_weights()
 

@@ -18,7 +18,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from stellar_plugin import Stellar
-from stellar_plugin.mmseg.weights import check_checkpoint
+from stellar_plugin.mmseg.weights import check_checkpoint, check_file
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
     NUM_QUERIES,
@@ -70,6 +70,9 @@ def logits(model: nn.Module) -> Tensor:
 
 
 class Check(Hook):
+    def before_run(self, runner: Runner) -> None:
+        check_file(runner)
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(runner, checkpoint)
 
@@ -173,6 +176,29 @@ class TestTest:
             init_model(
                 Config({"model": config()}), str(tmp_path / "last.ckpt"), device="cpu"
             )
+
+    @pytest.mark.parametrize(
+        ("name", "content", "error", "message"),
+        [
+            ("nothing.pth", None, FileNotFoundError, "does not exist; give the file"),
+            ("", None, FileNotFoundError, "is a folder; give the file"),
+            ("a.pth", "abc", ValueError, "has 3 bytes"),
+            ("a.pth", "<html>" * 20, ValueError, "is a web page"),
+            ("a.pth", "PK" * 40, ValueError, "is cut short"),
+        ],
+    )
+    def test_no_checkpoint(
+        self,
+        name: str,
+        content: str | None,
+        error: type[Exception],
+        message: str,
+        tmp_path: Path,
+    ) -> None:
+        if content:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(error, match=f"{name}' {message}"):
+            runner(tmp_path / name, tmp_path).test()
 
     @pytest.mark.parametrize(
         "prefix", ["", "module.", "module._orig_mod.", "backbone:_fsdp_wrapped_module."]
