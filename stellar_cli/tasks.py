@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from stellar_cli.errors import OptionError, did_you_mean
 
 # Module below `lightly_ext.evaluate` and purpose of each task, which is the function
-# `run_TASK` there; imported only when the task runs.
+# `run_TASK` there; imported only when the task runs. Beside it, `check_TASK` finds all
+# that the task needs but the model, or raises: before a model is loaded, and an image
+# read.
 TASKS = {
     "knn": ("classification.knn", "k nearest neighbours of frozen features"),
     "linear": ("classification.linear", "linear probe on cached features"),

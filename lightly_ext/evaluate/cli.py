@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     """
     task, options = argv[0], list(argv[1:])
     module_name, what = TASKS[task]
-    function = getattr(_import(task, module_name), f"run_{task.replace('-', '_')}")
+    module, name = _import(task, module_name), task.replace("-", "_")
+    function = getattr(module, f"run_{name}")
     needs_model = "model" in inspect.signature(function).parameters
     parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
     raise_errors(parser)
@@ -47,12 +48,15 @@ def main(argv: Sequence[str]) -> None:
     options = _flags(_repeatable(options, function), (function, load_frozen_model))
     values = vars(parser.parse_args(options))
     if needs_model:
-        values |= _begin(values)
+        values |= _begin(values, getattr(module, f"check_{name}"))
     function(**values)
 
 
-def _begin(values: dict[str, Any]) -> dict[str, Any]:
-    """Makes devices, results and model of their options, which are taken out."""
+def _begin(values: dict[str, Any], check: Callable[..., Any]) -> dict[str, Any]:
+    """Makes devices, results and model of their options, which are taken out.
+
+    Loading a model takes long, so what the task needs beside it is checked before.
+    """
 
     def take(function: Callable[..., Any]) -> dict[str, Any]:
         names = inspect.signature(function).parameters
@@ -60,6 +64,8 @@ def _begin(values: dict[str, Any]) -> dict[str, Any]:
 
     devices = Devices(**take(Devices))
     results = Results(devices, **take(Results))
+    needed = set(inspect.signature(check).parameters)
+    results.look_ahead(check, **{k: v for k, v in values.items() if k in needed})
     model = load_frozen_model(**take(load_frozen_model), seed=devices.seed)
     return {"model": model.to(devices.device), "devices": devices, "results": results}
 

@@ -42,6 +42,20 @@ class Time(NamedTuple):
 Times = dict[str, dict[int, Time]]
 
 
+def check_efficiency(
+    results: Results, batch_sizes: Sequence[int], max_seconds: float
+) -> None:
+    """Checks the options; see `Results.required`."""
+    if results.devices.world_size > 1:
+        raise ValueError("Times are those of one device: leave --devices at 1.")
+    if results.limit is not None:
+        raise ValueError("Random images are timed: leave --limit out.")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be 1 or more, got {list(batch_sizes)}.")
+    if max_seconds <= 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds:g}.")
+
+
 def run_efficiency(
     model: FrozenModel,
     devices: Devices,
@@ -71,7 +85,7 @@ def run_efficiency(
         ValueError: If an option is impossible, or the model is not STELLAR with its
             decoder.
     """
-    _check(devices, batch_sizes, max_seconds)
+    results.required(check_efficiency, batch_sizes=batch_sizes, max_seconds=max_seconds)
     form = MEMORY_FORMATS[memory_format]
     stellar = _stellar(model).to(memory_format=form)
     protocol = _protocol(model, results, batch_sizes, memory_format)
@@ -134,15 +148,6 @@ def time_part(
     measured = timer.adaptive_autorange(max_run_time=max_seconds)
     iqr = 1000 * measured.iqr if len(measured.times) > 1 else None
     known[batch_size] = Time(1000 * measured.median, iqr)
-
-
-def _check(devices: Devices, batch_sizes: Sequence[int], max_seconds: float) -> None:
-    if devices.world_size > 1:
-        raise ValueError("Times are those of one device: leave --devices at 1.")
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes must be 1 or more, got {list(batch_sizes)}.")
-    if max_seconds <= 0:
-        raise ValueError(f"max_seconds must be positive, got {max_seconds:g}.")
 
 
 def _stellar(model: FrozenModel) -> Stellar:

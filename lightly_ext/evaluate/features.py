@@ -146,6 +146,20 @@ class FeatureCache:
         return _opened(devices, files, folder, list(shapes), num_reused)
 
 
+def check_present(files: ImageFiles) -> None:
+    """Checks that listed images are there; a few that are not count as unreadable.
+
+    Raises:
+        FileNotFoundError: If more than 5 % are missing.
+    """
+    missing = [name for name in files.names if not (files.root / name).is_file()]
+    if len(missing) > MOST_UNREADABLE * len(files):
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} images are not in '{files.root}', for "
+            f"example '{printable(missing[0])}'."
+        )
+
+
 def say_unreadable(
     devices: Devices, files: ImageFiles, unreadable: Sequence[int]
 ) -> None:

@@ -142,6 +142,7 @@ class FrozenModel(nn.Module):
             ValueError: If there is no such feature, the model does not have it, or
                 the weights do not tell which method they come from.
         """
+        check_feature_name(feature)
         if feature == "auto":
             if self.origin.feature is None:
                 raise ValueError(
@@ -150,11 +151,6 @@ class FrozenModel(nn.Module):
                     f"known: name one of {', '.join(FEATURES)}."
                 )
             return self.origin.feature
-        if feature not in FEATURES:
-            raise ValueError(
-                f"features must be 'auto' or one of {', '.join(FEATURES)}, got "
-                f"'{feature}'."
-            )
         if feature in ("sparse", "lowrank") and not self.num_queries:
             raise ValueError(
                 f"'{self.origin.label}' has no latent queries, so no {feature} "
@@ -191,6 +187,14 @@ class FrozenModel(nn.Module):
     def has_localization(self) -> bool:
         """Whether there is a localization of tokens on patches."""
         return bool(getattr(self.backbone, "has_localization", False))
+
+
+def check_feature_name(feature: str) -> None:
+    """Raises a ValueError unless a feature is "auto" or one of `FEATURES`."""
+    if feature not in ("auto", *FEATURES):
+        raise ValueError(
+            f"features must be 'auto' or one of {', '.join(FEATURES)}, got '{feature}'."
+        )
 
 
 def select_tokens(result: Factorization, feature: str) -> Tensor:

@@ -31,3 +31,14 @@ def check_writable(folder: Path) -> None:
             f"output '{folder}' cannot be written: '{there}' is read-only. Name "
             "another folder with --output."
         )
+
+
+def check_files(**options: str | None) -> None:
+    """Checks that options are files, or None.
+
+    Raises:
+        FileNotFoundError: If one is not.
+    """
+    for option, value in options.items():
+        if value is not None and not Path(value).is_file():
+            raise FileNotFoundError(f"There is no file '{value}': --{option} FILE.")

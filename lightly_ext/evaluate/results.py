@@ -6,6 +6,7 @@ import datetime
 import platform
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from lightly_ext.evaluate.sizes import described_sizes, image_sizes
 from stellar_plugin.protocols import Protocol
 
 P = TypeVar("P", bound=Protocol)
+T = TypeVar("T")
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "torchmetrics")
 
 
@@ -56,6 +58,26 @@ class Results:
         check_writable(self.output)
         self.limit = limit
         self._options = {"resize": resize, "crop": crop, "limit": limit}
+        self._ahead: dict[str, Any] = {}
+
+    def look_ahead(self, check: Callable[..., Any], **options: Any) -> None:
+        """Finds what a task needs before its model is loaded; see `required`."""
+        self._ahead[_call(check, options)] = check(self, **options)
+
+    def required(self, check: Callable[..., T], **options: Any) -> T:
+        """What a task needs beside its model; every task begins with it.
+
+        Args:
+            check:
+                `check_TASK`, beside `run_TASK`: raises if something is missing.
+            options:
+                Its arguments, those of the task's that it depends on.
+
+        Returns:
+            What it found, now or by `look_ahead`.
+        """
+        call = _call(check, options)
+        return self._ahead.pop(call) if call in self._ahead else check(self, **options)
 
     @property
     def cache(self) -> Path:
@@ -198,3 +220,7 @@ def _device_name(device: torch.device) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text).strip("_")
+
+
+def _call(check: Callable[..., Any], options: dict[str, Any]) -> str:
+    return repr((check, sorted(options.items())))

@@ -20,6 +20,39 @@ from stellar_plugin.protocols import TrainedProtocol
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
+def fitting_batch(
+    devices: Devices, batch_size: int, num_images: int, multiple: int
+) -> int:
+    """Cuts a batch to the number of images, and says so.
+
+    Args:
+        devices:
+            Where it runs.
+        batch_size:
+            What is wanted.
+        num_images:
+            What there is.
+        multiple:
+            What the cut batch is a multiple of.
+
+    Raises:
+        ValueError: If there are fewer images than that.
+    """
+    if batch_size <= num_images:
+        return batch_size
+    cut = num_images // multiple * multiple
+    if not cut:
+        raise ValueError(
+            f"{num_images} images to train on cannot be shared by {multiple} devices: "
+            "name more images, or fewer --devices."
+        )
+    devices.say(
+        f"A batch of {batch_size} is cut to {cut}: there are {num_images} images to "
+        "train on."
+    )
+    return cut
+
+
 def make_trainer(
     devices: Devices, protocol: TrainedProtocol, folder: Path, **options: Any
 ) -> Trainer:

@@ -14,13 +14,43 @@ from lightly_ext.evaluate.classification.finetune_module import (
 from lightly_ext.evaluate.classification.split import Split, split_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.fingerprints import fingerprint
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
-from lightly_ext.evaluate.training import LAST_CHECKPOINT, make_trainer
-from stellar_plugin.protocols import FINETUNE, AugmentedClassifierProtocol
+from lightly_ext.evaluate.training import (
+    LAST_CHECKPOINT,
+    fitting_batch,
+    make_trainer,
+)
+from stellar_plugin.protocols import FINETUNE
+
+# Of a batch that is cut: a prime number of images could only be computed one by one.
+DIVISOR = 8
+
+
+def check_finetune(
+    results: Results,
+    data: str,
+    features: str,
+    epochs: int | None,
+    lr: float | None,
+    train_batch_size: int | None,
+) -> Split:
+    """Checks the options and finds the data set; see `Results.required`."""
+    devices = results.devices
+    check_feature_name(features)
+    check_positive(epochs=epochs)
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive, got {lr}.")
+    size = FINETUNE.batch_sizes[0] if train_batch_size is None else train_batch_size
+    if size < 1 or size % devices.world_size:
+        raise ValueError(
+            f"train_batch_size must be positive and a multiple of the "
+            f"{devices.world_size} device(s), got {size}."
+        )
+    return split_set(devices, data, results.limit)
 
 
 def run_finetune(
@@ -69,19 +99,18 @@ def run_finetune(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or the loss is not finite.
     """
+    options = {"epochs": epochs, "lr": lr, "train_batch_size": train_batch_size}
+    split = results.required(check_finetune, data=data, features=features, **options)
+    batch_size = train_batch_size or FINETUNE.batch_sizes[0]
     protocol = results.protocol(
         model,
         FINETUNE,
+        data=split.data.name,
+        train_scale=split.data.train_scale,
         features=features,
         epochs=epochs,
         lrs=None if lr is None else (lr,),
-        batch_sizes=None if train_batch_size is None else (train_batch_size,),
-    )
-    _check_options(devices, protocol)
-    split = split_set(devices, data, results.limit)
-    _check_images(protocol, split)
-    protocol = protocol.replace(
-        data=split.data.name, train_scale=split.data.train_scale
+        batch_sizes=(_fitting_batch(devices, batch_size, len(split.kept)),),
     )
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
@@ -96,25 +125,11 @@ def run_finetune(
     return _tested(model, results, module)
 
 
-def _check_options(devices: Devices, protocol: AugmentedClassifierProtocol) -> None:
-    (lr,), (batch_size,) = protocol.lrs, protocol.batch_sizes
-    check_positive(epochs=protocol.epochs)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be positive, got {lr}.")
-    if batch_size < 1 or batch_size % devices.world_size:
-        raise ValueError(
-            f"train_batch_size must be positive and a multiple of the "
-            f"{devices.world_size} device(s), got {batch_size}."
-        )
-
-
-def _check_images(protocol: AugmentedClassifierProtocol, split: Split) -> None:
-    (batch_size,) = protocol.batch_sizes
-    if batch_size > len(split.kept):
-        raise ValueError(
-            f"A batch of {batch_size} is larger than the {len(split.kept)} images to "
-            "train on: give a smaller --train_batch_size."
-        )
+def _fitting_batch(devices: Devices, batch_size: int, num_images: int) -> int:
+    """At most as many images as there are, in parts that a device computes at once."""
+    parts = devices.world_size * DIVISOR
+    multiple = parts if num_images >= parts else devices.world_size
+    return fitting_batch(devices, batch_size, num_images, multiple)
 
 
 def _fit(module: FineTuning, folder: Path, resume: bool) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from lightly_ext.evaluate.datasets import find_classification_set
+from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import POOLED, FeatureCache
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.metrics import Voters, check_knn_options
 from stellar_plugin.protocols import KNN
+
+
+def check_knn(
+    results: Results, data: str, features: str, neighbours: int, temperature: float
+) -> ClassificationSet:
+    """Finds the data set; see `Results.required`."""
+    check_feature_name(features)
+    found = find_classification_set(data).limited(results.limit)
+    check_knn_options(neighbours, temperature, len(found.train))
+    return found
 
 
 def run_knn(
@@ -52,9 +62,14 @@ def run_knn(
         ValueError: If an option or the data set is impossible.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    found = find_classification_set(data).limited(results.limit)
+    found = results.required(
+        check_knn,
+        data=data,
+        features=features,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
     train, test = found.train, found.test
-    check_knn_options(neighbours, temperature, len(train))
     protocol = results.protocol(
         model,
         KNN,
@@ -73,6 +88,7 @@ def run_knn(
     voting = cache.pooled(train, protocol, feature)
     asked = cache.pooled(test, protocol, feature)
     bank, queries = voting.rows(POOLED), asked.rows(POOLED)
+    check_knn_options(neighbours, temperature, len(bank))  # of the readable ones
     bank_labels = train.label_tensor[voting.readable]
     labels = test.label_tensor[asked.readable]
     if not (bank.isfinite().all() and queries.isfinite().all()):

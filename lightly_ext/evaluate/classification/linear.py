@@ -24,18 +24,33 @@ from lightly_ext.evaluate.classification.split import Split, accuracies, split_s
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.fingerprints import fingerprint
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.protocols import (
     LINEAR,
     LINEAR_PAPER,
     ClassifierProtocol,
     RandomCropProtocol,
 )
+
+
+def check_linear(
+    results: Results,
+    data: str,
+    features: str,
+    epochs: int | None,
+    lrs: list[float] | None,
+    batch_sizes: list[int] | None,
+) -> Split:
+    """Checks the options and finds the data set; see `Results.required`."""
+    check_feature_name(features)
+    _check_options(**_fields(epochs, lrs, batch_sizes))
+    return split_set(results.devices, data, results.limit)
 
 
 def run_linear(
@@ -89,20 +104,24 @@ def run_linear(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
+    split = results.required(
+        check_linear,
+        data=data,
+        features=features,
+        epochs=epochs,
+        lrs=lrs,
+        batch_sizes=batch_sizes,
+    )
     protocol = results.protocol(
         model,
         protocol,
+        data=split.data.name,
         features=features,
-        epochs=epochs,
-        lrs=None if lrs is None else tuple(sorted(set(lrs))),
-        batch_sizes=None if batch_sizes is None else tuple(sorted(set(batch_sizes))),
+        **_fields(epochs, lrs, batch_sizes),
     )
-    _check_options(protocol)
-    split = split_set(devices, data, results.limit)
-    protocol = protocol.replace(data=split.data.name)
     if isinstance(protocol, RandomCropProtocol):
         protocol = protocol.replace(train_scale=split.data.train_scale)
-    grid = _grid(devices, protocol, len(split.kept))
+    protocol, grid = _grid(devices, protocol, len(split.kept))
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
     cache = FeatureCache(model, devices, results.cache)
@@ -126,6 +145,7 @@ def run_linear(
 run_linear_paper = update_wrapper(
     partial(run_linear, protocol=LINEAR_PAPER), run_linear
 )
+check_linear_paper = check_linear
 
 
 @dataclass(frozen=True)
@@ -167,16 +187,30 @@ class _Run:
         )
 
 
-def _check_options(protocol: ClassifierProtocol) -> None:
-    lrs, sizes = protocol.lrs, protocol.batch_sizes
-    check_positive(epochs=protocol.epochs)
-    if not lrs or not sizes:
-        raise ValueError(
-            f"lrs and batch_sizes need at least one value each, got {lrs} and {sizes}."
-        )
-    if not all(0 < lr < math.inf for lr in lrs):
+def _fields(
+    epochs: int | None, lrs: list[float] | None, batch_sizes: list[int] | None
+) -> dict[str, Any]:
+    """Fields of a protocol that options change, None where they do not."""
+    return {
+        "epochs": epochs,
+        "lrs": None if lrs is None else tuple(sorted(set(lrs))),
+        "batch_sizes": None if batch_sizes is None else tuple(sorted(set(batch_sizes))),
+    }
+
+
+def _check_options(
+    epochs: int | None,
+    lrs: tuple[float, ...] | None,
+    batch_sizes: tuple[int, ...] | None,
+) -> None:
+    check_positive(epochs=epochs)
+    for name, values in (("lrs", lrs), ("batch_sizes", batch_sizes)):
+        if values == ():
+            raise ValueError(f"{name} needs at least one value, got none.")
+    if lrs and not all(0 < lr < math.inf for lr in lrs):
         raise ValueError(f"lrs must be positive, got {lrs}.")
-    if sizes[0] < 1 or any(sizes[-1] % size for size in sizes):
+    sizes = batch_sizes
+    if sizes and (sizes[0] < 1 or any(sizes[-1] % size for size in sizes)):
         raise ValueError(
             f"batch_sizes must be positive and divide the largest, got {sizes}."
         )
@@ -184,21 +218,19 @@ def _check_options(protocol: ClassifierProtocol) -> None:
 
 def _grid(
     devices: Devices, protocol: ClassifierProtocol, num_images: int
-) -> list[HeadOptions]:
-    """The heads whose batches the training set can fill."""
+) -> tuple[ClassifierProtocol, list[HeadOptions]]:
+    """The heads whose batches the training set can fill, at least one of each lr."""
+    if min(protocol.batch_sizes) > num_images:
+        size = fitting_batch(devices, min(protocol.batch_sizes), num_images, 1)
+        protocol = protocol.replace(batch_sizes=(size,))
     too_large = [size for size in protocol.batch_sizes if size > num_images]
-    sizes = [size for size in protocol.batch_sizes if size <= num_images]
-    if not sizes:
-        raise ValueError(
-            f"All batch sizes {protocol.batch_sizes} are larger than the {num_images} "
-            "images to train on: give smaller --batch_sizes."
-        )
     if too_large:
         devices.say(
             f"Left out: batch sizes {', '.join(map(str, too_large))}, more than the "
             f"{num_images} images to train on."
         )
-    return [HeadOptions(size, lr) for size in sizes for lr in protocol.lrs]
+    sizes = [size for size in protocol.batch_sizes if size <= num_images]
+    return protocol, [HeadOptions(size, lr) for size in sizes for lr in protocol.lrs]
 
 
 def _probe(

@@ -51,6 +51,26 @@ LEAD = (
 )
 
 
+def check_concepts(
+    results: Results,
+    data: str,
+    query: list[str] | None,
+    prototypes: list[str] | None,
+    num_queries: int,
+    num_neighbours: int,
+    threshold: float,
+) -> tuple[str, ImageFiles]:
+    """Checks the options, finds the images and their name; see `Results.required`."""
+    if query and prototypes:
+        raise ValueError("Name tokens (query) or prototypes, not both.")
+    check_positive(num_queries=num_queries, num_neighbours=num_neighbours)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    name, files = find_images(data, limit=results.limit)
+    _check_number(len(files), files)
+    return name, files
+
+
 def run_concepts(
     model: FrozenModel,
     devices: Devices,
@@ -105,8 +125,15 @@ def run_concepts(
         ValueError: If an option is impossible, an image is not in the folder, or the
             model has no tokens, no localization or no prototypes.
     """
-    _check_options(query, prototypes, num_queries, num_neighbours, threshold)
-    name, files = find_images(data, limit=results.limit)
+    name, files = results.required(
+        check_concepts,
+        data=data,
+        query=query,
+        prototypes=prototypes,
+        num_queries=num_queries,
+        num_neighbours=num_neighbours,
+        threshold=threshold,
+    )
     model.require_localization()
     plan = plan_search(model, devices, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])
@@ -124,7 +151,7 @@ def run_concepts(
     index, cached = index_tokens(
         FeatureCache(model, devices, results.cache), files, protocol
     )
-    _check_index(index, files)
+    _check_number(len(index.readable), files)
     num_images = len(index.readable)
     num_tokens = num_images * index.num_tokens
     devices.say(f"Searching {num_tokens} tokens.")
@@ -227,25 +254,10 @@ class Found:
         return rows
 
 
-def _check_options(
-    query: Sequence[str] | None,
-    prototypes: Sequence[str] | None,
-    num_queries: int,
-    num_neighbours: int,
-    threshold: float,
-) -> None:
-    if query and prototypes:
-        raise ValueError("Name tokens (query) or prototypes, not both.")
-    check_positive(num_queries=num_queries, num_neighbours=num_neighbours)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
-
-
-def _check_index(index: TokenIndex, files: ImageFiles) -> None:
-    if len(index.readable) < 2:
+def _check_number(num_images: int, files: ImageFiles) -> None:
+    if num_images < 2:
         raise ValueError(
-            f"Neighbours need 2 readable images, '{files.root}' has "
-            f"{len(index.readable)}."
+            f"Neighbours need 2 readable images, '{files.root}' has {num_images}."
         )
 
 

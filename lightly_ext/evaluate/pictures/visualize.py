@@ -64,6 +64,23 @@ class Seen:
     decoded: Uint8Array | None
 
 
+def check_visualize(
+    results: Results,
+    data: str,
+    num_images: int,
+    tokens: bool,
+    threshold: float | None,
+) -> tuple[str, ImageFiles]:
+    """Checks the options, finds the images and their name; see `Results.required`."""
+    check_positive(num_images=num_images)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    if threshold is not None and not tokens:
+        raise ValueError("threshold is about single tokens: add --tokens.")
+    name, files = _find(data)
+    return name, files.limited(results.limit).limited(num_images)
+
+
 def run_visualize(
     model: FrozenModel,
     devices: Devices,
@@ -102,9 +119,13 @@ def run_visualize(
     Raises:
         ValueError: If an option is impossible, or no image is readable.
     """
-    _check(num_images, tokens, threshold)
-    name, files = _find(data)
-    files = files.limited(results.limit).limited(num_images)
+    name, files = results.required(
+        check_visualize,
+        data=data,
+        num_images=num_images,
+        tokens=tokens,
+        threshold=threshold,
+    )
     if tokens:
         model.require_localization()
     protocol = results.protocol(model, VISUALIZE, data=f"{len(files)} images of {name}")
@@ -123,14 +144,6 @@ def run_visualize(
         devices.say("\n".join(str(path) for path in written))
     devices.fabric.barrier()
     return written
-
-
-def _check(num_images: int, tokens: bool, threshold: float | None) -> None:
-    check_positive(num_images=num_images)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
-    if threshold is not None and not tokens:
-        raise ValueError("threshold is about single tokens: add --tokens.")
 
 
 def _find(data: str) -> tuple[str, ImageFiles]:

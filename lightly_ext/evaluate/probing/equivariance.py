@@ -13,7 +13,7 @@ from torch import Tensor
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.images import EvaluationImages, centre_crop
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.reduction import (
     ImageMeans,
@@ -48,6 +48,13 @@ class Factors(NamedTuple):
     localization: Tensor
 
 
+def check_equivariance(results: Results, data: str) -> tuple[str, ImageFiles]:
+    """Finds the images and their name; see `Results.required`."""
+    name, files = find_images(data, limit=results.limit)
+    require_pairs(files)
+    return name, files
+
+
 def run_equivariance(
     model: FrozenModel, devices: Devices, results: Results, data: str
 ) -> Result:
@@ -72,13 +79,12 @@ def run_equivariance(
     Raises:
         ValueError: If the model has no S and L, or a crop does not fit into an image.
     """
+    name, files = results.required(check_equivariance, data=data)
     model.require_localization()
-    name, files = find_images(data, limit=results.limit)
     protocol = results.protocol(model, EQUIVARIANCE, data=name)
     if results.sizes["resize"] is None:  # the size of the model may leave no room
         protocol = protocol.replace(resize=max(protocol.resize, _side(protocol)))
     window = _window(protocol)
-    require_pairs(files)
     patch = _patch_size(model, protocol)
     results.announce(model, protocol)
     images = EvaluationImages(files, centre_crop(window, model.origin.interpolation))

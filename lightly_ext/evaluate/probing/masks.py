@@ -143,8 +143,11 @@ def listed_files(files: ImageFiles, split: str) -> ImageFiles:
             without extension; as in Pascal VOC's `ImageSets/Segmentation/val.txt`.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If an image is not there, or none is listed.
     """
+    if not Path(split).is_file():
+        raise FileNotFoundError(f"There is no file '{split}' with names of images.")
     numbers = {_stem(name): i for i, name in enumerate(files.names)}
     names = [line.strip() for line in Path(split).read_text().splitlines()]
     stems = [n if n in numbers else _stem(n) for n in names if n]

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from lightly_ext.evaluate.classification.linear import run_linear
-from lightly_ext.evaluate.datasets import (
-    ClassificationSet,
-    find_classification_set,
-    find_images,
-)
+from lightly_ext.evaluate.classification.linear import check_linear, run_linear
+from lightly_ext.evaluate.datasets import ClassificationSet
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_like
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
 from lightly_ext.evaluate.presets import PRESETS
+from lightly_ext.evaluate.reconstruction.autoencoder import build_autoencoder
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
-from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
+from lightly_ext.evaluate.reconstruction.reconstruction import (
+    check_reconstruction,
+    run_reconstruction,
+)
 from lightly_ext.evaluate.report.scores import shown_score
 from lightly_ext.evaluate.report.tables import card_differences
 from lightly_ext.evaluate.result import RESULT_NAME, Result, markdown_table
@@ -42,6 +42,40 @@ class RankPoint(NamedTuple):
     num_tokens: int
     linear: Result
     reconstruction: Result
+
+
+def check_rank(
+    results: Results,
+    data: str,
+    others: list[str],
+    images: str | None,
+    inception: str | None,
+    lpips_net: str | None,
+    tokenizer: str | None,
+    force: bool,
+) -> tuple[str, str, str]:
+    """Finds both sets; see `Results.required`.
+
+    Returns:
+        Name of the classes, the images to reconstruct, and their name.
+    """
+    if not others:
+        raise ValueError("One model makes no curve: name more with --others MODEL.")
+    classes = check_linear(results, data, "auto", None, None, None).data
+    images = images or _test_images(data, classes)
+    name, _, _ = check_reconstruction(
+        results,
+        images,
+        "pretrained",
+        train=None,
+        tokenizer=tokenizer,
+        decoder=None,
+        epochs=None,
+        inception=inception,
+        lpips_net=lpips_net,
+        force=force,
+    )
+    return classes.name, images, name
 
 
 def run_rank(
@@ -89,18 +123,33 @@ def run_rank(
         FileNotFoundError: If a file is missing.
         ValueError: If models have no tokens or equally many, or cannot be compared.
     """
+    name, images, decoded_set = results.required(
+        check_rank,
+        data=data,
+        others=others,
+        images=images,
+        inception=inception,
+        lpips_net=lpips_net,
+        tokenizer=tokenizer,
+        force=force,
+    )
     models = models_by_rank(model, others)
-    classes = find_classification_set(data)
-    images = images or _test_images(data, classes)
     networks = load_networks(devices, inception, lpips_net).identity
-    decoded_set = find_images(images)[0]
-    points = []
-    for num_tokens, of_rank in models.items():
-        probe = results.protocol(of_rank, LINEAR, data=classes.name)
+    plans = []  # of all models, before the first of them reads an image
+    for of_rank in models.values():
+        probe = results.protocol(of_rank, LINEAR, data=name)
         decoding = results.protocol(
             of_rank, RECONSTRUCTION, data=decoded_set, networks=networks
         )
-        # Its checks are the stricter ones, and it takes less time.
+        if stored_result(of_rank, results, decoding) is None:
+            build_autoencoder(
+                of_rank, devices, True, "lowrank", None, tokenizer, decoding.crop
+            )
+        plans.append((probe, decoding))
+    points = []
+    for (num_tokens, of_rank), (probe, decoding) in zip(
+        models.items(), plans, strict=True
+    ):
         decoded = stored_result(of_rank, results, decoding) or run_reconstruction(
             of_rank,
             devices,
@@ -129,11 +178,8 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
             The other models.
 
     Raises:
-        ValueError: If there is only one model, or two have the same number of tokens,
-            or one has none.
+        ValueError: If two models have the same number of tokens, or one has none.
     """
-    if not others:
-        raise ValueError("One model makes no curve: name more with --others MODEL.")
     found: dict[int, FrozenModel] = {}
     for each in (model, *(load_like(model, other) for other in others)):
         num_tokens = each.num_queries

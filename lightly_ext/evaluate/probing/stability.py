@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 from lightly_ext.evaluate.loading import load_like
 from lightly_ext.evaluate.plots import save_line_plot
@@ -38,6 +38,16 @@ from stellar_plugin.protocols import (
 
 Means = Mapping[float, Mean]
 OTHER = math.inf  # "scale" of another image
+
+
+def check_stability(
+    results: Results, data: str, features: str
+) -> tuple[str, ImageFiles]:
+    """Finds the images and their name; see `Results.required`."""
+    check_feature_name(features)
+    name, files = find_images(data, limit=results.limit)
+    require_pairs(files)
+    return name, files
 
 
 def run_stability(
@@ -75,8 +85,7 @@ def run_stability(
         ValueError: If a model does not have the feature, or the crop is larger than
             the image.
     """
-    name, files = find_images(data, limit=results.limit)
-    require_pairs(files)
+    name, files = results.required(check_stability, data=data, features=features)
     # All models first: what is wrong with the last one must not come out at the end.
     runs = {_label(model, features): (model, features)}
     for source in against or []:

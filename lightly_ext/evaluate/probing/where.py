@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
     best_parts_iou,
@@ -43,6 +44,31 @@ OVERLAP = ("token_overlap", "token_overlap_one_to_one")
 # The model, and the reference that knows nothing of the image.
 PREFIXES = ("", "grid_")
 NUM_PICTURES = 6
+
+
+def check_where(
+    results: Results,
+    data: str,
+    masks: str,
+    split: str | None,
+    background: tuple[int, ...] | int,
+    ignore: tuple[int, ...] | int,
+) -> tuple[str, ImageFiles, list[Path], LabelValues]:
+    """Finds images, their name, masks and label values; see `Results.required`."""
+    values = LabelValues(_as_tuple(background), _as_tuple(ignore))
+    name, files = find_images(data)
+    if split is not None:
+        files = listed_files(files, split)
+        name = f"{name} ({Path(split).stem})"
+    files = files.limited(results.limit)
+    paths = find_masks(files, masks)
+    check_values(paths, values)
+    if values.background and len(files) < 2:
+        raise ValueError(
+            f"'{data}' has one image: tokens are decided on in some images and scored "
+            "in others, so two are needed."
+        )
+    return name, files, paths, values
 
 
 def run_where(
@@ -85,16 +111,16 @@ def run_where(
         ValueError: If the model has no localization, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
+    name, files, paths, values = results.required(
+        check_where,
+        data=data,
+        masks=masks,
+        split=split,
+        background=background,
+        ignore=ignore,
+    )
     model.require_localization()
-    values = LabelValues(_as_tuple(background), _as_tuple(ignore))
-    name, files = find_images(data)
-    if split is not None:
-        files = listed_files(files, split)
-        name = f"{name} ({Path(split).stem})"
     protocol = results.protocol(model, WHERE, data=name, classes=str(values))
-    files = files.limited(results.limit)
-    paths = find_masks(files, masks)
-    check_values(paths, values)
     images = MaskedImages(files, paths, protocol, model.origin.interpolation)
     results.announce(model, protocol)
     counts, num_unreadable = _count(model, devices, images, values)

@@ -13,7 +13,7 @@ from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.numerics import numerics
-from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.options import check_files, check_positive
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     Latent,
@@ -30,6 +30,7 @@ from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
 from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import (
     FID_IMAGES,
@@ -51,10 +52,33 @@ TRAINING_FIELDS = (
     *("split", "train_views", "train_scale", "optimizer", "lrs", "batch_sizes"),
     *("weight_decay", "clip", "epochs", "schedule"),
 )
+TrainingSet = tuple[str, ImageFiles]  # with its name
 NOT_COMPARABLE = (
     "The published numbers are of random crops and flips, these of resized centre "
     "crops: the two cannot be compared one to one."
 )
+
+
+def check_reconstruction(
+    results: Results,
+    data: str,
+    form: Form,
+    train: str | None,
+    tokenizer: str | None,
+    decoder: str | None,
+    epochs: int | None,
+    inception: str | None,
+    lpips_net: str | None,
+    force: bool,
+) -> tuple[str, ImageFiles, TrainingSet | None]:
+    """Finds images, their name and the training set; see `Results.required`."""
+    _check_options(form, train, decoder, epochs)
+    check_files(tokenizer=tokenizer, inception=inception, lpips_net=lpips_net)
+    if decoder is not None:
+        read_config(Path(decoder))
+    name, files = find_images(data, limit=results.limit)
+    _check_number(len(files), results.devices.world_size, force)
+    return name, files, _training_set(train, files, results.limit)
 
 
 def run_reconstruction(
@@ -114,13 +138,25 @@ def run_reconstruction(
         ValueError: If options do not fit the model or each other.
         RuntimeError: If too many images are unreadable.
     """
-    _check_options(form, train, decoder, epochs)
-    name, files = find_images(data, limit=results.limit)
-    _check_number(len(files), devices.world_size, force)
-    training_set = _training_set(train, files, results.limit)
+    name, files, training_set = results.required(
+        check_reconstruction,
+        data=data,
+        form=form,
+        train=train,
+        tokenizer=tokenizer,
+        decoder=decoder,
+        epochs=epochs,
+        inception=inception,
+        lpips_net=lpips_net,
+        force=force,
+    )
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
     protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)
+    if training_set and isinstance(protocol, DecoderProtocol):
+        num_images, processes = len(training_set[1]), devices.world_size
+        size = fitting_batch(devices, protocol.batch_sizes[0], num_images, processes)
+        protocol = protocol.replace(batch_sizes=(size,))
     autoencoder = build_autoencoder(
         model, devices, form != "scratch", latent, target, tokenizer, protocol.crop
     )
@@ -179,7 +215,7 @@ def _check_number(num_images: int, world_size: int, force: bool) -> None:
 
 def _training_set(
     train: str | None, scored: ImageFiles, limit: int | None
-) -> tuple[str, ImageFiles] | None:
+) -> TrainingSet | None:
     """Name and images of the training set, none of which is scored."""
     if train is None:
         return None
@@ -213,7 +249,7 @@ def _prepare(
     form: Form,
     autoencoder: FrozenAutoencoder,
     protocol: ReconstructionProtocol,
-    training_set: tuple[str, ImageFiles] | None,
+    training_set: TrainingSet | None,
     decoder: str | None,
 ) -> tuple[ReconstructionProtocol, dict[str, Any]]:
     """Prints the card; trains the decoder, or loads it, or leaves it as it is.

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.features import FeatureCache
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.features import FeatureCache, check_present
+from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.text.mmvp import Mmvp
-from lightly_ext.evaluate.text.pairs import find_pairs
+from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
 from lightly_ext.evaluate.text.probe import (
     cached_tokens,
     embed_images,
@@ -24,13 +25,77 @@ from lightly_ext.evaluate.text.probe import (
 )
 from lightly_ext.evaluate.text.retrieval import Retrieval
 from lightly_ext.evaluate.text.tasks import TextTask
-from lightly_ext.evaluate.text.tower import TextTower, embed_texts, load_text_tower
-from lightly_ext.evaluate.text.trained import TrainedProbe, load_probe, train_probe
+from lightly_ext.evaluate.text.tower import (
+    TextTower,
+    check_text_tower,
+    embed_texts,
+    load_text_tower,
+)
+from lightly_ext.evaluate.text.trained import (
+    TrainedProbe,
+    check_probe_files,
+    load_probe,
+    train_probe,
+)
+from lightly_ext.evaluate.text.training import MOST_HELD_OUT
 from lightly_ext.evaluate.text.winoground import Winoground
 from lightly_ext.evaluate.text.zero_shot import ZeroShot
+from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.protocols import ALIGN_TEXT, AlignTextProtocol
 
 TASK = "align-text"
+
+
+def check_align_text(
+    results: Results,
+    data: str | None,
+    images: str | None,
+    features: str,
+    text_model: str,
+    text_weights: str | None,
+    probe: str | None,
+    zero_shot: str | None,
+    class_names: str | None,
+    retrieval: str | None,
+    retrieval_images: str | None,
+    winoground: str | None,
+    mmvp: str | None,
+    epochs: int | None,
+    lr: float | None,
+    pairs_per_batch: int | None,
+) -> tuple[list[TextTask], Pairs | None]:
+    """Finds the sets to score and the pairs to train on; see `Results.required`."""
+    check_feature_name(features)
+    training = {"epochs": epochs, "lr": lr, "pairs_per_batch": pairs_per_batch}
+    _check_training(data, probe, training)
+    if probe is not None:
+        if not any((zero_shot, retrieval, winoground, mmvp)):
+            raise ValueError(
+                "There is nothing to score: name a set as zero_shot, retrieval, "
+                "winoground or mmvp."
+            )
+        check_probe_files(Path(probe))
+    num_pairs = pairs_per_batch or ALIGN_TEXT.batch_sizes[0]
+    if num_pairs % results.devices.world_size:
+        raise ValueError(
+            f"A batch of {num_pairs} pairs cannot be shared by "
+            f"{results.devices.world_size} devices: choose another --pairs_per_batch."
+        )
+    check_text_tower(text_model, text_weights)
+    limit = results.limit
+    tasks: list[TextTask] = []
+    if zero_shot is not None:
+        tasks.append(ZeroShot.find(zero_shot, class_names, limit))
+    if retrieval is not None:
+        tasks.append(Retrieval.find(retrieval, retrieval_images, limit))
+    if winoground is not None:
+        tasks.append(Winoground.find(winoground, limit))
+    if mmvp is not None:
+        tasks.append(Mmvp.find(mmvp, limit))
+    pairs = None if data is None else find_pairs(data, images).limited(limit)
+    for files in [task.files for task in tasks] + ([pairs.files] if pairs else []):
+        check_present(files)
+    return tasks, pairs
 
 
 def run_align_text(
@@ -111,24 +176,26 @@ def run_align_text(
         ValueError: If an option is impossible, or data or weights of another layout.
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
-    training = {"epochs": epochs, "lr": lr, "pairs_per_batch": pairs_per_batch}
-    _check_training(data, probe, training)
-    if probe is not None and not any((zero_shot, retrieval, winoground, mmvp)):
-        raise ValueError(
-            "There is nothing to score: name a set as zero_shot, retrieval, winoground "
-            "or mmvp."
-        )
-    limit = results.limit
-    tasks: list[TextTask] = []  # whatever is missing is found out before the work
-    if zero_shot is not None:
-        tasks.append(ZeroShot.find(zero_shot, class_names, limit))
-    if retrieval is not None:
-        tasks.append(Retrieval.find(retrieval, retrieval_images, limit))
-    if winoground is not None:
-        tasks.append(Winoground.find(winoground, limit))
-    if mmvp is not None:
-        tasks.append(Mmvp.find(mmvp, limit))
-    pairs = None if data is None else find_pairs(data, images).limited(limit)
+    tasks, pairs = results.required(
+        check_align_text,
+        data=data,
+        images=images,
+        features=features,
+        text_model=text_model,
+        text_weights=text_weights,
+        probe=probe,
+        zero_shot=zero_shot,
+        class_names=class_names,
+        retrieval=retrieval,
+        retrieval_images=retrieval_images,
+        winoground=winoground,
+        mmvp=mmvp,
+        epochs=epochs,
+        lr=lr,
+        pairs_per_batch=pairs_per_batch,
+    )
+    if pairs is not None:
+        feature = resolve_tokens(model, features)
     tower = load_text_tower(text_model, text_weights).to(devices.device)
     cache = FeatureCache(model, devices, results.cache)
     found = []
@@ -144,13 +211,21 @@ def run_align_text(
             features=features,
             epochs=epochs,
             lrs=None if lr is None else (lr,),
-            batch_sizes=None if pairs_per_batch is None else (pairs_per_batch,),
+            batch_sizes=(_fitting_batch(devices, pairs_per_batch, len(pairs)),),
         )
-        feature = resolve_tokens(model, features)
         results.announce(model, protocol)
         trained = train_probe(cache, results.output, tower, pairs, protocol, feature)
         found.append(_held_out(model, results, trained))
     return found + [_score(cache, results, trained, tower, task) for task in tasks]
+
+
+def _fitting_batch(
+    devices: Devices, pairs_per_batch: int | None, num_images: int
+) -> int:
+    """Pairs in a batch: as many as wanted, or as are left to train on."""
+    wanted = pairs_per_batch or ALIGN_TEXT.batch_sizes[0]
+    kept, _ = hold_out(torch.arange(num_images), MOST_HELD_OUT)
+    return fitting_batch(devices, wanted, len(kept), devices.world_size)
 
 
 def _check_training(

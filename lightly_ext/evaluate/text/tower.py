@@ -87,11 +87,9 @@ def load_text_tower(name: str, weights: str | None) -> TextTower:
         FileNotFoundError: If the weights are not there or not reachable.
         ValueError: If open_clip has no such model, or the weights are of another one.
     """
-    tag: dict[str, Any] = {}
+    tag = check_text_tower(name, weights)
     if name.startswith(SCHEMAS):
         weights = None
-    else:
-        tag = _check_names(name, weights)
     try:
         model = open_clip.create_model(
             name,
@@ -151,8 +149,24 @@ def embed_texts(
     return np.load(folder / f"{EMBEDDINGS}.npy", mmap_mode="r")
 
 
-def _check_names(name: str, weights: str | None) -> dict[str, Any]:
-    """What open_clip knows about the weights, empty for a file."""
+def check_text_tower(name: str, weights: str | None) -> dict[str, Any]:
+    """What open_clip knows about weights, empty for those of a file or folder.
+
+    Args:
+        name:
+            As for `load_text_tower`.
+        weights:
+            As for `load_text_tower`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or name of weights.
+        ValueError: If open_clip has no such model.
+    """
+    if name.startswith(SCHEMAS):
+        folder = name.removeprefix(SCHEMAS[0])
+        if name.startswith(SCHEMAS[0]) and not Path(folder).is_dir():
+            raise FileNotFoundError(f"There is no folder '{folder}' for --text_model.")
+        return {}
     if name not in open_clip.list_models():
         raise ValueError(
             f"open_clip has no model '{name}'; open_clip.list_models() has all of them."

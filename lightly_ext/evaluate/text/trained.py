@@ -129,11 +129,7 @@ def load_probe(model: FrozenModel, folder: Path, tower: TextTower) -> TrainedPro
         FileNotFoundError: If there is no trained probe in the folder.
         ValueError: If it was trained for another encoder or text tower.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"There is no trained probe in '{folder}': '{name}' is missing."
-            )
+    check_probe_files(folder)
     config = json.loads((folder / CONFIG_NAME).read_text())
     _check(config["model"], model.origin.sha256, folder, "encoder", "model")
     _check(config["text"], tower.sha256, folder, "text tower", "text_weights")
@@ -142,6 +138,19 @@ def load_probe(model: FrozenModel, folder: Path, tower: TextTower) -> TrainedPro
     module.requires_grad_(False).eval().to(model.mean.device)
     protocol = AlignTextProtocol(**config["protocol"])
     return TrainedProbe(folder, module, protocol, config)
+
+
+def check_probe_files(folder: Path) -> None:
+    """Checks that a folder holds a trained probe.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"There is no trained probe in '{folder}': '{name}' is missing."
+            )
 
 
 def _check(found: str, needed: str, folder: Path, what: str, option: str) -> None:

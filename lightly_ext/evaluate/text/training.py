@@ -22,7 +22,7 @@ from lightly_ext.data import epoch_order
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.retrieval import recalls
-from lightly_ext.evaluate.training import with_warmup_and_cosine
+from lightly_ext.evaluate.training import fitting_batch, with_warmup_and_cosine
 from stellar_plugin.protocols import (
     ALIGN_TEXT_MOST_SCALE,
     ALIGN_TEXT_WARMUP,
@@ -242,19 +242,11 @@ def training_loader(
     """Loads this process' share of the batches.
 
     Raises:
-        ValueError: If there are not enough pairs for a batch, or the batch is no
-            multiple of the number of devices.
+        ValueError: If there are fewer pairs than devices.
     """
-    if batch_size > len(pairs.train):
-        raise ValueError(
-            f"{len(pairs.train)} images to train on cannot fill a batch of "
-            f"{batch_size}: give a smaller --pairs_per_batch."
-        )
-    if batch_size % devices.world_size:
-        raise ValueError(
-            f"A batch of {batch_size} pairs cannot be shared by {devices.world_size} "
-            "devices: choose another --pairs_per_batch."
-        )
+    # Unreadable images may have left fewer than were counted on.
+    count, processes = len(pairs.train), devices.world_size
+    batch_size = fitting_batch(devices, batch_size, count, processes)
     sampler = PairSampler(
         pairs, batch_size, devices.seed, devices.rank, devices.world_size
     )

@@ -63,6 +63,7 @@ class TestMain:
             given.update(data=data, force=force, untrained=model.origin.untrained)
 
         monkeypatch.setattr(efficiency, "run_efficiency", run)
+        monkeypatch.setattr(efficiency, "check_efficiency", lambda results: None)
         places = ["--output", str(tmp_path), "--accelerator", "cpu"]
         model = write_model(tmp_path / "model")
         main(["efficiency", "--model", model, *options, *places, "--data", "b"])
@@ -82,7 +83,7 @@ class TestMain:
             calls.append(kwargs)
 
         monkeypatch.setattr(module, name, run)
-        monkeypatch.setattr(cli, "_begin", lambda values: {})
+        monkeypatch.setattr(cli, "_begin", lambda values, check: {})
         main(command)
         assert len(calls) == 1
         if command[0] == "rank":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.classification.finetune import run_finetune
+from lightly_ext.evaluate.classification.finetune import _fitting_batch, run_finetune
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
@@ -247,8 +247,6 @@ class TestRunFinetune:
             ({"lr": 0.0}, "lr must be positive"),
             ({"lr": float("inf")}, "lr must be positive"),
             ({"train_batch_size": 0}, "train_batch_size must be positive"),
-            ({"train_batch_size": 23}, "larger than the 22 images"),
-            ({"train_batch_size": None}, "A batch of 1024 is larger"),
         ],
     )
     def test_run_finetune__bad_options(
@@ -265,6 +263,21 @@ class TestRunFinetune:
         three = write_classes(tmp_path / "three")
         with pytest.raises(ValueError, match="2 training images for 3 classes"):
             run_finetune(*_given(tmp_path, limit=2), str(three), **FAST)
+
+
+@pytest.mark.parametrize(("wanted", "cut"), [(1024, 16), (23, 16), (22, 22), (8, 8)])
+def test_fitting_batch(
+    wanted: int, cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fitting_batch(_given(tmp_path).devices, wanted, 22) == cut
+    said = f"A batch of {wanted} is cut to {cut}: there are 22 images"
+    assert (said in capsys.readouterr().out) == (wanted > 22)
+
+
+def test_fitting_batch__fewer_than_a_device_computes_at_once(tmp_path: Path) -> None:
+    assert _fitting_batch(_given(tmp_path).devices, 1024, 7) == 7
+    with pytest.raises(ValueError, match="0 images to train on cannot be shared by 1"):
+        _fitting_batch(_given(tmp_path).devices, 1024, 0)
 
 
 @pytest.mark.parametrize(

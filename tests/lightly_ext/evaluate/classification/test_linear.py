@@ -288,13 +288,12 @@ class TestErrors:
         ("options", "message"),
         [
             ({"epochs": 0}, "epochs must be at least 1, got 0"),
-            ({"lrs": []}, "need at least one value"),
-            ({"batch_sizes": []}, "need at least one value"),
+            ({"lrs": []}, "lrs needs at least one value"),
+            ({"batch_sizes": []}, "batch_sizes needs at least one value"),
             ({"lrs": [1e-3, 0.0]}, "lrs must be positive"),
             ({"lrs": [float("nan")]}, "lrs must be positive"),
             ({"batch_sizes": [0, 4]}, "divide the largest"),
             ({"batch_sizes": [3, 4]}, "divide the largest"),
-            ({"batch_sizes": [64]}, "larger than the 22 images"),
             ({"features": "nonsense"}, "features must be"),
         ],
     )
@@ -309,6 +308,15 @@ class TestErrors:
         data = write_classes(tmp_path / "data")
         with pytest.raises(ValueError, match=message):
             run(*_given(tmp_path), str(data), **{**GRID, **options})
+
+    def test_run__a_batch_larger_than_the_data_is_cut(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = str(write_classes(tmp_path / "data"))
+        options = {**GRID, "epochs": 1, "batch_sizes": [64, 128]}
+        result = run_linear(*_given(tmp_path), data, **options)
+        assert result.protocol["batch_sizes"] == [22]
+        assert "A batch of 64 is cut to 22" in capsys.readouterr().out
 
     def test_run__one_class(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", classes=["cat"])

@@ -214,7 +214,7 @@ class TestRunEquivariance:
     def test_run_equivariance__no_stellar(self, tmp_path: Path) -> None:
         given = make_given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
-            run_equivariance(*given, str(tmp_path))
+            run_equivariance(*given, str(_ramps(tmp_path / "ramps", 2)))
 
 
 class TestMatchFactors:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lightly_ext.evaluate.classification.split import Split
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.datasets import ClassificationSet
 from lightly_ext.evaluate.devices import Devices
@@ -113,7 +115,7 @@ class TestModelsByRank:
 
     def test_models_by_rank__one_model(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="One model makes no curve"):
-            models_by_rank(_given(tmp_path, "patches").model, [])
+            run_rank(*_given(tmp_path, "patches"), "gone", [])
 
 
 class TestRunRank:
@@ -121,7 +123,7 @@ class TestRunRank:
         data = write_classes(tmp_path / "set", num=1)
         first, *others = write_models(tmp_path, 4, 6, 2)
         given = _given(tmp_path, first)
-        result = run_rank(*given, str(data), others)
+        result = run_rank(*given, str(data), others, force=True)
         assert result.scores == {
             "accuracy": {"2": 0.98, "4": 0.96, "6": 0.94},
             "fid": {"2": 20.0, "4": 10.0, "6": 40.0 / 6},
@@ -141,14 +143,14 @@ class TestRunRank:
     def test_run_rank__repeats_nothing(self, tmp_path: Path, fakes: Fakes) -> None:
         data = str(write_classes(tmp_path / "set", num=1))
         first, other = write_models(tmp_path, 4, 2)
-        before = run_rank(*_given(tmp_path, first), data, [other])
+        before = run_rank(*_given(tmp_path, first), data, [other], force=True)
         assert len(fakes.calls) == 4
-        again = run_rank(*_given(tmp_path, first), data, [other])
+        again = run_rank(*_given(tmp_path, first), data, [other], force=True)
         assert len(fakes.calls) == 4
         assert again.scores == before.scores
-        run_rank(*_given(tmp_path, first, seed=1), data, [other])
+        run_rank(*_given(tmp_path, first, seed=1), data, [other], force=True)
         assert len(fakes.calls) == 8
-        run_rank(*_given(tmp_path, first, limit=2), data, [other])
+        run_rank(*_given(tmp_path, first, limit=3), data, [other], force=True)
         assert len(fakes.calls) == 12
 
     def test_run_rank__other_weights_are_evaluated(
@@ -156,10 +158,10 @@ class TestRunRank:
     ) -> None:
         data = str(write_classes(tmp_path / "set", num=1))
         first, other = write_models(tmp_path, 4, 2)
-        run_rank(*_given(tmp_path, first), data, [other])
+        run_rank(*_given(tmp_path, first), data, [other], force=True)
         fakes.calls.clear()
         write_model(Path(first), num_queries=4, mlp_ratio=2)
-        run_rank(*_given(tmp_path, first), data, [other])
+        run_rank(*_given(tmp_path, first), data, [other], force=True)
         assert fakes.calls == [("reconstruction", "r4"), ("linear", "r4")]
 
     def test_run_rank__cards_differ(self, tmp_path: Path, fakes: Fakes) -> None:
@@ -169,14 +171,15 @@ class TestRunRank:
         with pytest.raises(
             ValueError, match="cards of reconstruction differ in target"
         ):
-            run_rank(*_given(tmp_path, first), data, [other])
+            run_rank(*_given(tmp_path, first), data, [other], force=True)
 
     def test_run_rank__training_images_are_not_reconstructed(
         self, tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files = ImageFiles(tmp_path, ["a.png"], [0], ["a"])
         found = ClassificationSet("pets", files, files, (0.5, 1.0))
-        monkeypatch.setattr(rank, "find_classification_set", lambda data: found)
+        split = Split(found, torch.tensor([0]), torch.tensor([]))
+        monkeypatch.setattr(rank, "check_linear", lambda *_: split)
         first, other = write_models(tmp_path, 4, 2)
         with pytest.raises(ValueError, match=r"share '.*': name the images"):
             run_rank(*_given(tmp_path, first), str(tmp_path), [other])

@@ -257,14 +257,18 @@ class TestRunWhere:
         assert not (tmp_path / "out").exists()
 
     def test_run_where__one_image(self, tmp_path: Path) -> None:
-        data = _write_set(tmp_path, *_random_set(1))
+        data = _write_set(tmp_path / "one", *_random_set(1))
+        with pytest.raises(ValueError, match="has one image: tokens are decided on"):
+            run_where(*_given(tmp_path), **data)
+        tokens, (mask, _) = _random_set(2)
+        data = _write_set(tmp_path / "two", tokens, [mask, np.zeros_like(mask)])
         with pytest.raises(RuntimeError, match="Fewer than two images with a segment"):
             run_where(*_given(tmp_path), **data)
 
     def test_run_where__no_stellar(self, tmp_path: Path) -> None:
         given = make_given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
-            run_where(*given, str(tmp_path), str(tmp_path))
+            run_where(*given, **_write_set(tmp_path, *_random_set(2)))
 
     def test_run_where__boards_from_the_command_line(self, tmp_path: Path) -> None:
         sets = make_board_sets(0, num_train=1, num_test=6, num_train_single=1)
