@@ -26,6 +26,11 @@ metainfo = dict(
         [250, 190, 212],
     ],
 )
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
 dataset = dict(
     type="BaseSegDataset",
     data_root=data_root,
@@ -33,11 +38,7 @@ dataset = dict(
     img_suffix=".png",
     seg_map_suffix=".png",
     reduce_zero_label=True,
-    pipeline=[
-        dict(type="LoadImageFromFile"),
-        dict(type="LoadAnnotations"),
-        dict(type="PackSegInputs"),
-    ],
+    pipeline=test_pipeline,
 )
 train_dataloader = dict(
     batch_size=16,

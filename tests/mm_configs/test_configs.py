@@ -40,6 +40,7 @@ PAPER = [f"{method}_{data}_paper" for method in METHODS for data in SETS]
 FINETUNE = [f"stellar_{data}_finetune" for data in SETS]
 NUM_CLASSES = {
     "stellar_digit_boards": 11,
+    "stellar_own_data": 2,
     **{name: SETS[name.split("_")[1]][0] for name in COMMUNITY},
     **{name: SETS[name.split("_")[1]][1] for name in (*PAPER, *FINETUNE)},
 }
@@ -181,6 +182,14 @@ class TestEveryConfig:
         hooks = ("SegmentationResultHook", "ResumeByConfigHook")
         assert load(name).custom_hooks == [{"type": hook} for hook in hooks]
 
+    def test_inference__has_the_pipeline_of_the_test(self, name: str) -> None:
+        cfg = load(name)
+        # mmsegmentation's bases name their scope besides.
+        steps = [
+            {k: v for k, v in s.items() if k != "_scope_"} for s in cfg.test_pipeline
+        ]
+        assert steps == cfg.test_dataloader.dataset.pipeline
+
 
 @pytest.mark.parametrize("name", [*COMMUNITY, *PAPER, *FINETUNE])
 class TestEveryProtocol:
@@ -222,7 +231,12 @@ def test_digit_boards__card() -> None:
     }
 
 
-DUMPED = ["stellar_ade20k", "stellar_digit_boards", "dinov2_voc_paper"]
+DUMPED = [
+    "stellar_ade20k",
+    "stellar_own_data",
+    "stellar_digit_boards",
+    "dinov2_voc_paper",
+]
 
 
 @pytest.mark.parametrize("name", DUMPED)
