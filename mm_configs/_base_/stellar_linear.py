@@ -24,9 +24,9 @@ model = dict(
         size=(512, 512),
     ),
     backbone=dict(
+        # Sizes, heads and queries are the checkpoint's; a model of another width needs
+        # model.decode_head.in_channels as well.
         type="StellarViT",
-        model_name="stellar_vit_base_patch16_224",
-        num_queries=16,
         feature="dense",
         frozen=True,
         # Another one: --cfg-options model.backbone.init_cfg.checkpoint=PATH

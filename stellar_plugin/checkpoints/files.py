@@ -43,6 +43,8 @@ NEEDED = ("model_name", "num_queries", "norm_eps", "pos_antialias", "mean", "std
 
 OFFICIAL_REPO = "microsoft/STELLAR"
 OFFICIAL_VARIANTS = ("b8", "b16", "b24", "l16", "h16")
+# Where weights lie in our guide and in mmseg's.
+LOCAL_FOLDERS = ("checkpoints", "runs", "work_dirs")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 TIMM_PREFIX = "timm:"
 SOURCES = (
@@ -116,6 +118,7 @@ def _is_path(name: str) -> bool:
         name.startswith((".", "~"))
         or name.endswith(WEIGHT_SUFFIXES)
         or name.count("/") != 1
+        or name.split("/")[0] in LOCAL_FOLDERS
         or (name != OFFICIAL_REPO and os.path.isdir(name.split("/")[0]))
     )
 

@@ -14,10 +14,15 @@ from mmseg.registry import MODELS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from stellar_plugin.checkpoints import load_encoder_weights
-from stellar_plugin.checkpoints.fit import encoder_settings
+from stellar_plugin.checkpoints import (
+    encoder_config,
+    load_encoder_weights,
+    read_checkpoint,
+)
+from stellar_plugin.checkpoints.fit import QUERY_KEY, encoder_settings
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.mmseg.weights import WholeModule
+from stellar_plugin.state_dict import shown
 
 FEATURES = ("dense", "lowrank", "localization")
 
@@ -31,9 +36,12 @@ class StellarViT(WholeModule):
 
     Args:
         model_name:
-            Name of a timm VisionTransformer, see `StellarEncoder`.
+            Name of a timm VisionTransformer, see `StellarEncoder`. None takes all that
+            makes the encoder (sizes, heads, queries, epsilon) from the checkpoint of
+            `init_cfg`, but for what is given here; STELLAR's ViT-B without one.
         num_queries:
-            Number of latent queries, 0 for a plain ViT.
+            Number of latent queries, 0 for a plain ViT. None as the checkpoint has, or
+            16 where `model_name` is given.
         feature:
             "dense" (patch features) or "lowrank" (localization times tokens), both with
             embed_dim channels, or "localization" with num_queries channels.
@@ -43,9 +51,11 @@ class StellarViT(WholeModule):
         frozen:
             Whether the encoder stays as it is: no gradients, and eval mode always.
         norm_eps:
-            Epsilon of the LayerNorms, see `StellarEncoder`.
+            Epsilon of the LayerNorms, see `StellarEncoder`. None as the checkpoint
+            says, or as the named model has.
         pos_antialias:
-            How the position embedding is resampled, see `StellarEncoder`.
+            How the position embedding is resampled, see `StellarEncoder`. None as the
+            checkpoint says, or False where `model_name` is given.
         init_cfg:
             `dict(type="Pretrained", checkpoint=PATH)` with a checkpoint of any layout
             (`stellar_plugin.checkpoints`), read by `init_weights()`; None for random
@@ -61,30 +71,40 @@ class StellarViT(WholeModule):
 
     def __init__(
         self,
-        model_name: str = "stellar_vit_base_patch16_224",
-        num_queries: int = 16,
+        model_name: str | None = None,
+        num_queries: int | None = None,
         feature: str = "dense",
         out_indices: int | Sequence[int] = (-1,),
         frozen: bool = True,
         norm_eps: float | None = None,
-        pos_antialias: bool = False,
+        pos_antialias: bool | None = None,
         init_cfg: Mapping[str, Any] | None = None,
         **vit_kwargs: Any,
     ) -> None:
-        _check_feature(feature, num_queries)
         _check_weights(init_cfg, vit_kwargs)
         super().__init__(init_cfg)
-        self.encoder = StellarEncoder(
-            model_name,
-            num_queries=num_queries,
-            norm_eps=norm_eps,
-            pos_antialias=pos_antialias,
+        given = {
+            "model_name": model_name,
+            "num_queries": num_queries,
+            "norm_eps": norm_eps,
+            "pos_antialias": pos_antialias,
             **vit_kwargs,
-        )
+        }
+        self._given = {k: value for k, value in given.items() if value is not None}
+        self._unread: Exception | None = None  # why the checkpoint told nothing
         self.feature = feature
-        self.out_indices = _blocks(out_indices, len(self.encoder.vit.blocks))
         self.frozen = frozen
+        self._out_indices = out_indices
+        self._build({} if model_name or init_cfg is None else self._told(init_cfg))
         self.weights_path: Path | None = None  # what init_weights() read
+
+    def _build(self, told: Mapping[str, Any]) -> None:
+        """Builds the encoder of what the config gives and a checkpoint tells."""
+        self._is_told = bool(told)
+        self._arguments = {**told, **self._given}
+        self.encoder = StellarEncoder(**self._arguments)
+        _check_feature(self.feature, self.encoder)
+        self.out_indices = _blocks(self._out_indices, len(self.encoder.vit.blocks))
         self._stop_gradients()
 
     def init_weights(self) -> None:
@@ -116,6 +136,17 @@ class StellarViT(WholeModule):
             "depth": len(encoder.vit.blocks),
             **encoder_settings(encoder),
         }
+
+    def arguments(self) -> dict[str, Any]:
+        """What the encoder was built of."""
+        return self._arguments
+
+    def adopt(self, arguments: Mapping[str, Any]) -> None:
+        """Builds the encoder of a checkpoint, where nothing told of it before."""
+        if arguments and not self._is_told and "model_name" not in self._given:
+            device = self.encoder.vit.norm.weight.device
+            self._build(arguments)
+            self.train(self.training).to(device)
 
     def train(self, mode: bool = True) -> StellarViT:
         """Sets the mode; a frozen encoder stays in eval mode."""
@@ -161,23 +192,50 @@ class StellarViT(WholeModule):
         if self.frozen:
             self.encoder.requires_grad_(False)
         self.encoder.vit.blocks[self.out_indices[-1] + 1 :].requires_grad_(False)
-        if self.feature == "dense" and self.encoder.num_queries:
+        if self.feature == "dense" and self.encoder.has_localization:
             self.encoder.dense_proj.requires_grad_(False)
             self.encoder.sparse_proj.requires_grad_(False)
 
+    def _told(self, init_cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the encoder that the checkpoint tells.
+
+        None where it cannot be read, as in a test without the weights that the run
+        began with; training does not go on without them.
+        """
+        try:
+            checkpoint = read_checkpoint(init_cfg["checkpoint"])
+            return encoder_config(checkpoint, self._given.get("num_heads"))
+        except (OSError, ValueError) as error:
+            self._unread = error
+            return {}
+
     def _load(self, path: str) -> None:
         try:
-            checkpoint = load_encoder_weights(self.encoder, path)
+            if self._unread is not None:
+                raise self._unread
+            report = load_encoder_weights(self.encoder, path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error} Name yours by --cfg-options "
                 "model.backbone.init_cfg.checkpoint=PATH."
             ) from error
-        self.weights_path = checkpoint.path
-        print_log(f"StellarViT weights from '{checkpoint.path}'.", logger="current")
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Its arguments are model.backbone.* of the config; without "
+                "model_name they are the checkpoint's."
+            ) from error
+        lost = [n for n in report.missing if n == QUERY_KEY or self.feature != "dense"]
+        if lost and self.frozen:
+            raise ValueError(
+                f"'{report.path}' has no {shown(lost)}, and frozen features would be "
+                "made of random values: set model.backbone.feature='dense', for a "
+                "plain ViT num_queries=0 too, or train with frozen=False."
+            )
+        self.weights_path = report.path
+        print_log(f"StellarViT weights from '{report.path}'.", logger="current")
         imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         for name, usual in imagenet.items():
-            value = (checkpoint.config or {}).get(name, usual)
+            value = report.config.get(name, usual)
             if tuple(value) != usual:
                 print_log(
                     f"The checkpoint's {name} is not ImageNet's: set model."
@@ -208,11 +266,14 @@ def _blocks(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
     return blocks
 
 
-def _check_feature(feature: str, num_queries: int) -> None:
+def _check_feature(feature: str, encoder: StellarEncoder) -> None:
     if feature not in FEATURES:
         raise ValueError(f"feature must be one of {FEATURES}, got '{feature}'.")
-    if feature != "dense" and num_queries == 0:
-        raise ValueError(f"feature='{feature}' needs num_queries >= 1; use 'dense'.")
+    if feature != "dense" and not encoder.has_localization:
+        raise ValueError(
+            f"feature='{feature}' needs num_queries >= 1 and a model that was trained "
+            "with reconstruction; use 'dense'."
+        )
 
 
 def _check_weights(

@@ -70,8 +70,9 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Which maps are read, which no tensor shows."""
-        return {"in_index": self.in_index, "input_transform": self.input_transform}
+        """Which maps are read, which no tensor shows; and sizes, for people."""
+        names = ("in_channels", "num_classes", "in_index", "input_transform")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Classifies every cell.
@@ -91,6 +92,6 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
         if features.shape[1] != self.channels:
             raise ValueError(
                 f"decode_head.in_channels is {self.channels}, the backbone gives "
-                f"{features.shape[1]} channels."
+                f"{features.shape[1]} channels: set it to that."
             )
         return self.cls_seg(self.norm(features))

@@ -15,8 +15,8 @@ from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.state_dict import misfits, shown, unwrapped
 from stellar_plugin.weight_files import check_intact
 
-# Where the metadata of a state_dict keep the settings of a module.
-SETTINGS_KEY = "settings"
+# Where the metadata of a state_dict keep the settings of a module, and its arguments.
+SETTINGS_KEY, ARGUMENTS_KEY = "settings", "arguments"
 WAY_OUT = (
     "Tests and resumed runs take all weights or none: use the config that they were "
     "trained with, or train by load_from, which takes what fits."
@@ -37,15 +37,26 @@ class WholeModule(BaseModule):
         """Arguments that change the output and the shape of no tensor."""
         raise NotImplementedError
 
+    def arguments(self) -> dict[str, Any]:
+        """What `adopt` needs."""
+        return {}
+
+    def adopt(self, arguments: Mapping[str, Any]) -> None:
+        """Follows the arguments of a checkpoint where the config leaves them open."""
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep)
         # As torch keeps the version of a module there, beside the tensors.
         metadata = getattr(destination, "_metadata", {})
-        metadata.setdefault(prefix[:-1], {})[SETTINGS_KEY] = self.settings()
+        of_this = metadata.setdefault(prefix[:-1], {})
+        of_this[SETTINGS_KEY] = self.settings()
+        of_this[ARGUMENTS_KEY] = self.arguments()
 
     def _load_from_state_dict(
         self, state: State, prefix: str, metadata: Mapping[str, Any], *args: Any
     ) -> None:
+        if not self.is_init:
+            self.adopt(metadata.get(ARGUMENTS_KEY, {}))
         found = problems(self, part(state, prefix), {"": metadata})
         if found and not self.is_init:
             raise ValueError(
@@ -92,6 +103,9 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     path = runner._load_from or find_latest_checkpoint(runner.work_dir)
     model = inner(runner.model)
     state, metadata = _take_state(checkpoint)
+    for name, module in model.named_modules():
+        if isinstance(module, WholeModule) and not module.is_init:
+            module.adopt(metadata.get(name, {}).get(ARGUMENTS_KEY, {}))
     ours = model.state_dict()
     fits = [n for n in ours if n in state and state[n].shape == ours[n].shape]
     if not fits:

@@ -339,7 +339,7 @@ class TestMethods:
         name, file = METHODS[method]
         assert cfg.evaluation == {**stellar.evaluation, "model": name}
         assert cfg.model.backbone.init_cfg.checkpoint == f"checkpoints/{file}"
-        assert (cfg.model.backbone.num_queries == 0) == (method != "stellar")
+        assert (cfg.model.backbone.get("num_queries") == 0) == (method != "stellar")
         assert {**cfg.model, "backbone": 0} == {**stellar.model, "backbone": 0}
         own = {"model", "evaluation", "baseline", "filename"}
         assert {k: v for k, v in cfg.items() if k not in own} == {

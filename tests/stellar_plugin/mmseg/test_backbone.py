@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
+from torch import nn
 
 from stellar_plugin import Stellar
+from stellar_plugin.checkpoints import files
 from stellar_plugin.mmseg import StellarViT, backbone
 from stellar_plugin.mmseg.backbone import _cut
+from tests.checkpoint_files import timm_vit
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
     NUM_QUERIES,
@@ -106,6 +110,7 @@ class TestStellarViT:
         [
             ({"feature": "cls"}, "feature must be one of"),
             ({"feature": "lowrank", "num_queries": 0}, "needs num_queries >= 1"),
+            ({"feature": "lowrank", "localization": False}, "with reconstruction"),
             ({"out_indices": (2,)}, r"ascending block numbers in \[-2, 1\]"),
             ({"out_indices": (1, 0)}, "ascending"),
             ({"out_indices": (-1, 1)}, "ascending"),
@@ -165,6 +170,53 @@ class TestInitWeights:
         images = torch.rand(1, 3, 64, 64)
         torch.testing.assert_close(tested(images)[0], trained(images)[0])
         assert not build()(images)[0].allclose(trained(images)[0])
+
+    @pytest.mark.parametrize("where", ["folder", "file", "hub"])
+    def test_sizes_of_the_checkpoint(
+        self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A width that says nothing of its heads: config.json does."""
+        write_checkpoint(tmp_path, num_heads=4, depth=3, patch_size=8, num_queries=2)
+        source = {"folder": tmp_path, "file": tmp_path / "model.safetensors"}
+        monkeypatch.setattr(files, "hf_hub_download", lambda _, name: tmp_path / name)
+        cfg = init_cfg(source.get(where, Path("me/mine")))
+        model = StellarViT(init_cfg=cfg, feature="lowrank")
+        model.init_weights()
+        expected = Stellar.from_pretrained(tmp_path)
+        assert model.encoder.vit.blocks[0].attn.num_heads == 4
+        images = torch.rand(1, 3, 48, 64)
+        torch.testing.assert_close(
+            model(images)[0].flatten(2).mT, expected(images).lowrank
+        )
+        # What is given holds, and is compared with the weights.
+        model = StellarViT(num_queries=3, init_cfg=cfg)
+        with pytest.raises(ValueError, match=r"num_queries=3 .*: 2.*model\.backbone\."):
+            model.init_weights()
+
+    def test_sizes_of_any_layout(self, tmp_path: Path) -> None:
+        vit = timm_vit(norm_layer=partial(nn.LayerNorm, eps=1e-6), depth=3)
+        torch.save(vit.state_dict(), tmp_path / "a.pth")
+        cfg = init_cfg(tmp_path / "a.pth")
+        model = StellarViT(init_cfg=cfg, num_heads=3)
+        model.init_weights()
+        images = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(
+            model(images)[0].flatten(2).mT, vit.eval().forward_features(images)[:, 1:]
+        )
+        # The width tells no number of heads.
+        with pytest.raises(ValueError, match=r"number of attention heads .*num_heads"):
+            StellarViT(init_cfg=cfg).init_weights()
+
+    @pytest.mark.parametrize("feature", ["dense", "lowrank"])
+    def test_queries_that_are_not_there(self, feature: str, tmp_path: Path) -> None:
+        torch.save(timm_vit().state_dict(), tmp_path / "a.pth")
+        kwargs = {"norm_eps": 1e-6, "feature": feature}
+        kwargs["init_cfg"] = init_cfg(tmp_path / "a.pth")
+        model = build(**kwargs)
+        with pytest.raises(ValueError, match=r"a\.pth' has no .*vit\.reg_token.*=0"):
+            model.init_weights()
+        # To be trained they may be fresh.
+        build(frozen=False, **kwargs).init_weights()
 
     def test_random_weights__said(self, log: list[str]) -> None:
         build().init_weights()
