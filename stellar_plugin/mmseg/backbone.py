@@ -247,11 +247,23 @@ class StellarViT(WholeModule):
 
 def _cut(features: Tensor, height: float, width: float) -> Tensor:
     """Resamples the upper left part of maps, given as fractions, to their size."""
-    theta = features.new_tensor([[width, 0, width - 1], [0, height, height - 1]])
-    grid = F.affine_grid(
-        theta.expand(len(features), -1, -1), list(features.shape), align_corners=False
+    # Half precision, also that of autocast, would move the cells.
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    theta = torch.tensor(
+        [[width, 0, width - 1], [0, height, height - 1]],
+        dtype=dtype,
+        device=features.device,
     )
-    return F.grid_sample(features, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(features.device.type, enabled=False):
+        grid = F.affine_grid(
+            theta.expand(len(features), -1, -1),
+            list(features.shape),
+            align_corners=False,
+        )
+        cut = F.grid_sample(
+            features.to(dtype), grid, padding_mode="border", align_corners=False
+        )
+    return cut.to(features.dtype)
 
 
 def _blocks(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -74,6 +74,17 @@ class TestStellarViT:
             outputs[-1].flatten(2).mT, model.encoder(images).dense
         )
 
+    @pytest.mark.parametrize("feature", ["dense", "lowrank", "localization"])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_forward__autocast(self, feature: str, dtype: torch.dtype) -> None:
+        model = build(feature=feature).train()
+        images = torch.rand(2, 3, 48, 80)
+        with torch.autocast("cpu", dtype):
+            expected = getattr(model.encoder(images), feature)
+            (features,) = model(images)
+        assert features.dtype == expected.dtype
+        assert features.flatten(2).mT.equal(expected)
+
     def test_train__frozen_stays_in_eval_mode(self) -> None:
         model = build().train()
         assert model.training
@@ -254,6 +265,17 @@ class TestCut:
         torch.testing.assert_close(_cut(maps, 1.0, 72 / 80)[0, 0, 1], expected)
         turned = _cut(maps.mT, 72 / 80, 1.0)
         torch.testing.assert_close(turned[0, 0, :, 1], expected)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision__cells_do_not_move(self, dtype: torch.dtype) -> None:
+        ramp = ((torch.arange(37) + 0.5) / 37).expand(1, 1, 37, 37)
+        expected = _cut(ramp, 500 / 592, 590 / 592)
+        with torch.autocast("cpu", dtype):
+            cut = _cut(ramp, 500 / 592, 590 / 592)
+        torch.testing.assert_close(cut, expected, rtol=0, atol=0)
+        cut = _cut(ramp.to(dtype), 500 / 592, 590 / 592)
+        assert cut.dtype == dtype
+        assert (cut.float() - expected).abs().max() <= torch.finfo(dtype).eps / 2
 
     def test_everything__unchanged(self) -> None:
         maps = torch.rand(2, 3, 4, 5)
