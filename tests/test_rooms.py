@@ -85,7 +85,10 @@ def test_arrows__are_seen() -> None:
         ("stellar_cli", (*LEARNING, *OPENMMLAB, "stellar_plugin", "torch", "timm")),
         *(
             (f"lightly_ext.{room}", ("lightly_ext.evaluate", "lightly_ext.pretrain"))
-            for room in ("metrics", "data", "loss", "transforms", "modules", "pages")
+            for room in (
+                *("metrics", "data", "loss", "transforms", "modules", "pages"),
+                *("durable", "checkpoint_io"),
+            )
         ),
         ("lightly_ext.pretrain", ("lightly_ext.evaluate",)),
         ("lightly_ext.evaluate", ("lightly_ext.pretrain",)),

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.evaluate.devices import Devices
 from stellar_plugin.protocols import TrainedProtocol
 
@@ -68,7 +69,8 @@ def make_trainer(
         options:
             Of the trainer, beside or instead of these.
     """
-    checkpoint = ModelCheckpoint(folder / LAST_CHECKPOINT.parent, save_last="link")
+    path = folder / LAST_CHECKPOINT
+    checkpoint = ModelCheckpoint(path.parent, path.stem, enable_version_counter=False)
     values: dict[str, Any] = {
         "accelerator": devices.device.type,
         "devices": devices.world_size,
@@ -81,6 +83,7 @@ def make_trainer(
         "default_root_dir": folder,
         "logger": CSVLogger(folder, name="log"),
         "callbacks": [checkpoint],
+        "plugins": [DurableCheckpointIO()],
     }
     return Trainer(**{**values, **options})
 

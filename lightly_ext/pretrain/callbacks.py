@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightly_ext.data import printable
-from lightly_ext.pretrain.durable import replace_text
+from lightly_ext.durable import replace_text
 
 
 class ImagesPerSecond(Callback):

@@ -14,14 +14,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors import SafetensorError
 
+from lightly_ext.checkpoint_io import SHA256
+from lightly_ext.durable import remove_partial, replace_link
 from lightly_ext.pretrain.agreement import Agreement
-from lightly_ext.pretrain.checkpoint_files import (
-    BEST,
-    LAST,
-    SHA256,
-    step_checkpoints,
-)
-from lightly_ext.pretrain.durable import remove_partial, replace_link
+from lightly_ext.pretrain.checkpoint_files import BEST, LAST, step_checkpoints
 from lightly_ext.pretrain.export import export_model
 from lightly_ext.pretrain.signals import Interrupted, StopSignals
 

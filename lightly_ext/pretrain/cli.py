@@ -20,17 +20,17 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import StellarDataModule, num_cpus
+from lightly_ext.durable import replace_text
 from lightly_ext.pretrain.callbacks import (
     ImagesPerSecond,
     ReportUnreadable,
 )
 from lightly_ext.pretrain.checkpoint_files import (
-    DurableCheckpointIO,
     checkpoint_to_start_from,
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
-from lightly_ext.pretrain.durable import replace_text
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lightly_ext.pretrain.durable import finish_replacing, partial, replace_folder
+from lightly_ext.durable import finish_replacing, partial, replace_folder
 from stellar_plugin.checkpoints import HEADS, save_heads
 
 

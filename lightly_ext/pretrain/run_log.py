@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from lightly_ext.pretrain.durable import replace_text
+from lightly_ext.durable import replace_text
 
 Series = dict[int, float]
 

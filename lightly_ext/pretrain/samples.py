@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightly_ext.data import ImageFolderDataset, SingleViewTransform
 from lightly_ext.data.listing import printable
-from lightly_ext.pretrain.durable import move, partial
+from lightly_ext.durable import move, partial
 from stellar_plugin.visualize import (
     Uint8Array,
     reconstruction_rows,

@@ -18,7 +18,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
 
-from lightly_ext.pretrain.durable import replace_text
+from lightly_ext.durable import replace_text
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.provenance import (
     device_name,

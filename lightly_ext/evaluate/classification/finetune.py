@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pytorch_lightning.callbacks import ModelCheckpoint
-
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
@@ -150,9 +148,6 @@ def _fit(module: FineTuning, folder: Path, resume: bool) -> None:
         sync_batchnorm=devices.world_size > 1 and devices.device.type == "cuda",
         accumulate_grad_batches=accumulate,
         log_every_n_steps=min(50, steps),
-        callbacks=[
-            ModelCheckpoint(path.parent, path.stem, enable_version_counter=False)
-        ],
     )
     continued = resume and path.exists()
     if continued:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_ext.durable import move, partial, replace_text, sync
 from lightly_ext.evaluate.classification.probe_data import Block, FeatureRows
 from lightly_ext.evaluate.classification.probe_heads import ProbeHeads
 from lightly_ext.evaluate.devices import Devices
@@ -100,9 +101,10 @@ class ProbeTraining:
 
     def finish(self) -> None:
         """Removes the checkpoints, when the result is stored."""
+        self.devices.fabric.barrier()  # others may read them
         if self.devices.rank == 0:
             for path in self._checkpoints():
-                shutil.rmtree(path)
+                _remove(path)
 
     def _train(self, features: Tensor, labels: Tensor) -> None:
         if not features.isfinite().all():
@@ -114,7 +116,7 @@ class ProbeTraining:
 
     def _save(self) -> None:
         """Every process writes its heads; the folder gets its name when all have."""
-        new, rank = self.folder / "checkpoint.new", self.devices.rank
+        new, rank = partial(self.folder / "checkpoint"), self.devices.rank
         if rank == 0:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
@@ -125,14 +127,15 @@ class ProbeTraining:
             "heads": self.heads.state(),
         }
         torch.save(state, new / f"{rank}.pt")
+        sync(new / f"{rank}.pt")
         self.devices.fabric.barrier()
         if rank == 0:
             old = self._checkpoints()
-            new.rename(self.folder / f"checkpoint-{len(self._history)}")
+            move(new, self.folder / f"checkpoint-{len(self._history)}")
             for path in old:
-                shutil.rmtree(path)
+                _remove(path)
             lines = [f"{json.dumps(entry)}\n" for entry in self._history]
-            (self.folder / LOG_NAME).write_text("".join(lines))
+            replace_text(self.folder / LOG_NAME, "".join(lines))
 
     def _restore(self) -> None:
         paths = self._checkpoints()
@@ -154,6 +157,14 @@ class ProbeTraining:
     def _checkpoints(self) -> list[Path]:
         paths = self.folder.glob("checkpoint-*")
         return sorted(paths, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes the name away first: a kill leaves no part under it."""
+    hidden = partial(checkpoint)
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def grid_accuracy(devices: Devices, heads: ProbeHeads, rows: FeatureRows) -> Tensor:

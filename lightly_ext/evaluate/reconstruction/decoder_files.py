@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors.torch
 
+from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
     decoder_arguments,
@@ -66,7 +67,7 @@ def write_config(
     """Writes what a decoder is trained for, and its sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "decoder": decoder_arguments(autoencoder.decoder)}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    replace_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 
 def check_stored(

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from lightly_ext.data import EpochSampler, SeededViews
+from lightly_ext.durable import replace_weights
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample, train_crop
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
@@ -43,11 +43,10 @@ class DecoderTraining(LightningModule):
             Encoder and tokenizer stay as they are.
         protocol:
             Says learning rate and weight decay.
-        num_images:
-            Number of training images.
+        unreadable:
+            Which images could not be read, by any process after a whole epoch; bool
+            with shape (num_images,).
     """
-
-    unreadable: Tensor
 
     def __init__(
         self, autoencoder: FrozenAutoencoder, protocol: TrainedProtocol, num_images: int
@@ -57,13 +56,14 @@ class DecoderTraining(LightningModule):
         self.autoencoder = autoencoder
         self.autoencoder.decoder.requires_grad_(True)
         self.protocol = protocol
-        self.register_buffer(UNREADABLE, torch.zeros(num_images, dtype=torch.bool))
+        # No buffer: those of the first process replace those of the others.
+        self.unreadable = torch.zeros(num_images, dtype=torch.bool)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Returns the mean loss of the readable images."""
         images, number, readable = batch
         assert isinstance(number, Tensor) and isinstance(readable, Tensor)
-        self.unreadable[number[~readable]] = True
+        self.unreadable[number] |= ~readable
         losses = self.autoencoder.losses(images) * readable
         loss = losses.sum() / readable.sum().clamp(min=1)
         self.log(
@@ -77,6 +77,20 @@ class DecoderTraining(LightningModule):
         )
         return loss
 
+    def on_fit_start(self) -> None:
+        """Moves what is no buffer."""
+        self.unreadable = self.unreadable.to(self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """Puts together what the processes could not read, behind each epoch.
+
+        Not at its end, where the progress bar of one process waits for the others.
+        """
+        if self.trainer.is_last_batch:
+            found = self.unreadable.float()
+            total: Any = self.trainer.strategy.reduce(found, reduce_op="sum")
+            self.unreadable = total > 0
+
     def configure_optimizers(self) -> Optimizer:
         """AdamW with a constant learning rate."""
         return AdamW(
@@ -86,12 +100,17 @@ class DecoderTraining(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is frozen."""
+        """Leaves out what is frozen, adds what could not be read."""
+        checkpoint[UNREADABLE] = self.unreadable
         checkpoint["state_dict"] = {
             name: tensor
             for name, tensor in checkpoint["state_dict"].items()
-            if name.startswith((TRAINED, UNREADABLE))
+            if name.startswith(TRAINED)
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores what could not be read."""
+        self.unreadable = checkpoint[UNREADABLE]
 
 
 def train_decoder(
@@ -147,7 +166,7 @@ def train_decoder(
     )
     if devices.rank == 0:
         write_config(folder, {**config, "num_unreadable": num_unreadable}, autoencoder)
-        save_model(autoencoder.decoder, str(folder / WEIGHTS_NAME))
+        replace_weights(folder / WEIGHTS_NAME, autoencoder.decoder)
     devices.fabric.barrier()
     return num_unreadable
 

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from lightly_ext.durable import replace_text, replace_weights
 from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
@@ -196,7 +197,7 @@ def _fit(
 
 def _store(folder: Path, probe: AttentionProbe, config: dict[str, Any]) -> None:
     """Writes the probe; the file that tells so comes last."""
-    safetensors.torch.save_model(probe, str(folder / WEIGHTS_NAME))
+    replace_weights(folder / WEIGHTS_NAME, probe)
     sizes = {"dim": probe.dim, "text_dim": probe.text_dim}
     text = json.dumps({**config, "sizes": sizes}, indent=2)
-    (folder / CONFIG_NAME).write_text(f"{text}\n")
+    replace_text(folder / CONFIG_NAME, f"{text}\n")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lightly_ext.pretrain import checkpoint_files
+from lightly_ext.checkpoint_io import DurableCheckpointIO
+from lightly_ext.durable import replace_link
 from lightly_ext.pretrain.checkpoint_files import (
-    DurableCheckpointIO,
     checkpoint_to_start_from,
-    damage_of,
     newest_complete,
 )
-from lightly_ext.pretrain.durable import replace_link
 
 HYPER_PARAMETERS: dict[str, Any] = {"model": {}, "head": {}, "loss": {}}
 
@@ -48,69 +44,6 @@ def flip_a_bit(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
-
-
-class TestDurableCheckpointIO:
-    def test_save_checkpoint__name_is_the_checksum(self, tmp_path: Path) -> None:
-        path = save(tmp_path, 7)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert path.name == f"step_00000007-{digest[:16]}.ckpt"
-        loaded = DurableCheckpointIO().load_checkpoint(path)
-        assert torch.equal(loaded["state_dict"]["weight"], torch.full((1000,), 7.0))
-        assert os.listdir(path.parent) == [path.name]
-
-    def test_save_checkpoint__without_the_temporary_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
-        assert damage_of(save(tmp_path, 1)) is None
-
-    def test_save_checkpoint__permissions_are_the_umasks(self, tmp_path: Path) -> None:
-        path = save(tmp_path, 1)
-        (tmp_path / "other").touch()
-        assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
-
-    @pytest.mark.parametrize("limit", [0, 100, 4000, 5500])
-    def test_save_checkpoint__full_disk(
-        self, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first, written = save(tmp_path, 1), 0
-        write = checkpoint_files._Hashed.write
-
-        def limited(file: Any, data: Any) -> int:
-            nonlocal written
-            written += len(data)
-            if written > limit:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(file, data)
-
-        monkeypatch.setattr(checkpoint_files._Hashed, "write", limited)
-        with pytest.raises(OSError, match="No space left") as error:
-            save(tmp_path, 2)
-        assert error.value.errno == errno.ENOSPC
-        assert os.listdir(first.parent) == [first.name]
-
-    @pytest.mark.parametrize(
-        "changes, name",
-        [
-            ({"state_dict": {"a.weight": torch.tensor([1, -torch.inf])}}, "a.weight"),
-            (
-                {
-                    "optimizer_states": [
-                        {"state": {3: {"exp_avg": torch.tensor(torch.nan)}}}
-                    ]
-                },
-                "optimizer_states.0.state.3.exp_avg",
-            ),
-        ],
-    )
-    def test_save_checkpoint__non_finite(
-        self, changes: dict[str, Any], name: str, tmp_path: Path
-    ) -> None:
-        first = save(tmp_path, 1)
-        with pytest.raises(RuntimeError, match=rf"'\S*{name}' is not finite"):
-            save(tmp_path, 2, **changes)
-        assert os.listdir(first.parent) == [first.name]
 
 
 class TestNewestComplete:

@@ -17,9 +17,10 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
-from lightly_ext.pretrain import StellarPretraining, checkpoint_files, durable
+from lightly_ext import checkpoint_io, durable
+from lightly_ext.checkpoint_io import DurableCheckpointIO
+from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain.checkpoint_files import (
-    DurableCheckpointIO,
     checkpoint_to_start_from,
     damage_of,
     step_checkpoints,
@@ -141,9 +142,7 @@ class TestRunCheckpoint:
                 trainer.should_stop = True  # from the first step on
 
         steps: list[int] = []
-        monkeypatch.setattr(
-            checkpoint_files, "_write", spy(steps, checkpoint_files._write)
-        )
+        monkeypatch.setattr(checkpoint_io, "_write", spy(steps, checkpoint_io._write))
         run = trainer(
             tmp_path,
             callbacks=[Stop(), RunCheckpoint(tmp_path)],
@@ -188,9 +187,7 @@ class TestRunCheckpoint:
         fit(tmp_path, path, max_epochs=1)
         assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
         steps: list[int] = []
-        monkeypatch.setattr(
-            checkpoint_files, "_write", spy(steps, checkpoint_files._write)
-        )
+        monkeypatch.setattr(checkpoint_io, "_write", spy(steps, checkpoint_io._write))
         fit(tmp_path, path, every=1, max_epochs=-1, max_steps=5)
         assert steps == [3, 4, 5]
 
@@ -300,7 +297,7 @@ class TestRunCheckpoint:
 
         start = checkpoint_to_start_from(tmp_path, True)
         if full == "checkpoint":
-            monkeypatch.setattr(checkpoint_files._Hashed, "write", fail)
+            monkeypatch.setattr(checkpoint_io._Hashed, "write", fail)
         else:
             monkeypatch.setattr(weight_files, "save_file", fail)
         with pytest.raises(OSError, match="No space left") as error:
@@ -383,7 +380,7 @@ class Kill:
         # The disk is not waited for: the system keeps what a killed process wrote.
         os.fsync = self._around(lambda descriptor: None)
         durable._exchange = self._around(durable._exchange)
-        write = checkpoint_files._Hashed.write
+        write = checkpoint_io._Hashed.write
 
         def killed(file: Any, data: Any) -> int:
             # Into a file without its name yet: all are alike, and there are thousands.
@@ -392,7 +389,7 @@ class Kill:
                 self.moment()
             return write(file, data)
 
-        checkpoint_files._Hashed.write = killed
+        checkpoint_io._Hashed.write = killed
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)

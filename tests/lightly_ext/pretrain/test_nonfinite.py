@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.gpu.training import StepWatch
+from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
 from lightly_ext.pretrain import module as pretrain_module
-from lightly_ext.pretrain.checkpoint_files import DurableCheckpointIO
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from tests.pretraining import Views, tiny, trainer

@@ -14,9 +14,9 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import Callback
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
-from lightly_ext.pretrain import checkpoint_files
+from lightly_ext import checkpoint_io
+from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.pretrain.checkpoint_files import (
-    DurableCheckpointIO,
     checkpoint_to_start_from,
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
@@ -241,7 +241,7 @@ def end_in_two_processes(rank: int, world_size: int) -> list[Any]:
         callbacks = [Send(sent[rank])] if rank in sent else []
         output = Path(os.environ["TMPDIR"], str(number))
         if not sent and rank == 0:
-            checkpoint_files._write = Mock(side_effect=OSError(*FULL))
+            checkpoint_io._write = Mock(side_effect=OSError(*FULL))
         try:
             fit(output, *callbacks, max_epochs=3, devices=2, strategy="ddp")
         except Interrupted as error:

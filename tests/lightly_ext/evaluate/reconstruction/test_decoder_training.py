@@ -157,10 +157,10 @@ class TestTrainDecoder:
         protocol = PROTOCOL.replace(epochs=1)
         train_decoder(given.devices, autoencoder, files, protocol, tmp_path / "d", {})
         last = tmp_path / "d" / "checkpoints" / "last.ckpt"
-        state = torch.load(last, weights_only=True)["state_dict"]
-        names = {name.split(".")[0] for name in state}
-        assert names == {"autoencoder", "unreadable"}
-        assert not any("model" in name or "tokenizer" in name for name in state)
+        checkpoint = torch.load(last, weights_only=True)
+        prefix = "autoencoder.decoder."
+        assert all(name.startswith(prefix) for name in checkpoint["state_dict"])
+        assert checkpoint["unreadable"].tolist() == [False] * 4
 
     def test_train_decoder__unreadable_image_has_no_part(
         self, given: Given, tmp_path: Path

@@ -9,8 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from lightly_ext.pretrain import durable
-from lightly_ext.pretrain.durable import (
+from lightly_ext import durable
+from lightly_ext.durable import (
     finish_replacing,
     partial,
     remove_partial,

@@ -13,6 +13,9 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors.torch import save_model
+from torch import nn
+
 PARTIAL, REPLACED = ".partial", ".replaced"
 # What system calls say where a file system has no links, no exchange, no folder sync.
 UNSUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -55,6 +58,13 @@ def move(source: Path, target: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Writes a file of text as a whole; bytes of names that are no text are escaped."""
     partial(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    sync(partial(path))
+    move(partial(path), path)
+
+
+def replace_weights(path: Path, module: nn.Module) -> None:
+    """Writes the weights of a module as a safetensors file, as a whole."""
+    save_model(module, str(partial(path)))
     sync(partial(path))
     move(partial(path), path)
 
