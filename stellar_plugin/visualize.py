@@ -2,6 +2,9 @@
 
 Pure functions from tensors to uint8 RGB arrays with shape (..., height, width, 3), fit
 for `PIL.Image.fromarray` or matplotlib's `imshow`.
+
+On every picture and page tokens are counted from 0, and a token has the colour that
+`token_palette` gives its number.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from stellar_plugin.model import Stellar, resized
 
 Uint8Array = NDArray[np.uint8]
 
+# A token is absent from an image if all patches together have less of it than this part
+# of one patch.
+ABSENT_PATCHES = 0.5
 # Successive hues a golden ratio apart never come close to one another.
 _HUE_STEP = 0.618034
 
@@ -97,6 +103,41 @@ def strongest_token(localization: Tensor) -> Tensor:
     winners = localization.argmax(dim=-1)
     one_hot = F.one_hot(winners, localization.shape[-1])
     return one_hot.to(localization.dtype)
+
+
+def token_masses(localization: Tensor) -> Tensor:
+    """Share of the image that each token has: the mean of its localization.
+
+    Args:
+        localization:
+            Localization matrices with shape (..., num_patches, num_tokens).
+
+    Returns:
+        float32 tensor with shape (..., num_tokens), in [0, 1]; sums to one.
+    """
+    return localization.detach().float().mean(dim=-2)
+
+
+def without_absent(localization: Tensor) -> Tensor:
+    """Localization with zeros for tokens that are absent, see `ABSENT_PATCHES`.
+
+    Relative to its own maximum even a token that is next to nothing would be somewhere.
+
+    Args:
+        localization:
+            Localization matrices with shape (..., num_patches, num_tokens).
+
+    Returns:
+        Tensor with the same shape and dtype.
+    """
+    patches = token_masses(localization) * localization.shape[-2]
+    return localization * (patches >= ABSENT_PATCHES)[..., None, :]
+
+
+def shown_mass(mass: float, num_patches: int) -> str:
+    """Share of the image that a token has as text, and whether that is absent."""
+    absent = mass * num_patches < ABSENT_PATCHES
+    return f"absent ({mass:.2%})" if absent else f"{mass:.1%} of the image"
 
 
 def token_maps(
@@ -263,6 +304,8 @@ def overlay_token(
 ) -> Uint8Array:
     """Shows where one token is: its colour over dimmed pictures.
 
+    It is nowhere in pictures that it is absent from, see `without_absent`.
+
     Args:
         pictures:
             Pictures with shape (batch_size, height, width, 3).
@@ -285,9 +328,8 @@ def overlay_token(
     if not 0 <= token < num_tokens:
         raise ValueError(f"token must be in 0 to {num_tokens - 1}, got {token}.")
     height, width = pictures.shape[1:3]
-    maps = token_maps(
-        factorization.localization, factorization.grid_size, (height, width)
-    )[:, token]
+    localization = without_absent(factorization.localization)
+    maps = token_maps(localization, factorization.grid_size, (height, width))[:, token]
     if threshold is not None:
         maps = threshold_maps(maps, threshold)
     return highlight(pictures, maps, token_palette(num_tokens)[token])

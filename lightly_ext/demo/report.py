@@ -107,6 +107,7 @@ def render_page(
         metrics=METRICS,
         before_after=before_after.rows,
         tokens=tokens.rows,
+        absent=visualize.ABSENT_PATCHES,
         num_tokens=len(next(iter(tokens.rows.values()))) - 1,
         facts=facts,
         data_uri=_data_uri,

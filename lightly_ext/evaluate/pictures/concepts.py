@@ -35,7 +35,13 @@ from lightly_ext.evaluate.pictures.token_index import (
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import CONCEPTS, CropProtocol
-from stellar_plugin.visualize import Uint8Array, threshold_maps, token_palette
+from stellar_plugin.visualize import (
+    ABSENT_PATCHES,
+    Uint8Array,
+    shown_mass,
+    threshold_maps,
+    token_palette,
+)
 
 PAGE, PICTURE, NEIGHBOURS = "index.html", "concepts.png", "neighbours.json"
 ROWS_OF_PICTURE, NEIGHBOURS_OF_PICTURE = 6, 6
@@ -46,8 +52,15 @@ WHAT = {
 }
 LEAD = (
     "Each row is a concept: a token of one image, or a prototype, and the tokens of "
-    "other images that are most similar to it, the nearest first. In colour is where a "
-    "token is in its image."
+    "other images that are most similar to it, the nearest first."
+)
+LEGEND = (
+    "In colour: patches where the localization of the token is at least {threshold:g} "
+    "of its maximum in the image. The colour is that of the token's number, counted "
+    "from 0. Percent: the share of the image that it has; with less than "
+    "{absent:g} of one patch in all it is absent, and nothing is in colour. Images are "
+    "shown as the model gets them: {crop} x {crop} px, cut out of the middle of the "
+    "image resized to {resize} px."
 )
 
 
@@ -145,7 +158,7 @@ def run_concepts(
         split=f"queries: {wanted}; neighbours: all other images",
         neighbours=num_neighbours,
         rule=f"{count} of an image; in colour: localization at least {threshold:g} of "
-        "its maximum in the image",
+        f"its maximum in the image; absent: less than {ABSENT_PATCHES:g} of one patch",
     )
     results.announce(model, protocol)
     index, cached = index_tokens(
@@ -206,27 +219,40 @@ class Found:
         return [entry for entry in found if math.isfinite(entry[2])]
 
     def to_json(self) -> str:
-        """Names, tokens and similarities as JSON."""
-        names = self.files.names
+        """Names, tokens, counted from 0, masses and similarities as JSON."""
         concepts = []
         for row, query in enumerate(self.search.queries):
-            if query.image == NO_IMAGE:
-                asked: dict[str, Any] = {"prototype": query.number}
-            else:
-                asked = {"image": names[query.image], "token": query.number}
+            asked = (
+                {"prototype": query.number}
+                if query.image == NO_IMAGE
+                else self._place(query.image, query.number)
+            )
             neighbours = [
-                {"image": names[image], "token": token, "similarity": similarity}
+                {**self._place(image, token), "similarity": similarity}
                 for image, token, similarity in self.of(row)
             ]
             concepts.append({"query": asked, "neighbours": neighbours})
         stored = {"similarity": self.search.measure, "concepts": concepts}
         return json.dumps(stored, indent=2) + "\n"
 
-    def tile(self, picture: Uint8Array, image: int, token: int, note: str) -> Tile:
-        """A picture with the area of a token."""
+    def _place(self, image: int, token: int) -> dict[str, Any]:
+        mass = self.index.mass(image, token)
+        return {"image": self.files.names[image], "token": token, "mass": mass}
+
+    def tile(
+        self, picture: Uint8Array, image: int, token: int, similarity: float | None
+    ) -> Tile:
+        """A picture with the area of a token, which is empty where it is absent."""
         token_map = self.index.token_map(image, token)
+        mass, num_patches = self.index.mass(image, token), token_map.numel()
         area = threshold_maps(token_map, self.threshold).numpy() > 0
-        return Tile(picture, area, self.files.names[image], note)
+        if mass * num_patches < ABSENT_PATCHES:
+            area[:] = False
+        note = f"token {token}, {shown_mass(mass, num_patches)}"
+        if similarity is not None:
+            note += f", similarity {similarity:.3f}"
+        colour = token_palette(self.index.num_tokens)[token]
+        return Tile(picture, area, self.files.names[image], note, colour)
 
     def rows(self, pictures: Mapping[int, Uint8Array]) -> list[Row]:
         """The gallery: a row per query.
@@ -235,22 +261,19 @@ class Found:
             pictures:
                 Pictures by the numbers of their images.
         """
-        palette = token_palette(len(self.search.queries))
         rows = []
         for i, query in enumerate(self.search.queries):
             neighbours = [
-                self.tile(pictures[m], m, t, f"token {t}, {similarity:.3f}")
-                for m, t, similarity in self.of(i)
+                self.tile(pictures[image], image, token, similarity)
+                for image, token, similarity in self.of(i)
             ]
             if query.image == NO_IMAGE:
                 title, asked = f"Prototype {query.number}", None
             else:
                 title = f"{self.files.names[query.image]}, token {query.number}"
                 picture = pictures[query.image]
-                asked = self.tile(
-                    picture, query.image, query.number, f"token {query.number}"
-                )
-            rows.append(Row(title, query.note, palette[i], asked, neighbours))
+                asked = self.tile(picture, query.image, query.number, None)
+            rows.append(Row(title, query.note, asked, neighbours))
         return rows
 
 
@@ -279,12 +302,18 @@ def _write(
         **result.scores,
         "similarity": found.search.measure,
     }
-    page = render_gallery(
-        f"Concepts of {result.model} in {result.data}", LEAD, rows, facts
+    legend = LEGEND.format(
+        threshold=found.threshold,
+        absent=ABSENT_PATCHES,
+        crop=protocol.crop,
+        resize=protocol.resize,
     )
+    title = f"Concepts of {result.model} in {result.data}"
+    page = render_gallery(title, f"{LEAD} {legend}", rows, facts)
     (folder / PAGE).write_text(page, encoding="utf-8")
     (folder / NEIGHBOURS).write_text(found.to_json())
-    draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE).save(folder / PICTURE)
+    picture = draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE, legend)
+    picture.save(folder / PICTURE)
     devices.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
 
 

@@ -20,6 +20,7 @@ THUMBNAIL_SIDE, QUERY_SIDE = 160, 320
 GAP = 6
 LINE = 20
 FONT_SIZE = 13
+TOKEN_COLOURS = "Tokens: colours of their numbers, the same on every page."
 INK, PAPER = (70, 74, 82), (255, 255, 255)
 
 
@@ -33,15 +34,18 @@ class Tile:
         area:
             Patches of the token, bool with the shape of the patch grid.
         name:
-            Name of the image file.
+            Path of the image file in its folder: two folders may have equal names.
         note:
             What else to say below the picture.
+        colour:
+            RGB colour of the token.
     """
 
     picture: Uint8Array
     area: NDArray[np.bool_]
     name: str
     note: str
+    colour: Uint8Array
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,6 @@ class Row:
             What was asked for.
         note:
             What else to say in the heading.
-        colour:
-            RGB colour of the areas.
         query:
             The picture that was asked with, None for a prototype.
         neighbours:
@@ -63,9 +65,13 @@ class Row:
 
     title: str
     note: str
-    colour: Uint8Array
     query: Tile | None
     neighbours: Sequence[Tile]
+
+    @property
+    def colour(self) -> Uint8Array:
+        """RGB colour of the token that was asked for, grey for a prototype."""
+        return self.query.colour if self.query else np.array(INK, dtype=np.uint8)
 
 
 def shown_name(name: str) -> str:
@@ -79,32 +85,65 @@ def enlarged(pictures: Uint8Array, side: int = PANEL_SIDE) -> Uint8Array:
     return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def draw_sheet(rows: Sequence[Sequence[tuple[str, Uint8Array]]]) -> Image.Image:
+def draw_sheet(
+    rows: Sequence[Sequence[tuple[str, Uint8Array]]], legend: str = ""
+) -> Image.Image:
     """Puts rows of titled pictures of one size below one another.
 
     Args:
         rows:
             Title and picture, (height, width, 3), of each place; rows may differ in
             length.
+        legend:
+            What the colours mean, below the last row.
 
     Returns:
         The sheet. The picture in row i and column j begins at x = GAP + j * (width +
-        GAP) and y = LINE + i * (LINE + height + GAP); its title is above.
+        GAP) and y = top + i * (top + height + GAP), where top is LINE for each line of
+        the longest title; its title is above, as a whole.
     """
     height, width = rows[0][0][1].shape[:2]
     columns = max(len(row) for row in rows)
-    step = width + GAP, LINE + height + GAP
-    sheet = Image.new("RGB", (GAP + columns * step[0], len(rows) * step[1]), PAPER)
+    total = GAP + columns * (width + GAP)
+    titles = [[_lines(title, width) for title, _ in row] for row in rows]
+    below = _lines(legend, total - 2 * GAP)
+    top = LINE * max(1, *(len(lines) for row in titles for lines in row))
+    step = width + GAP, top + height + GAP
+    size = total, len(rows) * step[1] + len(below) * LINE
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
-        for j, (title, picture) in enumerate(row):
-            corner = GAP + j * step[0], i * step[1]
-            _write(draw, corner, title, width)
-            sheet.paste(Image.fromarray(picture), (corner[0], corner[1] + LINE))
+        for j, (_, picture) in enumerate(row):
+            left, upper = GAP + j * step[0], i * step[1]
+            _write(draw, (left, upper), titles[i][j])
+            sheet.paste(Image.fromarray(picture), (left, upper + top))
+    _write(draw, (GAP, len(rows) * step[1]), below)
     return sheet
 
 
-def draw_gallery(rows: Sequence[Row], num_neighbours: int) -> Image.Image:
+def draw_rows(
+    names: Sequence[str], rows: Mapping[str, Uint8Array], legend: str
+) -> Image.Image:
+    """Rows of pictures of the same images, one image per column.
+
+    Args:
+        names:
+            Names of the images, above the first row.
+        rows:
+            Pictures with shape (num_images, height, width, 3) by the title that stands
+            above each of them; the first are the images themselves.
+        legend:
+            As for `draw_sheet`.
+    """
+    titles = [names, *([title] * len(names) for title in list(rows)[1:])]
+    pairs = zip(titles, rows.values(), strict=True)
+    sheet = [list(zip(t, enlarged(row), strict=True)) for t, row in pairs]
+    return draw_sheet(sheet, f"Images as the model gets them. {legend}")
+
+
+def draw_gallery(
+    rows: Sequence[Row], num_neighbours: int, legend: str = ""
+) -> Image.Image:
     """The gallery as one picture, areas in colour.
 
     Args:
@@ -112,16 +151,16 @@ def draw_gallery(rows: Sequence[Row], num_neighbours: int) -> Image.Image:
             The concepts, at least one of them with a picture.
         num_neighbours:
             At most so many neighbours are shown.
+        legend:
+            As for `draw_sheet`.
     """
     drawn = []
     for row in rows:
-        tiles = [(tile.note, tile) for tile in row.neighbours[:num_neighbours]]
-        if row.query:
-            tiles = [(row.title, row.query), *tiles]
-        drawn.append(
-            [(title, enlarged(_highlighted(t, row.colour))) for title, t in tiles]
-        )
-    return draw_sheet(drawn)
+        query = [] if row.query is None else [row.query]
+        tiles = [*query, *row.neighbours[:num_neighbours]]
+        titled = [(f"{t.name}: {t.note}", enlarged(_highlighted(t))) for t in tiles]
+        drawn.append(titled)
+    return draw_sheet(drawn, legend)
 
 
 def render_gallery(
@@ -170,21 +209,29 @@ def _layer(area: NDArray[np.bool_], colour: Uint8Array) -> str:
     return data_uri(Image.fromarray(pixels), "png", optimize=True)
 
 
-def _highlighted(tile: Tile, colour: Uint8Array) -> Uint8Array:
+def _highlighted(tile: Tile) -> Uint8Array:
     height, width = tile.picture.shape[:2]
     area = torch.from_numpy(tile.area).float()[None, None]
     weights = torch.nn.functional.interpolate(area, size=(height, width))
-    return highlight(tile.picture[None], weights[0], colour)[0]
+    return highlight(tile.picture[None], weights[0], tile.colour)[0]
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Breaks a text into lines, anywhere: what would be cut off may tell two apart."""
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = []
+    rest = shown_name(text)
+    while rest:
+        fitting = range(len(rest), 1, -1)
+        end = next((n for n in fitting if font.getlength(rest[:n]) <= width), 1)
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return lines
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str]
 ) -> None:
-    """Writes a line. Where it is too long its end stays: there, file names differ."""
     font = ImageFont.load_default(FONT_SIZE)
-    text = shown_name(text)
-    if draw.textlength(text, font) > width:
-        while text and draw.textlength(f"...{text}", font) > width:
-            text = text[1:]
-        text = f"...{text}"
-    draw.text((corner[0], corner[1] + 2), text, INK, font)
+    for i, line in enumerate(lines):
+        draw.text((corner[0], corner[1] + 2 + i * LINE), line, INK, font)

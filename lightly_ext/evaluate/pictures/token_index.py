@@ -16,6 +16,7 @@ from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
 from stellar_plugin.encoder import L2_NORM_EPS, Factorization
 from stellar_plugin.protocols import CropProtocol
+from stellar_plugin.visualize import token_masses
 
 # Bytes that the widest tensor of one block takes: small beside any memory, large enough
 # for a device to be busy.
@@ -42,6 +43,8 @@ class TokenIndex:
             Lengths of the tokens before, float32 with shape (num_images, r).
         maps:
             Localization in steps of 1 / 255, uint8 with shape (num_images, r, n).
+        masses:
+            Share of its image that each token has, float32 with shape (num_images, r).
         readable:
             Numbers of the readable images, int64, ascending. The others have no tokens.
         grid_size:
@@ -51,6 +54,7 @@ class TokenIndex:
     units: Rows
     norms: Rows
     maps: Rows
+    masses: Rows
     readable: Tensor
     grid_size: tuple[int, int]
 
@@ -69,6 +73,10 @@ class TokenIndex:
         rows = images.numpy()
         units = torch.from_numpy(np.array(self.units[rows])).float()
         return units * torch.from_numpy(np.array(self.norms[rows]))[..., None]
+
+    def mass(self, image: int, token: int) -> float:
+        """Share of an image that a token has, in [0, 1]."""
+        return float(np.array(self.masses[np.array([image])])[0, token])
 
     def token_map(self, image: int, token: int) -> Tensor:
         """Localization of a token, float32 in [0, 1] with the shape of the grid."""
@@ -136,9 +144,9 @@ def index_tokens(
         grids.append(result.grid_size)
         return quantised(result)
 
-    cached = cache.features(files, protocol, "tokens and maps", compute)
-    units, norms, maps = (cached.arrays[name] for name in ("units", "norms", "maps"))
-    return TokenIndex(units, norms, maps, cached.readable, grids[0]), cached
+    cached = cache.features(files, protocol, "tokens, maps and masses", compute)
+    index = TokenIndex(**cached.arrays, readable=cached.readable, grid_size=grids[0])
+    return index, cached
 
 
 def quantised(result: Factorization) -> dict[str, Tensor]:
@@ -149,7 +157,7 @@ def quantised(result: Factorization) -> dict[str, Tensor]:
             Factorization of a batch.
 
     Returns:
-        "units", "norms" and "maps" of `TokenIndex`, a row per image.
+        "units", "norms", "maps" and "masses" of `TokenIndex`, a row per image.
     """
     tokens = result.sparse.float()
     maps = result.localization.float().mT
@@ -157,6 +165,7 @@ def quantised(result: Factorization) -> dict[str, Tensor]:
         "units": F.normalize(tokens, dim=-1, eps=L2_NORM_EPS).half(),
         "norms": tokens.norm(dim=-1),
         "maps": (maps * 255).round().byte(),
+        "masses": token_masses(result.localization),
     }
 
 

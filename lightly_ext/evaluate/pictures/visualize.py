@@ -16,20 +16,29 @@ from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.options import check_positive
-from lightly_ext.evaluate.pictures.gallery import draw_sheet, enlarged, shown_name
+from lightly_ext.evaluate.pictures.gallery import (
+    TOKEN_COLOURS,
+    draw_sheet,
+    enlarged,
+    shown_name,
+)
 from lightly_ext.evaluate.results import Results
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
+    ABSENT_PATCHES,
     Uint8Array,
     highlight,
     overlay_localization,
+    shown_mass,
     strongest_token,
     threshold_maps,
     to_pictures,
     token_maps,
+    token_masses,
     token_palette,
+    without_absent,
 )
 
 ROWS_PER_SHEET = 8
@@ -138,7 +147,8 @@ def run_visualize(
     folder = results.save(result)
     written = []
     if devices.rank == 0:
-        written = _write_sheets(seen, folder)
+        size = f"{protocol.crop} x {protocol.crop} px of {protocol.resize} px resized"
+        written = _write_sheets(seen, folder, f"Input as the model gets it, {size}.")
         if tokens:
             written += _write_tokens(seen, folder, threshold)
         devices.say("\n".join(str(path) for path in written))
@@ -263,19 +273,26 @@ def token_pictures(
     assert seen.localization is not None
     picture = seen.pictures[number]
     localization = seen.localization[number : number + 1]
-    shares = localization[0].mean(dim=0).tolist()
+    masses, num_patches = token_masses(localization[0]).tolist(), localization.shape[1]
     height, width = picture.shape[:2]
-    maps = token_maps(localization, seen.grid_size, (height, width))[0]
+    present = without_absent(localization)
+    maps = token_maps(present, seen.grid_size, (height, width))[0]
     if threshold is not None:
         maps = threshold_maps(maps, threshold)
     pictures = {"input": picture}
     for token, colour in enumerate(token_palette(len(maps))):
-        title = f"token {token}, {shares[token]:.0%}"
+        title = f"token {token}, {shown_mass(masses[token], num_patches)}"
         pictures[title] = highlight(picture[None], maps[token, None], colour)[0]
     return pictures
 
 
-def _write_sheets(seen: Seen, folder: Path) -> list[Path]:
+def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
+    if seen.localization is not None:
+        legend += f" {TOKEN_COLOURS}"
+    legend += (
+        " PCA: the first three components of the patches of all images as red, green "
+        "and blue, each from its 1st to its 99th percentile."
+    )
     columns = {k: enlarged(v) for k, v in sheet_columns(seen).items()}
     rows = []
     for i, name in enumerate(seen.names):
@@ -285,18 +302,29 @@ def _write_sheets(seen: Seen, folder: Path) -> list[Path]:
     written = []
     for start in range(0, len(rows), ROWS_PER_SHEET):
         path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
-        draw_sheet(rows[start : start + ROWS_PER_SHEET]).save(path)
+        draw_sheet(rows[start : start + ROWS_PER_SHEET], legend).save(path)
         written.append(path)
     return written
 
 
 def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Path]:
+    strength = (
+        "as strong as its localization, from 0 to 1"
+        if threshold is None
+        else f"where its localization is at least {threshold:g} of its maximum"
+    )
+    legend = (
+        f"Tokens are counted from 0; the colour is that of the number, {strength}. "
+        "Percent: the share of the image. A token that has less than "
+        f"{ABSENT_PATCHES:g} of one patch in all is absent: nothing is in colour."
+    )
     written = []
     for i, name in enumerate(seen.names):
         pictures = token_pictures(seen, i, threshold)
+        pictures = {name: pictures.pop("input"), **pictures}
         titled = [(title, enlarged(picture)) for title, picture in pictures.items()]
         starts = range(0, len(titled), TOKEN_COLUMNS)
         path = folder / f"tokens_{i + 1:02d}_{Path(shown_name(name)).stem[:60]}.png"
-        draw_sheet([titled[k : k + TOKEN_COLUMNS] for k in starts]).save(path)
+        draw_sheet([titled[k : k + TOKEN_COLUMNS] for k in starts], legend).save(path)
         written.append(path)
     return written

@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
     best_parts_iou,
@@ -37,7 +37,7 @@ from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_plugin.protocols import WHERE
-from stellar_plugin.visualize import overlay, tile_pictures, to_pictures, token_palette
+from stellar_plugin.visualize import overlay, to_pictures, token_palette
 
 FOREGROUND = ("foreground_iou", "foreground_iou_oracle")
 OVERLAP = ("token_overlap", "token_overlap_one_to_one")
@@ -305,24 +305,47 @@ def _save_picture(
     images: MaskedImages,
     values: LabelValues,
 ) -> None:
-    """Rows: images, their masks, the strongest token of each patch."""
+    """Rows: images, their masks in grey, the strongest token of each patch."""
     count = min(NUM_PICTURES, len(images))
     samples = [images[i * len(images) // count] for i in range(count)]
+    samples = [sample for sample in samples if sample.readable]
+    if not samples:
+        return
     pixels = torch.stack([sample.image for sample in samples])
     masks = torch.stack([sample.mask for sample in samples])
     pictures = to_pictures(pixels / 255)
-    labels = masks.unique(return_inverse=True)[1]
-    colours = _coloured(labels)
+    tokens = _tokens(model, devices, pixels)
+    palette = token_palette(model.num_queries)
+    rows = {
+        "images": pictures,
+        "labels": grey_labels(masks, values),
+        "strongest token": overlay(pictures, palette[tokens.numpy()]),
+    }
+    names = [images.files.names[sample.number] for sample in samples]
+    legend = (
+        "Labels in grey, the lighter the higher; background and ignored px are black. "
+        f"{TOKEN_COLOURS}"
+    )
+    draw_rows(names, rows, legend).save(path, optimize=True)
+
+
+def grey_labels(masks: Tensor, values: LabelValues) -> NDArray[np.uint8]:
+    """Labels as grey levels, dark to light, as colours are those of tokens.
+
+    Args:
+        masks:
+            Labels with shape (..., height, width).
+        values:
+            Which of them are no segments: those are black.
+
+    Returns:
+        Pictures with shape (..., height, width, 3).
+    """
     no_segment = torch.tensor((*values.background, *values.ignore), dtype=masks.dtype)
-    colours[torch.isin(masks, no_segment).numpy()] = 0
-    rows = [
-        pictures,
-        colours,
-        overlay(pictures, _coloured(_tokens(model, devices, pixels))),
-    ]
-    Image.fromarray(tile_pictures(rows)).save(path, optimize=True)
-
-
-def _coloured(numbers: Tensor) -> NDArray[np.uint8]:
-    """One colour per number, (..., height, width) to (..., height, width, 3)."""
-    return token_palette(int(numbers.max()) + 1)[numbers.numpy()]
+    labels = masks.unique()
+    segments = labels[~torch.isin(labels, no_segment)]
+    levels = torch.linspace(80, 255, len(segments)).round()
+    grey = torch.zeros(masks.shape)
+    for label, level in zip(segments.tolist(), levels, strict=True):
+        grey[masks == label] = level
+    return grey.byte()[..., None].expand(*masks.shape, 3).numpy()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
@@ -21,7 +21,6 @@ from stellar_plugin.protocols import CropProtocol
 from stellar_plugin.visualize import (
     overlay_localization,
     strongest_token,
-    tile_pictures,
     to_pictures,
 )
 
@@ -112,10 +111,18 @@ def save_pictures(
     if not len(inputs):
         return
     result, decoded = _decode(devices, autoencoder, inputs)
-    rows = [to_pictures(image / 255) for image in (inputs, *decoded)]
+    titles = ("images", "decoded", "by the tokenizer alone")
+    rows = {
+        title: to_pictures(image / 255)
+        for title, image in zip(titles, (inputs, *decoded), strict=False)
+    }
     if autoencoder.model.has_localization:
         tokens = strongest_token(result.localization)
-        rows.append(overlay_localization(rows[0], tokens, result.grid_size))
+        rows["strongest token"] = overlay_localization(
+            rows["images"], tokens, result.grid_size
+        )
+    names = [files.names[i] for i in batch.number[batch.readable].tolist()]
     path = folder / "reconstruction.png"
-    Image.fromarray(tile_pictures(rows)).save(path)
+    legend = TOKEN_COLOURS if autoencoder.model.has_localization else ""
+    draw_rows(names, rows, legend).save(path)
     devices.say(f"Pictures in {path}.")

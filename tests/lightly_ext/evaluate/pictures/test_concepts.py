@@ -15,7 +15,7 @@ from PIL import Image
 from lightly_ext.data import read_image
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
-from lightly_ext.evaluate.pictures.concept_queries import chosen_tokens
+from lightly_ext.evaluate.pictures.concept_queries import Query, chosen_tokens
 from lightly_ext.evaluate.pictures.concepts import Found, Search, run_concepts
 from lightly_ext.evaluate.pictures.token_index import (
     Neighbours,
@@ -25,6 +25,7 @@ from lightly_ext.evaluate.pictures.token_index import (
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import read_checkpoint, save_heads
 from stellar_plugin.protocols import CONCEPTS
+from stellar_plugin.visualize import shown_mass, token_palette
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     NUM_QUERIES,
@@ -82,8 +83,8 @@ class TestTokens:
         query = ["a/0002.png:1", str(images / "b" / "0004.png") + ":3"]
         page = run_concepts(*given, str(images), query=query, num_neighbours=4)
         first, second = _concepts(page)
-        assert first["query"] == {"image": "a/0002.png", "token": 1}
-        assert second["query"] == {"image": "b/0004.png", "token": 3}
+        asked = [(c["query"]["image"], c["query"]["token"]) for c in (first, second)]
+        assert asked == [("a/0002.png", 1), ("b/0004.png", 3)]
         for concept, copy in ((first, "b/0002.png"), (second, "a/0004.png")):
             nearest = concept["neighbours"][0]
             assert nearest["image"] == copy
@@ -138,6 +139,7 @@ class TestTokens:
             units,
             np.ones((10, 2), np.float32),
             np.zeros((10, 2, 1), np.uint8),
+            np.zeros((10, 2), np.float32),
             torch.arange(2, 10),
             (1, 1),
         )
@@ -147,25 +149,61 @@ class TestTokens:
         assert (7, 1) in places
         assert len(chosen_tokens(index, "random", 99, seed=0)) == 16
 
-    def test_found__threshold_and_missing_neighbours(self) -> None:
-        maps = np.array([[[200, 100, 99, 0]], [[20, 9, 10, 0]]], dtype=np.uint8)
-        units, norms = np.ones((2, 1, 3), np.float16), np.ones((2, 1), np.float32)
-        index = TokenIndex(units, norms, maps, torch.arange(2), (2, 2))
-        search = Search([], torch.ones(1, 3), unit_length, 3, "cosine")
+    def _found(self, maps: np.ndarray) -> Found:
+        """What is found of two images of 2 x 2 patches, maps (2, 4, num_tokens)."""
+        num_tokens = maps.shape[2]
+        index = TokenIndex(
+            np.ones((2, num_tokens, 3), np.float16),
+            np.ones((2, num_tokens), np.float32),
+            (maps.swapaxes(1, 2) * 255).round().astype(np.uint8),
+            maps.mean(axis=1).astype(np.float32),
+            torch.arange(2),
+            (2, 2),
+        )
+        query = Query(1, image=0)
+        search = Search([query], torch.ones(1, 3), unit_length, 3, "cosine")
         neighbours = Neighbours(
             torch.tensor([[1, 0]]),
             torch.tensor([[0, 0]]),
             torch.tensor([[0.5, -torch.inf]]),
         )
-        files = ImageFiles(Path(), ["x.png", "y.png"])
-        found = Found(files, index, search, neighbours, 0.5)
+        files = ImageFiles(Path(), ["cat/1.png", "dog/1.png"])
+        return Found(files, index, search, neighbours, 0.5)
+
+    def test_found__threshold_and_missing_neighbours(self) -> None:
+        first = [[0.8], [0.4], [0.39], [0]], [[0.5], [0.2], [0.3], [0]]
+        found = self._found(np.array(first))
         assert found.of(0) == [(1, 0, 0.5)]
         picture = np.zeros((4, 4, 3), np.uint8)
-        first = found.tile(picture, 0, 0, "token 0")
-        assert first.area.tolist() == [[True, True], [False, False]]
-        second = found.tile(picture, 1, 0, "token 0")
-        assert second.area.tolist() == [[True, False], [True, False]]
-        assert (second.name, second.note) == ("y.png", "token 0")
+        tile = found.tile(picture, 0, 0, 0.25)
+        assert tile.area.tolist() == [[True, True], [False, False]]
+        assert tile.note == "token 0, 39.8% of the image, similarity 0.250"
+        tile = found.tile(picture, 1, 0, None)
+        assert tile.area.tolist() == [[True, False], [True, False]]
+        assert (tile.name, tile.note) == ("dog/1.png", "token 0, 25.0% of the image")
+
+    def test_found__a_token_next_to_nothing_is_absent(self) -> None:
+        # A mass of 0.00018 has a maximum, too.
+        localization = np.array([[[0.9993, 0.0007], *[[1, 0]] * 3]] * 2)
+        found = self._found(localization)
+        tile = found.tile(np.zeros((4, 4, 3), np.uint8), 0, 1, None)
+        assert not tile.area.any()
+        assert tile.note == "token 1, absent (0.02%)"
+        stored = json.loads(found.to_json())["concepts"][0]
+        assert stored["query"]["mass"] == pytest.approx(0.0007 / 4)
+        assert stored["neighbours"][0]["mass"] == pytest.approx(0.9998, abs=1e-4)
+
+    def test_found__a_token_has_the_colour_of_its_number(self) -> None:
+        found = self._found(np.full((2, 4, 3), 1 / 3))
+        (row,) = found.rows(
+            {0: np.zeros((4, 4, 3), np.uint8)} | {1: np.ones((4, 4, 3))}
+        )
+        assert (
+            row.query is not None and row.query.colour is not row.neighbours[0].colour
+        )
+        assert row.colour.tolist() == token_palette(3)[1].tolist()
+        assert row.neighbours[0].colour.tolist() == token_palette(3)[0].tolist()
+        assert row.neighbours[0].name == "dog/1.png"
 
 
 class TestPrototypes:
@@ -237,13 +275,17 @@ class TestCommand:
         pictures = page.decoded()
         assert [kind for kind, _ in pictures] == ["jpeg", "png"] * 12
         assert {layer.size for _, layer in pictures[1::2]} == {(2, 2)}
-        for concept in _concepts(path):
-            for found in concept["neighbours"]:
-                shown = f"token {found['token']}, {found['similarity']:.3f}"
-                assert f"{found['image']} {shown} ".split() in [
-                    caption.split() for caption in page.captions
-                ]
-        assert page.captions[0].split() == [*evil.split(), "token", "2"]
+        concepts = _concepts(path)
+        for place in (c for concept in concepts for c in concept["neighbours"]):
+            mass = shown_mass(place["mass"], 4)
+            shown = f"token {place['token']}, {mass}, similarity "
+            shown += f"{place['similarity']:.3f}"
+            assert f"{place['image']} {shown}".split() in [
+                caption.split() for caption in page.captions
+            ]
+        mass = shown_mass(concepts[0]["query"]["mass"], 4)
+        assert page.captions[0].split() == f"{evil} token 2, {mass}".split()
+        assert "counted from 0" in text and "32 x 32 px, cut out" in text
         card = json.loads((path.parent / "result.json").read_text())
         assert "at least 0.7 of its maximum" in card["protocol"]["rule"]
         assert card["scores"] == {"num_images": 23, "num_tokens": 23 * NUM_QUERIES}

@@ -41,6 +41,7 @@ def _index(
         units.astype(np.float16),
         np.ones((num, tokens), np.float32),
         np.zeros((num, tokens, 4), np.uint8),
+        np.zeros((num, tokens), np.float32),
         torch.tensor(list(range(num)) if readable is None else readable),
         (2, 2),
     )
@@ -157,7 +158,7 @@ class TestNearestTokens:
         norms = np.ones(shape[:2], np.float32)
         watched = _Watched(np.load(tmp_path / "units.npy", mmap_mode="r"))
         everything = torch.arange(shape[0])
-        index = TokenIndex(watched, norms, norms, everything, (1, 1))
+        index = TokenIndex(watched, norms, norms, norms, everything, (1, 1))
         before = _anonymous_memory()
 
         def embed(tokens: torch.Tensor) -> torch.Tensor:
@@ -236,15 +237,17 @@ class TestIndexTokens:
             None, tokens, torch.rand(2, 6, 8), (2, 3), lambda u, s: maps
         )
         stored = quantised(result)
-        assert [stored[k].dtype for k in ("units", "norms", "maps")] == [
-            torch.float16,
-            torch.float32,
-            torch.uint8,
-        ]
+        assert {name: values.dtype for name, values in stored.items()} == {
+            "units": torch.float16,
+            "norms": torch.float32,
+            "maps": torch.uint8,
+            "masses": torch.float32,
+        }
         index = TokenIndex(
             stored["units"].numpy(),
             stored["norms"].numpy(),
             stored["maps"].numpy(),
+            stored["masses"].numpy(),
             torch.arange(2),
             (2, 3),
         )
@@ -256,6 +259,9 @@ class TestIndexTokens:
         for image in range(2):
             for token in range(3):
                 expected = maps[image, :, token].view(2, 3)
+                assert index.mass(image, token) == pytest.approx(
+                    float(expected.mean()), abs=1e-6
+                )
                 found = index.token_map(image, token)
                 assert (found - expected).abs().max() <= 0.5 / 255 + 1e-6
 

@@ -17,8 +17,10 @@ from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_segmentation_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
 from lightly_ext.evaluate.probing.where import run_where, token_parts
 from stellar_plugin.encoder import Factorization
+from stellar_plugin.visualize import token_palette
 from tests.lightly_ext.evaluate.small import Given, make_given, run_options, write_model
 
 PATCH = 8
@@ -294,7 +296,41 @@ class TestRunWhere:
             classes = "background 1; ignored 0; all others are segments"
             assert stored["protocol"]["classes"] == classes
             picture = Image.open(folder / "where.png")
-            assert picture.size == (6 * 34 + 2, 3 * 34 + 2)
+            side = PANEL_SIDE // SIZE * SIZE
+            assert picture.width == GAP + 6 * (side + GAP)
+            assert picture.height > 3 * (LINE + side + GAP)
+
+    def test_run_where__picture_of_a_known_localization(self, tmp_path: Path) -> None:
+        # A wide image, of which the middle is seen: its rows and columns are none
+        # of another, so that a turned or mirrored overlay is another picture.
+        tokens = np.arange(16).reshape(4, 4) % NUM_TOKENS
+        tokens[0] = [3, 0, 0, 1]
+        masks = [np.zeros((SIZE, SIZE), int) for _ in range(2)]
+        masks[0][:PATCH, PATCH:] = 2
+        masks[1][-1, -1] = 7
+        data = _write_set(tmp_path, [tokens, tokens.T], masks)
+        run_where(*_given(tmp_path), **data)
+        (path,) = (tmp_path / "out").glob("where-*/where.png")
+        factor = PANEL_SIDE // SIZE
+        side, sheet = factor * SIZE, np.asarray(Image.open(path)).astype(int)
+
+        def panel(row: int, column: int) -> np.ndarray:
+            top, left = row * (LINE + side + GAP) + LINE, GAP + column * (side + GAP)
+            return sheet[top : top + side : factor, left : left + side : factor]
+
+        for column, expected in enumerate((tokens, tokens.T)):
+            blocks = np.kron(expected, np.ones((PATCH, PATCH), int))
+            image = np.stack([20 * blocks, 0 * blocks, 0 * blocks], axis=2)
+            np.testing.assert_array_equal(panel(0, column), image)
+            colours = token_palette(NUM_TOKENS)[blocks]
+            shown = (0.45 * image + 0.55 * colours).round()
+            np.testing.assert_allclose(panel(2, column), shown, atol=1)
+            grey = np.where(
+                masks[column] == 2, 80, np.where(masks[column] == 7, 255, 0)
+            )
+            np.testing.assert_array_equal(
+                panel(1, column), np.stack([grey] * 3, axis=2)
+            )
 
 
 class TestTokenParts:

@@ -17,6 +17,7 @@ from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.images import EvaluationImages, centre_crop
+from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
 from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.reconstruction.autoencoder import (
     FrozenAutoencoder,
@@ -334,11 +335,14 @@ class TestMain:
         assert Result.load(path).scores["num_images"] == 9
         picture = np.asarray(Image.open(path.parent / "reconstruction.png"))
         rows, columns = 4, 8  # input, decoded, the tokenizer's, strongest token
-        cell = IMAGE_SIZE + 2
-        assert picture.shape == (rows * cell + 2, columns * cell + 2, 3)
+        factor = PANEL_SIDE // IMAGE_SIZE
+        side = factor * IMAGE_SIZE
+        assert picture.shape[1] == GAP + columns * (side + GAP)
+        assert len(picture) > rows * (LINE + side + GAP)
         given = _given(model, tmp_path)
         first = _crops(given, images)[0].permute(1, 2, 0).byte().numpy()
-        assert np.array_equal(picture[2:cell, 2:cell], first)
+        shown = picture[LINE : LINE + side : factor, GAP : GAP + side : factor]
+        assert np.array_equal(shown, first)
 
     def test_main__error_is_one_line(self, tmp_path: Path, images: str) -> None:
         model = write_model(tmp_path / "model")
