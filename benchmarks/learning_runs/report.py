@@ -20,12 +20,14 @@ Line = dict[str, Any]
 
 
 def write_report(folder: Path) -> str:
-    """Writes `table.csv`, `table.md` and pictures, and returns the table.
+    """Writes `scores.csv`, `table.md` and pictures.
 
-    Raises:
-        FileNotFoundError: If the folder has no results.
+    Returns:
+        The table, and the errors of runs that failed.
     """
-    lines = [line for line in _lines(folder / RESULTS) if "scores" in line]
+    found = _lines(folder / RESULTS)
+    lines = [line for line in found if "scores" in line]
+    errors = [line for line in found if "error" in line]
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("run", "seed", "fraction", "used", "images", "score", "value"))
@@ -50,7 +52,8 @@ def write_report(folder: Path) -> str:
     )
     if losses:
         save_line_plot(folder / "losses.png", losses, "share of the time", "loss")
-    return table
+    failed = [f"{line['run']}, seed {line['seed']}: {line['error']}" for line in errors]
+    return "\n".join([table, *failed])
 
 
 def markdown(lines: Iterable[Line]) -> str:
