@@ -34,4 +34,7 @@ def main(argv: Sequence[str]) -> None:
     elif name.removesuffix(".py") in names:
         print(mm_configs.path(name.removesuffix(".py")))
     else:
-        raise OptionError(f"There is no config '{name}'.{did_you_mean(name, names)}")
+        question = did_you_mean(name, names)
+        raise OptionError(
+            f"There is no config '{name}'.{question} `stellar configs` lists them."
+        )

@@ -34,5 +34,6 @@ class TestConfigs:
         assert capsys.readouterr() == (
             "",
             "stellar configs: There is no config 'stelar_ade20k'. Did you mean "
-            "'stellar_ade20k'?\n`stellar configs --help` lists the options.\n",
+            "'stellar_ade20k'? `stellar configs` lists them.\n"
+            "`stellar configs --help` lists the options.\n",
         )

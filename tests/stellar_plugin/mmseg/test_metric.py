@@ -72,14 +72,18 @@ def evaluate(metric: object, predictions: Tensor, labels: Tensor, loader: int) -
     return next(v for k, v in metrics.items() if k.endswith("mIoU"))
 
 
-def evaluate_part(folder: Path, rank: int, world_size: int) -> float:
+def evaluate_part(folder: Path, rank: int, world_size: int) -> list[dict[str, float]]:
     """As mmengine shares images out: every second one, the first again at the end."""
+    MMLogger.get_instance("test_metric")
     predictions, labels = draw(7)
     mine = [*range(7), 0][rank::world_size]
-    metric = BatchJaccard(3, collect_dir=str(folder))
-    metric.dataset_meta = META
-    metric.process({}, samples(predictions[mine], labels[mine]))
-    return metric.evaluate(7)["paper/mIoU"]
+    scores = []
+    for metric in (BatchJaccard(3), CountedIoUMetric()):
+        metric.collect_dir = str(folder / type(metric).__name__)
+        metric.dataset_meta = META
+        metric.process({}, samples(predictions[mine], labels[mine]))
+        scores.append({k: float(v) for k, v in metric.evaluate(7).items()})
+    return scores
 
 
 class TestCountedIoUMetric:
@@ -155,10 +159,17 @@ class TestBatchJaccard:
 
     @pytest.mark.slow
     def test_two_processes__as_one(self, tmp_path: Path) -> None:
+        part = partial(evaluate_part, tmp_path / "parts")
+        first, second = distributed.run(part, tmp_path)
+        paper, counted = first
+        assert second == first
         predictions, labels = draw(7)
         expected = evaluate(BatchJaccard(3), predictions, labels, 2)
-        part = partial(evaluate_part, tmp_path / "parts")
-        assert distributed.run(part, tmp_path) == [expected, expected]
+        assert paper == {"paper/mIoU": expected, "paper/num_classes": 5}
+        # Of 84 cells some 17 are ignored; every class is in a label or a prediction.
+        expected = brute_force(predictions, labels, 7)
+        assert counted["mIoU"] == pytest.approx(expected, abs=0.005)
+        assert counted["num_classes"] == 5
 
     def test_evaluate__classes_of_any_batch(self) -> None:
         predictions = torch.tensor([[[0, 1]], [[0, 0]], [[3, 0]]])
