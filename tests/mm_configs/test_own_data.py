@@ -15,12 +15,7 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
 import mm_configs
-from tests.stellar_plugin.mmseg.mmseg_sets import (
-    MODEL_NAME,
-    NUM_QUERIES,
-    VIT,
-    write_checkpoint,
-)
+from tests.stellar_plugin.mmseg.mmseg_sets import VIT, write_checkpoint
 
 # Height and width: no two alike, no side a multiple of a patch.
 SIZES = [(70, 90), (90, 75), (100, 70), (81, 83)]
@@ -82,10 +77,8 @@ def test_from_a_folder_to_a_score(
         checkpoint=str(checkpoint),
     )
     cfg = Config.fromfile(tmp_path / "my_data.py")
-    sizes = {"model_name": MODEL_NAME, "num_queries": NUM_QUERIES, **VIT}
     cfg.merge_from_dict(
         {
-            **{f"model.backbone.{name}": value for name, value in sizes.items()},
             "model.decode_head.in_channels": VIT["embed_dim"],
             **{f"{s}_dataloader.num_workers": 0 for s in ("train", "val", "test")},
             **{f"{s}_dataloader.persistent_workers": False for s in ("train", "val")},
