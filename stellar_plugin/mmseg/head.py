@@ -28,7 +28,7 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
             Channels of the feature map; with `input_transform="resize_concat"` the
             channels of each of several.
         num_classes:
-            Number of classes.
+            Number of classes, at least 2: an object's background is one.
         norm_cfg:
             Norm before the convolution, None for none.
         dropout_ratio:
@@ -37,7 +37,8 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
             As everywhere in mmseg: in_index, input_transform, loss_decode, ...
 
     Raises:
-        ValueError: If `input_transform` leaves several feature maps.
+        ValueError: If `input_transform` leaves several feature maps, or there is one
+            class.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
             raise ValueError(
                 "LinearProbeHead reads one feature map; use input_transform=None or "
                 "'resize_concat' instead of 'multiple_select'."
+            )
+        if num_classes < 2:
+            raise ValueError(
+                f"num_classes must be at least 2, got {num_classes}: mmseg takes one "
+                "logit for an object and its background. Name both as classes."
             )
         channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
         super().__init__(

@@ -103,14 +103,14 @@ def check_datasets(
     """
     counts = []
     for name, dataset in datasets.items():
-        parts = _parts(dataset)
+        parts = parts_of(dataset)
         for part in parts:
             _check_classes(part, num_classes)
         if any(loader(part) for part in parts):
             counts.append(_count(name, parts, num_classes, ignored))
     if not counts:
         return
-    parts = [part for dataset in datasets.values() for part in _parts(dataset)]
+    parts = [part for dataset in datasets.values() for part in parts_of(dataset)]
     if ignored == 255 and all(map(keeps_values, filter(loader, parts))):
         _check_masks(counts)
     classes = parts[0].metainfo["classes"]
@@ -182,11 +182,11 @@ def table(counts: Sequence[LabelCounts], classes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _parts(dataset: BaseDataset) -> list[BaseDataset]:
+def parts_of(dataset: BaseDataset) -> list[BaseDataset]:
     """The sets inside ConcatDataset, RepeatDataset and the like, or the set itself."""
     inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
     inner = list(getattr(dataset, "datasets", inner))
-    return [part for each in inner for part in _parts(each)] or [dataset]
+    return [part for each in inner for part in parts_of(each)] or [dataset]
 
 
 def _check_classes(dataset: BaseDataset, num_classes: int) -> None:

@@ -21,6 +21,7 @@ from stellar_plugin.hashes import file_sha256
 from stellar_plugin.mmseg.card import TRAINING_FIELDS, run_protocol, smallest
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
 from stellar_plugin.mmseg.metric import NUM_CLASSES
+from stellar_plugin.mmseg.pipeline import name_files
 from stellar_plugin.mmseg.weights import check_checkpoint, check_file
 
 RESULT_NAME = "result.json"
@@ -60,6 +61,7 @@ class SegmentationResultHook(Hook):
             for name, loop in loops.items()
             if isinstance(loop, BaseLoop)
         }
+        name_files(datasets.values())
         check_datasets(datasets, head.num_classes, head.ignore_index)
         testing = isinstance(runner._test_loop, BaseLoop)
         part = "test" if testing else "val"

@@ -55,9 +55,14 @@ class PatchGridSegmentor(EncoderDecoder):
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]
         resize_labels(data_samples, logits.shape[-2:])
-        for sample, image_logits in zip(data_samples, logits, strict=True):
-            sample.seg_logits = PixelData(data=image_logits)
-            sample.pred_sem_seg = PixelData(data=image_logits.argmax(0, keepdim=True))
+        if logits.shape[1] == 1:  # two classes by one logit
+            classes = (logits.sigmoid() > self.decode_head.threshold).long()
+        else:
+            classes = logits.argmax(1, keepdim=True)
+        for sample, *of_image in zip(data_samples, logits, classes, strict=True):
+            sample.seg_logits, sample.pred_sem_seg = (
+                PixelData(data=data) for data in of_image
+            )
         return data_samples
 
 

@@ -85,3 +85,7 @@ class TestLinearProbeHead:
             build(
                 in_channels=[6, 6], in_index=[0, 1], input_transform="multiple_select"
             )
+
+    def test_one_class(self) -> None:
+        with pytest.raises(ValueError, match="at least 2, got 1"):
+            build(num_classes=1)

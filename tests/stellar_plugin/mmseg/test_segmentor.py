@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,3 +211,15 @@ class TestPatchGridSegmentor:
             (result,) = self.build().eval().predict(torch.randn(1, 3, 32, 32))
         assert result.pred_sem_seg.shape == (2, 2)
         assert "gt_sem_seg" not in result
+
+    def test_predict__two_classes_by_one_logit(self) -> None:
+        model = self.build()
+        head = {"in_channels": VIT["embed_dim"], "num_classes": 2, "out_channels": 1}
+        head = {"type": "LinearProbeHead", "threshold": 0.4, **head}
+        model.decode_head = MODELS.build(head)
+        nn.init.normal_(model.decode_head.conv_seg.weight)
+        with torch.no_grad():
+            (result,) = model.eval().predict(torch.randn(1, 3, 64, 64))
+        expected = result.seg_logits.data > math.log(0.4 / 0.6)
+        assert 0 < expected.sum() < 16
+        assert result.pred_sem_seg.data.equal(expected.long())
