@@ -19,6 +19,25 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def architecture_sha256(module: nn.Module) -> str:
+    """SHA-256 of what a module computes apart from its weights.
+
+    That is the class and the plain attributes of each part (sizes, epsilons, numbers of
+    heads), and the shapes of all tensors.
+    """
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        plain = {
+            k: v
+            for k, v in sorted(vars(part).items())
+            if not k.startswith("_") and k != "training" and _is_plain(v)
+        }
+        digest.update(f"{name} {type(part).__qualname__} {plain}\n".encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()
+
+
 def weights_sha256(module: nn.Module, without: Sequence[str] = ()) -> str:
     """SHA-256 of names and values of a module's tensors, wherever they come from.
 
@@ -36,3 +55,9 @@ def weights_sha256(module: nn.Module, without: Sequence[str] = ()) -> str:
             values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -16,7 +16,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
 from lightly_ext.evaluate.result import Result, markdown_table
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints.files import TIMM_PREFIX
 from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
@@ -56,6 +56,7 @@ def check_efficiency(
         raise ValueError(f"max_seconds must be positive, got {max_seconds:g}.")
 
 
+@evaluation
 def run_efficiency(
     model: FrozenModel,
     devices: Devices,
@@ -103,6 +104,7 @@ def run_efficiency(
         protocol.data,
         protocol,
         _scores(times),
+        {},
         num_tokens=stellar.encoder.num_queries,
     )
     _write(devices, results, result, times)

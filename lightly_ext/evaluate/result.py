@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stellar_plugin.protocols import card_digest
 
 RESULT_NAME = "result.json"
+# What results without an identity, of mmsegmentation or an older version, tell of it.
+TOLD = (
+    *("sha256", "checkpoint", "seed", "precision", "num_images", "mean", "std"),
+    *("interpolation", "feature", "latent", "decoder_sha256"),
+)
+UNTOLD = "identity"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Result:
             Card of the protocol: must be equal for two results to share a column.
         provenance:
             Where the numbers come from: may differ.
+        identity:
+            What else decides on the scores, and so on the place of the result: "model",
+            "options" and "inputs", by name. Empty for results that do not tell it.
     """
 
     task: str
@@ -39,19 +50,33 @@ class Result:
     scores: Mapping[str, Any]
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    identity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Short name of this protocol, these weights and this seed."""
-        identity = [dict(self.protocol), self.model, self.provenance.get("sha256")]
-        return card_digest({"of": [*identity, self.provenance.get("seed")]})
+        """Short name of the model and of everything that decides on the scores."""
+        of = [self.task, self.model, self.identity or self.traits]
+        return card_digest({"card": dict(self.protocol), "of": of})
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Fingerprints of the data by what it is for, as far as they are told."""
+        return dict(self.identity.get("inputs", {}))
+
+    @property
+    def traits(self) -> dict[str, Any]:
+        """What decides beside card and inputs: model and options, by name."""
+        if self.identity:
+            return {**self.identity["model"], **self.identity["options"]}
+        told = {k: self.provenance[k] for k in TOLD if k in self.provenance}
+        return {**told, UNTOLD: "not told"}
 
     def save(self, folder: Path) -> None:
-        """Writes result.json and result.md into a folder."""
+        """Writes result.json and result.md into a folder, each as a whole or not."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=2)
-        (folder / RESULT_NAME).write_text(f"{text}\n")
-        (folder / "result.md").write_text(self.to_markdown())
+        text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+        replace_text(folder / RESULT_NAME, f"{text}\n")
+        replace_text(folder / "result.md", self.to_markdown())
 
     @classmethod
     def load(cls, path: Path) -> Result:
@@ -61,7 +86,9 @@ class Result:
             ValueError: If the file is none.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            # Older versions wrote NaN and Infinity, which are no numbers.
+            text = path.read_text()
+            return cls(**json.loads(text, parse_constant=lambda _: None))
         except (TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is no stored result: {error}.") from error
 
@@ -72,6 +99,7 @@ class Result:
                 f"# {self.task}: {self.model} on {self.data}\n",
                 _table("score", self.scores),
                 _table("protocol", self.protocol),
+                *(_table(of, values) for of, values in self.identity.items()),
                 _table("provenance", self.provenance),
             ]
         )
@@ -86,6 +114,13 @@ def shown_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(shown_value(v) for v in value)
     return str(value)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole, the old one or the new one."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -108,3 +143,12 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     lines = [f"| {title} | |", "| --- | --- |"]
     lines += [f"| {name} | {shown_value(value)} |" for name, value in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same without what JSON does not know: NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

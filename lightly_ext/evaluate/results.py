@@ -2,27 +2,74 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import functools
+import inspect
+import json
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.fingerprints import fingerprint
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.options import check_positive, check_writable
-from lightly_ext.evaluate.result import Result, shown_value
+from lightly_ext.evaluate.result import RESULT_NAME, Result, shown_value
 from lightly_ext.evaluate.sizes import described_sizes, image_sizes
+from stellar_plugin.checkpoints import WEIGHTS_NAME
+from stellar_plugin.hashes import architecture_sha256, file_sha256
 from stellar_plugin.protocols import Protocol
 
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T")
+Run = TypeVar("Run", bound=Callable[..., Any])
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "torchmetrics")
+# All options of a run decide on its result, but for these: they change no score, ...
+NOT_DECIDING = {
+    *("output", "batch_size", "num_workers", "accelerator", "devices"),
+    *("resume", "force", "against"),
+}
+# ... what these name is on the card in another form, ...
+ON_THE_CARD = {
+    *("protocol", "lr", "train_batch_size", "pairs_per_batch", "background", "ignore"),
+    *("inception", "lpips_net", "tokenizer", "text_weights"),
+}
+# ... and of these the contents decide, which a task tells as `inputs`.
+BY_CONTENT = {
+    *("data", "images", "train", "masks", "split", "others", "zero_shot"),
+    *("class_names", "retrieval", "retrieval_images", "winoground", "mmvp"),
+}
+# Folders of parts that are trained already.
+TRAINED_PARTS = {"decoder", "probe"}
+# Of a model's origin, the names that a user gave to it.
+NAMES = ("source", "name")
+
+
+def evaluation(run: Run) -> Run:
+    """Makes a function a task: `results` knows all options that it runs with.
+
+    So an option that is new decides on the place of a result, unless a list above says
+    what else does.
+    """
+
+    @functools.wraps(run)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(run).bind(*args, **kwargs)
+        bound.arguments["results"] = bound.arguments["results"].of_run(
+            run, *args, **kwargs
+        )
+        return run(*bound.args, **bound.kwargs)
+
+    return cast(Run, told)
 
 
 class Results:
@@ -59,6 +106,7 @@ class Results:
         self.limit = limit
         self._options = {"resize": resize, "crop": crop, "limit": limit}
         self._ahead: dict[str, Any] = {}
+        self._asked: dict[str, Any] | None = None
 
     def look_ahead(self, check: Callable[..., Any], **options: Any) -> None:
         """Finds what a task needs before its model is loaded; see `required`."""
@@ -121,6 +169,18 @@ class Results:
         """The options `resize` and `crop`."""
         return {name: self._options[name] for name in ("resize", "crop")}
 
+    def of_run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Results:
+        """The same for a run of a task, with the options that it is called with."""
+        bound = inspect.signature(run).bind(*args, **kwargs)
+        bound.apply_defaults()
+        results = copy.copy(self)
+        results._asked = dict(bound.arguments)
+        return results
+
+    def fingerprint(self, *parts: ImageFiles, beside: Any = None) -> str:
+        """Fingerprint of images, see `fingerprints.fingerprint`; of all processes."""
+        return fingerprint(self.devices, self.cache, *parts, beside=beside)
+
     def announce(self, model: FrozenModel, protocol: Protocol) -> None:
         """Prints the card of a protocol, before the work."""
         lines = [f"  {k}: {shown_value(v)}" for k, v in protocol.card().items()]
@@ -136,9 +196,10 @@ class Results:
         data: str,
         protocol: Protocol,
         scores: dict[str, Any],
+        inputs: Mapping[str, str],
         **provenance: Any,
     ) -> Result:
-        """Puts scores, card and provenance together.
+        """Puts scores, card, identity and provenance together.
 
         Args:
             model:
@@ -151,6 +212,8 @@ class Results:
                 The protocol as it was run.
             scores:
                 Numbers by name, fractions in 0 to 1.
+            inputs:
+                Fingerprints of all data that decides, by what it is for.
             provenance:
                 What is special to this run: chosen values, numbers of images.
         """
@@ -161,7 +224,46 @@ class Results:
             scores,
             protocol.card(),
             {**provenance, **self._provenance(model)},
+            self.identity(model, protocol, inputs),
         )
+
+    def identity(
+        self, model: FrozenModel, protocol: Protocol, inputs: Mapping[str, str]
+    ) -> dict[str, dict[str, Any]]:
+        """What decides on a score beside the card: model, options and inputs.
+
+        Args:
+            model:
+                As for `result`.
+            protocol:
+                As for `result`; what it knows is on the card.
+            inputs:
+                As for `result`.
+        """
+        assert self._asked is not None, "a task is decorated with `evaluation`"
+        origin = {
+            f.name: getattr(model.origin, f.name)
+            for f in fields(Origin)
+            if f.name not in NAMES
+        }
+        given = (*inspect.signature(Devices).parameters, *self._options)
+        options: dict[str, Any] = {n: getattr(self.devices, n, None) for n in given}
+        options |= {**self._options, **self._asked}
+        left_out = NOT_DECIDING | ON_THE_CARD | BY_CONTENT | {"model", "results"}
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in left_out and not hasattr(protocol, name)
+        }
+        options = {k: v for k, v in options.items() if v is not None}
+        for part in TRAINED_PARTS & options.keys():
+            options[part] = file_sha256(Path(options[part], WEIGHTS_NAME))
+        identity = {
+            "model": {"architecture": architecture_sha256(model.backbone), **origin},
+            "options": options,
+            "inputs": inputs,
+        }
+        return json.loads(json.dumps(identity))  # as it is stored
 
     def folder(self, result: Result) -> Path:
         """Folder of a result: the same for the same run, another for any other."""
@@ -176,6 +278,7 @@ class Results:
         """
         folder = self.folder(result)
         if self.devices.rank == 0:
+            replaces = (folder / RESULT_NAME).exists()
             result.save(folder)
             scores = ", ".join(
                 f"{k} {shown_value(v)}" for k, v in result.scores.items()
@@ -183,7 +286,8 @@ class Results:
             self.devices.say(
                 f"{result.task}, {result.model} on {result.data}: {scores}"
             )
-            self.devices.say(f"Stored in {folder}.")
+            note = ", in place of an earlier one of the same run" if replaces else ""
+            self.devices.say(f"Stored in {folder}{note}.")
         self.devices.fabric.barrier()
         return folder
 

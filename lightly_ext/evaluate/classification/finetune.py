@@ -11,12 +11,10 @@ from lightly_ext.evaluate.classification.finetune_module import (
 )
 from lightly_ext.evaluate.classification.split import Split, split_set
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
-from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.training import (
     LAST_CHECKPOINT,
     fitting_batch,
@@ -51,6 +49,7 @@ def check_finetune(
     return split_set(devices, data, results.limit)
 
 
+@evaluation
 def run_finetune(
     model: FrozenModel,
     devices: Devices,
@@ -112,15 +111,12 @@ def run_finetune(
     )
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
-    identity = {
-        "images": fingerprint(devices, results.cache, split.data.train),
-        **numerics(model, devices),
-    }
-    module = FineTuning(model, feature, protocol, devices, split, identity).train()
+    module = FineTuning(model, feature, protocol, devices, split).train()
     name = split.data.name
-    folder = results.folder(results.result(model, "finetune", name, protocol, {}))
-    _fit(module, folder, resume)
-    return _tested(model, results, module)
+    inputs = {"data": results.fingerprint(split.data.train, split.data.test)}
+    planned = results.result(model, "finetune", name, protocol, {}, inputs)
+    _fit(module, results.folder(planned), resume)
+    return _tested(model, results, module, inputs)
 
 
 def _fitting_batch(devices: Devices, batch_size: int, num_images: int) -> int:
@@ -156,7 +152,9 @@ def _fit(module: FineTuning, folder: Path, resume: bool) -> None:
     module.to(devices.device)  # Lightning leaves it on the CPU
 
 
-def _tested(model: FrozenModel, results: Results, module: FineTuning) -> Result:
+def _tested(
+    model: FrozenModel, results: Results, module: FineTuning, inputs: dict[str, str]
+) -> Result:
     """Scores the trained network and stores the result."""
     data, split = module.split.data, module.split
     held_out = data.train[split.held_out.tolist()]
@@ -168,6 +166,7 @@ def _tested(model: FrozenModel, results: Results, module: FineTuning) -> Result:
         data.name,
         module.protocol,
         {**scores, "num_test": len(data.test) - test_unreadable},
+        inputs,
         feature=module.feature,
         num_train=len(split.kept),
         num_held_out=len(held_out) - held_out_unreadable,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,8 +48,6 @@ class FineTuning(LightningModule):
             Where it runs.
         split:
             Images to train on, and to watch after every epoch.
-        identity:
-            What a checkpoint must agree with to be continued; plain values.
         num_unreadable:
             Number of training images of the last epoch that could not be read.
     """
@@ -65,7 +62,6 @@ class FineTuning(LightningModule):
         protocol: AugmentedClassifierProtocol,
         devices: Devices,
         split: Split,
-        identity: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
@@ -76,7 +72,6 @@ class FineTuning(LightningModule):
         self.protocol = protocol
         self.devices = devices
         self.split = split
-        self.identity = identity
         self.num_unreadable = 0
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
         with torch.random.fork_rng(devices=[]):
@@ -205,23 +200,11 @@ class FineTuning(LightningModule):
         return with_warmup_and_cosine(self.trainer, optimizer, FINETUNE_WARMUP)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which images these weights have seen, and how."""
-        checkpoint["identity"] = self.identity
+        """Notes how many images could not be read."""
         checkpoint["num_unreadable"] = self.num_unreadable
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights that have seen others.
-
-        Raises:
-            ValueError: If they have.
-        """
-        found = checkpoint.get("identity", {})
-        other = [name for name, v in self.identity.items() if found.get(name) != v]
-        if other:
-            raise ValueError(
-                f"The checkpoint in '{self.trainer.default_root_dir}' was trained with "
-                f"other {', '.join(other)}: use --resume false to start anew."
-            )
+        """Remembers how many images could not be read."""
         self.num_unreadable = checkpoint["num_unreadable"]
 
     def _reduced(self, value: Tensor) -> Tensor:

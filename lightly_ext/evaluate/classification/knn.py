@@ -10,7 +10,7 @@ from lightly_ext.evaluate.features import POOLED, FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.metrics import Voters, check_knn_options
 from stellar_plugin.protocols import KNN
 
@@ -25,6 +25,7 @@ def check_knn(
     return found
 
 
+@evaluation
 def run_knn(
     model: FrozenModel,
     devices: Devices,
@@ -110,6 +111,7 @@ def run_knn(
         found.name,
         protocol,
         {"accuracy": accuracy, "num_test": len(labels)},
+        {"data": results.fingerprint(train, test)},
         feature=feature,
         num_train=len(bank),
         num_reused=voting.num_reused + asked.num_reused,

@@ -23,13 +23,11 @@ from lightly_ext.evaluate.classification.probe_training import ProbeTraining
 from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
-from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
-from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.protocols import (
     LINEAR,
@@ -53,6 +51,7 @@ def check_linear(
     return split_set(results.devices, data, results.limit)
 
 
+@evaluation
 def run_linear(
     model: FrozenModel,
     devices: Devices,
@@ -125,8 +124,9 @@ def run_linear(
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
     cache = FeatureCache(model, devices, results.cache)
-    run = _Run(cache, results, protocol, split, feature, grid)
     files = split.data.train
+    digest = results.fingerprint(files, split.data.test)
+    run = _Run(cache, results, protocol, split, feature, grid, digest)
     if isinstance(protocol, RandomCropProtocol):
         kept, held_out = (files[i.tolist()] for i in (split.kept, split.held_out))
         views = ViewFeatures(model, devices, kept, protocol, feature)
@@ -159,6 +159,7 @@ class _Run:
         split: The images.
         feature: What the heads read, never "auto".
         grid: Options of the heads, by batch size, then by learning rate.
+        fingerprint: Of the images.
     """
 
     cache: FeatureCache
@@ -167,6 +168,7 @@ class _Run:
     split: Split
     feature: str
     grid: list[HeadOptions]
+    fingerprint: str
 
     @property
     def block(self) -> int:
@@ -182,6 +184,7 @@ class _Run:
             self.split.data.name,
             self.protocol,
             scores,
+            {"data": self.fingerprint},
             feature=self.feature,
             **provenance,
         )
@@ -251,14 +254,8 @@ def _probe(
         range(devices.rank, len(run.grid), devices.world_size),
         devices.device,
     )
-    identity = {
-        "images": fingerprint(devices, run.cache.folder, run.split.data.train),
-        "feature": run.feature,
-        "numerics": numerics(run.cache.model, devices),
-        "grid": run.grid,
-    }
     folder = run.results.folder(run.result({}))
-    training = ProbeTraining(devices, heads, folder, identity)
+    training = ProbeTraining(devices, heads, folder)
     num_blocks = math.ceil(len(run.split.kept) / run.block)
     history = training.run(blocks, num_blocks, held_out, protocol.epochs)
     held_out_accuracies = history[-1]["held_out"]

@@ -34,8 +34,6 @@ class ProbeTraining:
             The heads, of which each process trains a share.
         folder:
             Folder of the result, which all processes share.
-        identity:
-            What a checkpoint must agree with to be continued; values that JSON knows.
     """
 
     def __init__(
@@ -43,12 +41,10 @@ class ProbeTraining:
         devices: Devices,
         heads: ProbeHeads,
         folder: Path,
-        identity: dict[str, Any],
     ) -> None:
         self.devices = devices
         self.heads = heads
         self.folder = folder
-        self._identity = json.dumps(identity, sort_keys=True)
         self._history: list[dict[str, Any]] = []
 
     def run(
@@ -122,7 +118,6 @@ class ProbeTraining:
             new.mkdir(parents=True)
         self.devices.fabric.barrier()
         state = {
-            "identity": self._identity,
             "history": self._history,
             "heads": self.heads.state(),
         }
@@ -144,12 +139,6 @@ class ProbeTraining:
             return
         files = sorted(paths[-1].glob("*.pt"))
         states = [torch.load(file, map_location="cpu") for file in files]
-        if states[0]["identity"] != self._identity:
-            self.devices.say(
-                f"'{paths[-1]}' is of other images or options: starts anew."
-            )
-            self.finish()
-            return
         self.heads.load_state({k: v for s in states for k, v in s["heads"].items()})
         self._history = states[0]["history"]
         self.devices.say(f"Continues behind epoch {len(self._history)}.")

@@ -33,7 +33,7 @@ from lightly_ext.evaluate.pictures.token_index import (
     index_tokens,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import CONCEPTS, CropProtocol
 from stellar_plugin.visualize import (
     ABSENT_PATCHES,
@@ -84,6 +84,7 @@ def check_concepts(
     return name, files
 
 
+@evaluation
 def run_concepts(
     model: FrozenModel,
     devices: Devices,
@@ -175,6 +176,7 @@ def run_concepts(
         name,
         protocol,
         {"num_images": num_images, "num_tokens": num_tokens},
+        {"data": results.fingerprint(files)},
         similarity=search.measure,
         num_reused=cached.num_reused,
         num_unreadable=cached.num_unreadable,

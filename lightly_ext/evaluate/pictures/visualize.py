@@ -22,7 +22,7 @@ from lightly_ext.evaluate.pictures.gallery import (
     enlarged,
     shown_name,
 )
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE, CropProtocol
@@ -90,6 +90,7 @@ def check_visualize(
     return name, files.limited(results.limit).limited(num_images)
 
 
+@evaluation
 def run_visualize(
     model: FrozenModel,
     devices: Devices,
@@ -141,8 +142,15 @@ def run_visualize(
     results.announce(model, protocol)
     seen, num_unreadable = _look(model, devices, files, protocol)
     scores = {"num_images": len(seen.names)}
+    inputs = {"data": results.fingerprint(files)}
     result = results.result(
-        model, "visualize", name, protocol, scores, num_unreadable=num_unreadable
+        model,
+        "visualize",
+        name,
+        protocol,
+        scores,
+        inputs,
+        num_unreadable=num_unreadable,
     )
     folder = results.save(result)
     written = []

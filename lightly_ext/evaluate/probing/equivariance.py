@@ -23,7 +23,7 @@ from lightly_ext.evaluate.reduction import (
     require_pairs,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.loss import match_tokens
 from stellar_plugin.protocols import EQUIVARIANCE, EQUIVARIANCE_SHIFTS, CropProtocol
 
@@ -55,6 +55,7 @@ def check_equivariance(results: Results, data: str) -> tuple[str, ImageFiles]:
     return name, files
 
 
+@evaluation
 def run_equivariance(
     model: FrozenModel, devices: Devices, results: Results, data: str
 ) -> Result:
@@ -98,6 +99,7 @@ def run_equivariance(
         name,
         protocol,
         {**_scores(means), "num_images": len(files) - num_unreadable},
+        {"data": results.fingerprint(files)},
         standard_error=_scores(means, error=True),
         num_unreadable=num_unreadable,
     )

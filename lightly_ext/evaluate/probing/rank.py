@@ -14,6 +14,7 @@ from lightly_ext.evaluate.classification.linear import check_linear, run_linear
 from lightly_ext.evaluate.datasets import ClassificationSet
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.loading import load_like
 from lightly_ext.evaluate.plots import COLOURS, MARKERS
 from lightly_ext.evaluate.presets import PRESETS
@@ -26,8 +27,11 @@ from lightly_ext.evaluate.reconstruction.reconstruction import (
 from lightly_ext.evaluate.report.scores import shown_score
 from lightly_ext.evaluate.report.tables import card_differences
 from lightly_ext.evaluate.result import RESULT_NAME, Result, markdown_table
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest
+
+# Fields of a card that follow from weights and data.
+OF_WEIGHTS_AND_DATA = ("target", "batch_sizes")
 
 
 class RankPoint(NamedTuple):
@@ -53,17 +57,17 @@ def check_rank(
     lpips_net: str | None,
     tokenizer: str | None,
     force: bool,
-) -> tuple[str, str, str]:
+) -> tuple[ClassificationSet, str, str, ImageFiles]:
     """Finds both sets; see `Results.required`.
 
     Returns:
-        Name of the classes, the images to reconstruct, and their name.
+        The classes; what names the images to reconstruct, their name, and they.
     """
     if not others:
         raise ValueError("One model makes no curve: name more with --others MODEL.")
     classes = check_linear(results, data, "auto", None, None, None).data
     images = images or _test_images(data, classes)
-    name, _, _ = check_reconstruction(
+    name, files, _ = check_reconstruction(
         results,
         images,
         "pretrained",
@@ -75,9 +79,10 @@ def check_rank(
         lpips_net=lpips_net,
         force=force,
     )
-    return classes.name, images, name
+    return classes, images, name, files
 
 
+@evaluation
 def run_rank(
     model: FrozenModel,
     devices: Devices,
@@ -123,7 +128,7 @@ def run_rank(
         FileNotFoundError: If a file is missing.
         ValueError: If models have no tokens or equally many, or cannot be compared.
     """
-    name, images, decoded_set = results.required(
+    classes, images, decoded_set, files = results.required(
         check_rank,
         data=data,
         others=others,
@@ -135,34 +140,39 @@ def run_rank(
     )
     models = models_by_rank(model, others)
     networks = load_networks(devices, inception, lpips_net).identity
+    probed = {"data": results.fingerprint(classes.train, classes.test)}
+    decoded_of = {"data": results.fingerprint(files)}
     plans = []  # of all models, before the first of them reads an image
     for of_rank in models.values():
-        probe = results.protocol(of_rank, LINEAR, data=name)
+        given = (of_rank, devices, results)
+        probe = results.protocol(of_rank, LINEAR, data=classes.name)
         decoding = results.protocol(
             of_rank, RECONSTRUCTION, data=decoded_set, networks=networks
         )
-        if stored_result(of_rank, results, decoding) is None:
+        decoding_run = results.of_run(run_reconstruction, *given, images)
+        decoded = stored_result(decoding_run, of_rank, decoding, decoded_of)
+        if decoded is None:
             build_autoencoder(
                 of_rank, devices, True, "lowrank", None, tokenizer, decoding.crop
             )
-        plans.append((probe, decoding))
+        probe_run = results.of_run(run_linear, *given, data)
+        linear = stored_result(probe_run, of_rank, probe, probed)
+        plans.append((decoded, linear))
     points = []
-    for (num_tokens, of_rank), (probe, decoding) in zip(
+    for (num_tokens, of_rank), (decoded, linear) in zip(
         models.items(), plans, strict=True
     ):
-        decoded = stored_result(of_rank, results, decoding) or run_reconstruction(
-            of_rank,
-            devices,
-            results,
+        given = (of_rank, devices, results)
+        # Its checks are the stricter ones, and it takes less time.
+        decoded = decoded or run_reconstruction(
+            *given,
             images,
             tokenizer=tokenizer,
             inception=inception,
             lpips_net=lpips_net,
             force=force,
         )
-        linear = stored_result(of_rank, results, probe) or run_linear(
-            of_rank, devices, results, data
-        )
+        linear = linear or run_linear(*given, data)
         points.append(RankPoint(num_tokens, linear, decoded))
     _check_cards(points)
     return _save(model, results, points)
@@ -195,34 +205,32 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
 
 
 def stored_result(
-    model: FrozenModel, results: Results, protocol: Protocol
+    results: Results, model: FrozenModel, protocol: Protocol, inputs: Mapping[str, str]
 ) -> Result | None:
     """A result of an earlier run that the same run would only repeat.
 
     Args:
+        results:
+            Where results are kept, of the run.
         model:
             What is evaluated.
-        results:
-            Where results are kept.
         protocol:
-            The protocol, without what only the weights decide on.
+            The protocol, but for what follows from weights and data.
+        inputs:
+            Fingerprints of the data.
     """
-    devices = results.devices
-    wanted = {
-        "sha256": model.origin.sha256,
-        "seed": devices.seed,
-        "precision": devices.precision,
-    }
+    identity = results.identity(model, protocol, inputs)
     for path in sorted(results.output.glob(f"*/{RESULT_NAME}")):
         try:
             result = Result.load(path)
         except ValueError:
             continue  # `stellar report` names broken files
-        card = {k: v for k, v in result.protocol.items() if k != "target"}
-        found = {name: result.provenance.get(name) for name in wanted}
-        same_name = result.model == model.origin.name  # another latent, another name
-        if card == protocol.card() and found == wanted and same_name:
-            devices.say(
+        cards = [
+            {k: v for k, v in card.items() if k not in OF_WEIGHTS_AND_DATA}
+            for card in (result.protocol, protocol.card())
+        ]
+        if cards[0] == cards[1] and result.identity == identity:
+            results.devices.say(
                 f"{model.origin.name}: {result.task} is stored in {path.parent}."
             )
             return result
@@ -265,7 +273,9 @@ def _save(model: FrozenModel, results: Results, points: Sequence[RankPoint]) -> 
     )
     results.announce(model, protocol)
     scores = _scores(points)
-    result = results.result(model, "rank", linear.data, protocol, scores)
+    runs = [r for p in points for r in (p.linear, p.reconstruction)]
+    inputs = {"results": ", ".join(run.digest for run in runs)}
+    result = results.result(model, "rank", linear.data, protocol, scores, inputs)
     models = {
         str(p.num_tokens): {
             "name": p.linear.model,

@@ -28,7 +28,7 @@ from lightly_ext.evaluate.reduction import (
     require_pairs,
 )
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import (
     STABILITY,
     STABILITY_SCALES,
@@ -50,6 +50,7 @@ def check_stability(
     return name, files
 
 
+@evaluation
 def run_stability(
     model: FrozenModel,
     devices: Devices,
@@ -227,6 +228,7 @@ def _run_model(
         data,
         protocol,
         scores,
+        {"data": results.fingerprint(files)},
         features=feature,
         standard_error={str(s): means[s].standard_error for s in STABILITY_SCALES},
         num_unreadable=num_unreadable,

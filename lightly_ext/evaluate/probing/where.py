@@ -35,7 +35,7 @@ from lightly_ext.evaluate.probing.masks import (
 )
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import WHERE
 from stellar_plugin.visualize import overlay, to_pictures, token_palette
 
@@ -71,6 +71,7 @@ def check_where(
     return name, files, paths, values
 
 
+@evaluation
 def run_where(
     model: FrozenModel,
     devices: Devices,
@@ -130,7 +131,12 @@ def run_where(
         devices.say(f"Left out: {num_empty} images without any segment in the crop.")
     provenance = {"num_unreadable": num_unreadable, "num_empty": num_empty}
     provenance |= {"standard_error": errors, "masks": masks}
-    result = results.result(model, "where", name, protocol, scores, **provenance)
+    inputs = {"data": results.fingerprint(files)}
+    names = [str(path.relative_to(masks)) for path in paths]
+    inputs["masks"] = results.fingerprint(ImageFiles(Path(masks), names))
+    result = results.result(
+        model, "where", name, protocol, scores, inputs, **provenance
+    )
     folder = results.save(result)
     if devices.rank == 0:
         _save_picture(folder / "where.png", model, devices, images, values)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.numerics import numerics
@@ -29,7 +28,7 @@ from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
 from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import (
@@ -81,6 +80,7 @@ def check_reconstruction(
     return name, files, _training_set(train, files, results.limit)
 
 
+@evaluation
 def run_reconstruction(
     model: FrozenModel,
     devices: Devices,
@@ -164,15 +164,16 @@ def run_reconstruction(
     protocol = protocol.replace(
         networks=networks.identity, target=_target_name(autoencoder)
     )
+    inputs = {"data": results.fingerprint(files)}
     protocol, provenance = _prepare(
-        results, form, autoencoder, protocol, training_set, decoder
+        results, form, autoencoder, protocol, training_set, decoder, inputs
     )
     scores, num_unreadable = score_images(
         devices, autoencoder, files, protocol, networks
     )
     _check_number(scores["num_images"], 1, force)
     provenance |= {"form": form, "num_unreadable": num_unreadable}
-    result = _result(results, autoencoder, protocol, scores, **provenance)
+    result = _result(results, autoencoder, protocol, scores, inputs, **provenance)
     folder = results.save(result)
     if devices.rank == 0:
         save_pictures(devices, autoencoder, files, protocol, folder)
@@ -251,8 +252,11 @@ def _prepare(
     protocol: ReconstructionProtocol,
     training_set: TrainingSet | None,
     decoder: str | None,
+    inputs: dict[str, str],
 ) -> tuple[ReconstructionProtocol, dict[str, Any]]:
     """Prints the card; trains the decoder, or loads it, or leaves it as it is.
+
+    Adds the training set to `inputs`.
 
     Returns:
         The protocol with all that decides on the decoder, and its provenance.
@@ -281,11 +285,13 @@ def _prepare(
         return protocol, {"num_unreadable_train": stored["num_unreadable"]}
     if training_set is None or not isinstance(protocol, DecoderProtocol):
         return protocol, {}
-    folder = results.folder(_result(results, autoencoder, protocol, {})) / "decoder"
     files = training_set[1]
+    inputs["train"] = results.fingerprint(files)
+    planned = _result(results, autoencoder, protocol, {}, inputs)
+    folder = results.folder(planned) / "decoder"
     identity |= {
         "training": {name: getattr(protocol, name) for name in TRAINING_FIELDS},
-        "images": fingerprint(devices, results.cache, files),
+        "images": inputs["train"],
         "numerics": numerics(autoencoder.model, devices),
     }
     num_unreadable = train_decoder(
@@ -314,6 +320,7 @@ def _result(
     autoencoder: FrozenAutoencoder,
     protocol: ReconstructionProtocol,
     scores: dict[str, Any],
+    inputs: dict[str, str],
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
@@ -324,6 +331,7 @@ def _result(
         protocol.data,
         protocol,
         scores,
+        inputs,
         latent=autoencoder.latent,
         grid=list(autoencoder.grid_size(protocol.crop)),
         decoder_sha256=weights_sha256(autoencoder.decoder),

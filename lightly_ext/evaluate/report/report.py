@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
 from lightly_ext.evaluate.result import RESULT_NAME, Result
-from stellar_plugin.protocols import CARD_FIELDS, card_digest
+from stellar_plugin.protocols import CARD_FIELDS
 
 
 def run_report(results: list[str] | str, output: str | None = None) -> Path:
@@ -78,9 +77,9 @@ def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
             notes.append(f"Skipped {named}")
         else:
             results.append((path, result))
-    newest: dict[tuple[Any, ...], tuple[Path, Result]] = {}
+    newest: dict[str, tuple[Path, Result]] = {}
     for path, result in sorted(results, key=lambda r: _date(r[1])):
-        key = _run(result)
+        key = result.digest
         if key in newest:
             notes.append(f"Skipped '{newest[key][0]}': repeated by '{path}'.")
         newest[key] = (path, result)
@@ -119,9 +118,15 @@ def _check(result: Result) -> None:
     Raises:
         ValueError: If not.
     """
-    parts = (result.scores, result.protocol, result.provenance)
+    identity = result.identity
+    parts = (result.scores, result.protocol, result.provenance, identity)
     if not all(isinstance(part, Mapping) for part in parts):
-        raise ValueError("scores, protocol and provenance must be objects.")
+        raise ValueError("scores, protocol, provenance and identity must be objects.")
+    if identity and not {"model", "options", "inputs"} <= identity.keys():
+        raise ValueError(
+            f"its identity tells of {', '.join(identity)} alone, as another version "
+            "has it; run the evaluation again."
+        )
     unknown = sorted(set(result.protocol) - CARD_FIELDS.keys())
     if unknown:
         raise ValueError(
@@ -132,13 +137,6 @@ def _check(result: Result) -> None:
         points = value.values() if isinstance(value, Mapping) else [value]
         if not all(isinstance(p, int | float) or p is None for p in points):
             raise ValueError(f"score '{name}' is no number: {value}.")
-
-
-def _run(result: Result) -> tuple[Any, ...]:
-    """What makes two results the same measurement."""
-    of = result.provenance
-    digest = card_digest(dict(result.protocol))
-    return result.task, result.model, digest, of.get("sha256"), of.get("seed")
 
 
 def _date(result: Result) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 from lightly_ext.evaluate.report.published import Published
 from lightly_ext.evaluate.report.scores import SCORES, shown_score
-from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.result import UNTOLD, Result, shown_value
 from stellar_plugin.protocols import card_digest
 
 # What the paper's tables show first; every other task comes after, by its name.
 FIRST_TASKS = ("linear-paper", "linear", "knn", "segmentation", "reconstruction")
+# What differs between seeds, because other weights were trained by each.
+OF_WEIGHTS = ("sha256", "checkpoint", "decoder_sha256", "decoder", "probe")
+HASH = re.compile(r"[0-9a-f]{9,}")
 Kind = Literal["trained", "untrained", "published"]
 KINDS: tuple[Kind, ...] = ("trained", "untrained", "published")
 
@@ -27,20 +32,24 @@ class Column:
         digest: Short name of the card.
         score: Name of the score, "" where rows have it.
         at: Which value of a score that is a curve, "" for a plain one.
+        inputs: What tells the data from others of the same name, "" where all are one.
         card: The card.
     """
 
     digest: str
     score: str
     at: str
+    inputs: str
     card: Mapping[str, Any] = field(compare=False, repr=False)
 
     @property
     def data(self) -> str:
-        """The data set, marked where only a part of it was used."""
-        data = str(self.card.get("data", "?"))
+        """The data set, marked where a part was used, or others have its name."""
         limit = self.card.get("limit")
-        return data if limit is None else f"{data} (limited to {limit} images)"
+        notes = [] if limit is None else [f"limited to {limit} images"]
+        notes += [self.inputs] if self.inputs else []
+        data = str(self.card.get("data", "?"))
+        return f"{data} ({'; '.join(notes)})" if notes else data
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class Row:
     Attributes:
         kind: Whether its numbers were measured here, and on which weights.
         model: Its name.
-        detail: What tells it from rows of the same name: hash of the weights, or source
-            of published numbers.
+        detail: What tells it from rows of the same name: hash of the weights,
+            precision, another option; or source of published numbers.
         score: Name of the score where columns are the points of a curve, else "".
     """
 
@@ -132,7 +141,7 @@ class Table:
             unmeasured = column.digest not in measured
             data = str(column.card.get("data"))
             card = (data, unmeasured, feature != "auto", feature, column.digest)
-            return *card, _point(column.at)
+            return *card, column.inputs, _point(column.at)
 
         return sorted(dict.fromkeys(column for _, column in self.cells), key=place)
 
@@ -154,7 +163,7 @@ def build_tables(
 
     Args:
         results:
-            Measured results; of equal ones (task, model, weights, card, seed) one.
+            Measured results; of those with the same digest one.
         published:
             Published numbers.
 
@@ -163,16 +172,16 @@ def build_tables(
         are curves; what was only published comes last.
     """
     cells: dict[tuple[str, ...], dict[tuple[Row, Column], Cell]] = defaultdict(dict)
-    rows = _rows(results)
-    for result, row in zip(results, rows, strict=True):
+    rows, inputs = _rows(results), _inputs(results)
+    for result, row, of_data in zip(results, rows, inputs, strict=True):
         seed = result.provenance.get("seed")
-        for key, place, value in _numbers(result, row):
+        for key, place, value in _numbers(result, row, of_data):
             cell = cells[key].setdefault(place, Cell([], []))
             cell.seeds.append(seed)
             cell.values.append(value)
     entries = list(published)
     for entry, row in zip(entries, _published_rows(entries), strict=True):
-        for key, place, value in _numbers(entry.result, row):
+        for key, place, value in _numbers(entry.result, row, ""):
             cells[key][place] = Cell([None], [value])
     tables = [Table(key[0], key[1], of_table) for key, of_table in cells.items()]
     return sorted(tables, key=_table_place)
@@ -232,19 +241,62 @@ def is_untrained(result: Result) -> bool:
 
 
 def _rows(results: Sequence[Result]) -> list[Row]:
-    """A row per model; two, if the same name and seed stand for different weights."""
-    hashes: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    """A row per model; several, named by what differs, where a name stands for more.
+
+    Seeds share a row, and with them the weights that they started from.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for r in results:
-        key = (r.model, is_untrained(r), r.provenance.get("seed"))
-        hashes[key].add(str(r.provenance.get("sha256")))
-    split = {key[:2] for key, found in hashes.items() if len(found) > 1}
+        groups[_group(r)].append(r)
+    differing = {key: _differing(found) for key, found in groups.items()}
     rows = []
     for r in results:
-        untrained = is_untrained(r)
-        digest = str(r.provenance.get("sha256")).removeprefix("weights ")[:8]
-        detail = f"sha256 {digest}" if (r.model, untrained) in split else ""
-        rows.append(Row("untrained" if untrained else "trained", r.model, detail))
+        traits = r.traits
+        found = [n for n in differing[_group(r)] if n in traits or r.identity]
+        names = [n for n in found if n in traits or n != UNTOLD]
+        detail = ", ".join(_shown_trait(n, traits.get(n)) for n in names)
+        kind: Kind = "untrained" if is_untrained(r) else "trained"
+        rows.append(Row(kind, r.model, detail))
     return rows
+
+
+def _group(result: Result) -> tuple[Any, ...]:
+    """What a row and its table are told by, but for details."""
+    protocol = result.protocol.get("name")
+    return result.task, protocol, result.model, is_untrained(result)
+
+
+def _differing(results: Sequence[Result]) -> list[str]:
+    """Traits in which results of one model differ, those of weights for equal seeds."""
+    found: dict[tuple[str, Any], set[str]] = defaultdict(set)
+    names = dict.fromkeys(name for r in results for name in r.traits if name != "seed")
+    for name in names:
+        for r in results:
+            if name in r.traits or r.identity:  # untold is not None
+                seed = r.provenance.get("seed") if name in OF_WEIGHTS else None
+                found[name, seed].add(json.dumps(r.traits.get(name)))
+    differing = {name for (name, _), values in found.items() if len(values) > 1}
+    return [name for name in names if name in differing]
+
+
+def _shown_trait(name: str, value: Any) -> str:
+    if value is None:
+        return f"no {name}"
+    text = shown_value(value).removeprefix("weights ")
+    return f"{name} {text[:8] if HASH.fullmatch(text) else text}"
+
+
+def _inputs(results: Sequence[Result]) -> list[str]:
+    """For each result what tells its data from other data under the same card."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for r in results:
+        found[card_digest(dict(r.protocol))].add(json.dumps(r.inputs, sort_keys=True))
+    return [
+        ", ".join(_shown_trait(*item) for item in r.inputs.items()) or "images not told"
+        if len(found[card_digest(dict(r.protocol))]) > 1
+        else ""
+        for r in results
+    ]
 
 
 def _published_rows(entries: Sequence[Published]) -> list[Row]:
@@ -262,7 +314,7 @@ def _table_place(table: Table) -> tuple[Any, ...]:
 
 
 def _numbers(
-    result: Result, row: Row
+    result: Result, row: Row, inputs: str
 ) -> Iterable[tuple[tuple[str, ...], tuple[Row, Column], float]]:
     """Table, place in it and value of each score. Counts are no scores."""
     card = result.protocol
@@ -273,16 +325,17 @@ def _numbers(
             continue
         if not isinstance(value, Mapping):
             key = (result.task, name)
-            yield key, (row, Column(digest, score, "", card)), float(value)
+            yield key, (row, Column(digest, score, "", inputs, card)), float(value)
             continue
         of_score = Row(row.kind, row.model, row.detail, score)
         for at, point in value.items():
             if point is not None:
-                column = Column(digest, "", at, card)
+                column = Column(digest, "", at, inputs, card)
                 yield (result.task, name, digest), (of_score, column), float(point)
 
 
 def _same_but_feature(a: Column, b: Column) -> bool:
     """Whether two columns differ in the feature at most."""
     cards = [{k: v for k, v in c.card.items() if k != "features"} for c in (a, b)]
-    return cards[0] == cards[1] and (a.score, a.at) == (b.score, b.at)
+    places = [(c.score, c.at, c.inputs) for c in (a, b)]
+    return cards[0] == cards[1] and places[0] == places[1]

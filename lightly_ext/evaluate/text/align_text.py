@@ -15,7 +15,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache, check_present
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.text.mmvp import Mmvp
 from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
 from lightly_ext.evaluate.text.probe import (
@@ -98,6 +98,7 @@ def check_align_text(
     return tasks, pairs
 
 
+@evaluation
 def run_align_text(
     model: FrozenModel,
     devices: Devices,
@@ -214,7 +215,7 @@ def run_align_text(
             batch_sizes=(_fitting_batch(devices, pairs_per_batch, len(pairs)),),
         )
         results.announce(model, protocol)
-        trained = train_probe(cache, results.output, tower, pairs, protocol, feature)
+        trained = train_probe(cache, results, tower, pairs, protocol, feature)
         found.append(_held_out(model, results, trained))
     return found + [_score(cache, results, trained, tower, task) for task in tasks]
 
@@ -266,7 +267,7 @@ def _held_out(model: FrozenModel, results: Results, trained: TrainedProbe) -> Re
         rule="cosine similarity; all captions of an image",
     )
     scores = {**training["held_out"], "num_images": training["num_held_out"]}
-    return _stored(model, results, trained, protocol, scores)
+    return _stored(model, results, trained, protocol, scores, {})
 
 
 def _score(
@@ -291,11 +292,12 @@ def _score(
         data=task.name, rule=task.rule, limit=results.limit or trained.protocol.limit
     )
     values = {**scores.values, "chance": scores.chance, "num_images": scores.num}
+    inputs = {"data": results.fingerprint(task.files, beside=task.texts)}
     counts = {
         "num_reused": cached.num_reused,
         "num_unreadable": cached.num_unreadable,
     }
-    return _stored(cache.model, results, trained, protocol, values, **counts)
+    return _stored(cache.model, results, trained, protocol, values, inputs, **counts)
 
 
 def _stored(
@@ -304,6 +306,7 @@ def _stored(
     trained: TrainedProbe,
     protocol: AlignTextProtocol,
     scores: dict[str, Any],
+    inputs: dict[str, str],
     **provenance: Any,
 ) -> Result:
     result = results.result(
@@ -312,6 +315,7 @@ def _stored(
         protocol.data,
         protocol,
         scores,
+        {"pairs": trained.config["pairs"], **inputs},
         feature=trained.config["feature"],
         probe=str(trained.folder),
         training=trained.config["training"],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.text.pairs import Pairs
 
 # Maps texts to unit vectors, float32 (num_texts, dim), on the device.
 EmbedTexts = Callable[[Sequence[str]], Tensor]
@@ -42,6 +43,13 @@ class TextTask(ABC):
     name: str
     files: ImageFiles
     rule: str
+
+    @property
+    def texts(self) -> list[Any]:
+        """All else that decides, values that JSON knows: the fields of the set."""
+        common = {field.name for field in fields(TextTask)}
+        own = [getattr(self, f.name) for f in fields(self) if f.name not in common]
+        return [v.captions if isinstance(v, Pairs) else v for v in own]
 
     @abstractmethod
     def score(

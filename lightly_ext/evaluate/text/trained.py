@@ -14,9 +14,9 @@ from lightly_ext.durable import replace_text, replace_weights
 from lightly_ext.evaluate.classification.split import hold_out
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
-from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.numerics import numerics
+from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.text.pairs import Pairs
 from lightly_ext.evaluate.text.probe import TOKENS, AttentionProbe, cached_tokens
 from lightly_ext.evaluate.text.retrieval import recall_chance
@@ -57,7 +57,7 @@ class TrainedProbe:
 
 def train_probe(
     cache: FeatureCache,
-    output: Path,
+    results: Results,
     tower: TextTower,
     pairs: Pairs,
     protocol: AlignTextProtocol,
@@ -68,8 +68,8 @@ def train_probe(
     Args:
         cache:
             Computes the features, or has them.
-        output:
-            Folder for the folder of the probe.
+        results:
+            Where the folder of the probe is kept.
         tower:
             The text tower.
         pairs:
@@ -84,16 +84,18 @@ def train_probe(
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
     model, devices = cache.model, cache.devices
-    identity = {
+    identity: dict[str, Any] = {
         "model": model.origin.sha256,
         "text": tower.sha256,
         "feature": feature,
         "protocol": protocol.card(),
-        "pairs": fingerprint(devices, cache.folder, pairs.files, beside=pairs.captions),
+        "pairs": results.fingerprint(pairs.files, beside=pairs.captions),
         "seed": devices.seed,
         "numerics": numerics(model, devices),
     }
-    folder = output / f"align-text-probe-{card_digest(identity)}"
+    inputs = {"pairs": identity["pairs"]}
+    decides = {**identity, **results.identity(model, protocol, inputs)}
+    folder = results.output / f"align-text-probe-{card_digest(decides)}"
     if (folder / CONFIG_NAME).exists():
         devices.say(f"The trained probe is in {folder} already.")
         return load_probe(model, folder, tower)

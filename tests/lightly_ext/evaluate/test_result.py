@@ -56,9 +56,45 @@ class TestResult:
             Result.load(path)
 
     def test_save__is_plain_json(self, tmp_path: Path) -> None:
+        nan, inf = float("nan"), float("inf")
+        scores = {"accuracy": nan, "curve": {"5": inf, "6": 0.5}, "list": (1.0, -inf)}
+        replace(RESULT, scores=scores).save(tmp_path)
+        text = (tmp_path / "result.json").read_text()
+        assert "NaN" not in text and "Infinity" not in text
+        stored = json.loads(text)
+        assert stored["protocol"] == KNN.card()
+        expected = {
+            "accuracy": None,
+            "curve": {"5": None, "6": 0.5},
+            "list": [1.0, None],
+        }
+        assert stored["scores"] == expected
+
+    def test_save__whole_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        RESULT.save(tmp_path)
+
+        def full(path: Path, text: str) -> None:
+            path.write_bytes(text[:9].encode())
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            replace(RESULT, scores={"accuracy": 0.9}).save(tmp_path)
+        assert Result.load(tmp_path / "result.json") == RESULT
+
+    def test_load__of_an_older_version(self, tmp_path: Path) -> None:
         RESULT.save(tmp_path)
         stored = json.loads((tmp_path / "result.json").read_text())
-        assert stored["protocol"] == KNN.card()
+        del stored["identity"]
+        stored["scores"]["accuracy"] = float("nan")
+        (tmp_path / "result.json").write_text(json.dumps(stored))
+        loaded = Result.load(tmp_path / "result.json")
+        assert loaded.scores["accuracy"] is None and loaded.identity == {}
+        # What it tells decides, for example on another precision.
+        of = {**RESULT.provenance, "precision": "bf16-mixed"}
+        assert replace(loaded, provenance=of).digest != loaded.digest == RESULT.digest
 
 
 @pytest.mark.parametrize(

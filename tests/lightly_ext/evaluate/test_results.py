@@ -1,21 +1,51 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
+from lightly_ext.evaluate.report.protocol_cards import known_protocols
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
-from stellar_plugin.protocols import EFFICIENCY, KNN
-from tests.lightly_ext.evaluate.small import Given, make_given, write_model
+from lightly_ext.evaluate.results import (
+    BY_CONTENT,
+    NOT_DECIDING,
+    ON_THE_CARD,
+    TRAINED_PARTS,
+    Results,
+)
+from stellar_cli.tasks import TASKS
+from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.protocols import EFFICIENCY, KNN, Protocol
+from tests.lightly_ext.evaluate.small import (
+    MODEL_NAME,
+    VIT,
+    Given,
+    make_given,
+    write_model,
+)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     return write_model(tmp_path / "runs" / "mine" / "model")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    folder = tmp_path_factory.mktemp("given")
+    return make_given(folder, write_model(folder / "runs" / "mine" / "model"))
 
 
 @pytest.fixture
@@ -71,7 +101,7 @@ class TestProtocol:
         given = make_given(tmp_path, model, **options)
         changed = given.results.protocol(given.model, KNN)
         assert (changed.resize, changed.crop) == (resize, crop)
-        result = given.results.result(given.model, "knn", "a", changed, {})
+        result = make_result(given, protocol=changed)
         assert result.provenance["image_size"] == (32, 32)
         assert (result.protocol["resize"], result.protocol["crop"]) == (resize, crop)
 
@@ -120,12 +150,148 @@ class TestProtocol:
             given.results.protocol(given.model, EFFICIENCY)
 
 
+INPUTS = {"data": "hash of the images"}
+
+
+def make_result(
+    given: Given,
+    run: Callable[..., Any] = run_knn,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    protocol: Protocol = KNN,
+    inputs: Mapping[str, str] = INPUTS,
+) -> Result:
+    """A result as a task makes it that was called with some options."""
+    required = {
+        name: "a set"
+        for name, p in inspect.signature(run).parameters.items()
+        if p.default is p.empty and name not in Given._fields
+    }
+    results = given.results.of_run(run, *given, **required | dict(options))
+    return results.result(
+        given.model, "knn", "a set", protocol, {"accuracy": 0.5}, inputs, feature="x"
+    )
+
+
+def task_options() -> list[tuple[str, str, inspect.Parameter]]:
+    """Task, name and signature of every option of every task that takes a model."""
+    found = []
+    for task, (module, _) in TASKS.items():
+        if task == "report":
+            continue
+        room = import_module(f"lightly_ext.evaluate.{module}")
+        run = getattr(room, f"run_{task.replace('-', '_')}")
+        assert run is not inspect.unwrap(run), f"{task} is not decorated"
+        for name, parameter in inspect.signature(run).parameters.items():
+            if name not in Given._fields:
+                found.append((task, name, parameter))
+    return found
+
+
+class TestIdentity:
+    @pytest.mark.parametrize(
+        ("task", "name", "parameter"),
+        [pytest.param(*o, id=f"{o[0]}-{o[1]}") for o in task_options()],
+    )
+    def test_every_option_decides_or_is_said_otherwise(
+        self, given: Given, task: str, name: str, parameter: inspect.Parameter
+    ) -> None:
+        module = import_module(f"lightly_ext.evaluate.{TASKS[task][0]}")
+        run = getattr(module, f"run_{task.replace('-', '_')}")
+        said = NOT_DECIDING | ON_THE_CARD | BY_CONTENT
+        if name not in TRAINED_PARTS:  # a folder with weights, see below
+            one, other = (make_result(given, run, {name: v}) for v in ("one", "other"))
+            same = one.digest == other.digest
+            assert same == (name in said or hasattr(KNN, name))
+        # Text that names a file decides by what is in the file.
+        is_text = str(parameter.annotation) in ("str", "str | None", "list[str] | None")
+        if name not in said | TRAINED_PARTS and is_text:
+            assert name in ("features", "text_model", "query", "prototypes")
+
+    @pytest.mark.parametrize("name", known_protocols())
+    def test_every_field_of_every_protocol_decides(
+        self, given: Given, name: str
+    ) -> None:
+        protocol = known_protocols()[name]
+        digests = [make_result(given, protocol=protocol).digest]
+        for field in dataclasses.fields(protocol):
+            changed = protocol.replace(**{field.name: "another"})
+            digests.append(make_result(given, protocol=changed).digest)
+        assert len(set(digests)) == len(dataclasses.fields(protocol)) + 1
+
+    @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Origin)])
+    def test_every_fact_of_the_model_decides_but_its_path(
+        self, given: Given, field: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = make_result(given).digest
+        changed = dataclasses.replace(given.model.origin, **{field: "another"})
+        monkeypatch.setattr(given.model, "origin", changed)
+        assert (make_result(given).digest != before) == (field != "source")
+
+    def test_architecture_decides(self, given: Given) -> None:
+        # Random weights of another architecture may have the same name and seed.
+        digests = {make_result(given).digest}
+        changes: list[dict[str, Any]] = [
+            {"num_heads": 2},
+            {"pos_antialias": True},
+            {"norm_eps": 1e-6},
+            {"depth": 2},
+        ]
+        for change in changes:
+            other = StellarEncoder(MODEL_NAME, num_queries=4, **{**VIT, **change})
+            model = FrozenModel(other, given.model.origin)
+            digests.add(make_result(given._replace(model=model)).digest)
+        assert len(digests) == 5
+
+    def test_devices__precision_and_seed_decide_and_nothing_else(
+        self, given: Given
+    ) -> None:
+        digests = set()
+        for name, value in (
+            ("precision", "bf16-mixed"),
+            ("seed", 1),
+            ("batch_size", 3),
+        ):
+            devices = copy.copy(given.devices)
+            setattr(devices, name, value)
+            results = Results(devices, str(given.results.output / "elsewhere"))
+            digests.add(make_result(given._replace(results=results)).digest)
+        assert len(digests) == 3
+        assert make_result(given).digest in digests
+
+    def test_contents_of_trained_parts_decide(
+        self, given: Given, tmp_path: Path
+    ) -> None:
+        digests = set()
+        for folder, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "model.safetensors").write_bytes(content)
+            options = {"decoder": str(tmp_path / folder)}
+            result = make_result(given, run_reconstruction, options)
+            digests.add(result.digest)
+            assert len(result.identity["options"]["decoder"]) == 64
+        assert len(digests) == 2
+
+    def test_inputs_decide_and_are_stored(self, given: Given, tmp_path: Path) -> None:
+        result = make_result(given, inputs={"data": "x"})
+        assert result.digest != make_result(given, inputs={"data": "y"}).digest
+        result.save(tmp_path)
+        stored = json.loads((tmp_path / "result.json").read_text())["identity"]
+        assert stored["inputs"] == {"data": "x"}
+        assert stored["options"] == {"precision": "32-true", "seed": 0}
+        origin = given.model.origin
+        assert stored["model"]["sha256"] == origin.sha256
+        assert stored["model"]["interpolation"] == "bicubic"
+        assert Result.load(tmp_path / "result.json").digest == result.digest
+
+    def test_a_task_that_is_not_decorated(self, given: Given) -> None:
+        with pytest.raises(AssertionError, match="decorated with `evaluation`"):
+            given.results.result(given.model, "knn", "a", KNN, {}, INPUTS)
+
+
 class TestResults:
     def result(self, given: Given, **fields: Any) -> Result:
         protocol = given.results.protocol(given.model, KNN, data="a set", **fields)
-        return given.results.result(
-            given.model, "knn", "a set", protocol, {"accuracy": 0.5}, feature="x"
-        )
+        return make_result(given, protocol=protocol)
 
     def test_provenance(self, tmp_path: Path, model: str) -> None:
         result = self.result(make_given(tmp_path, model, seed=3, batch_size=5))
@@ -172,6 +338,12 @@ class TestResults:
         assert "knn, mine on a set: accuracy 0.5" in said and str(folder) in said
         assert Result.load(folder / "result.json").scores == {"accuracy": 0.5}
         assert (folder / "result.md").is_file()
+        assert "in place of" not in said
+        given.results.save(dataclasses.replace(result, scores={"accuracy": 0.75}))
+        said = capsys.readouterr().out
+        assert f"Stored in {folder}, in place of an earlier one of the same run" in said
+        assert Result.load(folder / "result.json").scores == {"accuracy": 0.75}
+        assert {path.name for path in folder.iterdir()} == {"result.json", "result.md"}
 
     def test_announce__the_whole_card(
         self, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]

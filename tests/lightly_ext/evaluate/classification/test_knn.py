@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,24 @@ class TestRunKnn:
         assert stored.scores == result.scores and stored.protocol == card
         other = run_knn(*given, str(data), neighbours=6)
         assert given.results.folder(other) != given.results.folder(result)
+
+    def test_run_knn__a_place_for_each_measurement(self, tmp_path: Path) -> None:
+        model = write_model(tmp_path / "model")
+        sets = [write_classes(tmp_path / part / "flowers", num=4) for part in "abc"]
+        shutil.copyfile(sets[2] / "val/cat/0000.png", sets[2] / "val/eel/0000.png")
+        given = _given(tmp_path, model)
+        half = _given(tmp_path, model, precision="bf16-mixed")
+        places = [
+            g.results.folder(run_knn(*g, str(data), neighbours=2))
+            for g, data in [(given, sets[0]), (half, sets[0]), (given, sets[2])]
+        ]
+        stored = {path.parent for path in (tmp_path / "out").glob("knn-*/result.json")}
+        assert len(stored) == 3 and set(places) == stored
+        # Equal images elsewhere are the same.
+        moved = run_knn(*given, str(sets[1]), neighbours=2)
+        assert given.results.folder(moved) == places[0]
+        scores = [Result.load(p / "result.json").scores["accuracy"] for p in places]
+        assert scores == [1.0, 1.0, 11 / 12]
 
     def test_run_knn__another_model_and_precision(self, tmp_path: Path) -> None:
         data = str(write_classes(tmp_path / "set", num=10))

@@ -9,7 +9,11 @@ import torch
 
 from lightly_ext.evaluate.classification.split import Split
 from lightly_ext.evaluate.cli import main
-from lightly_ext.evaluate.datasets import ClassificationSet
+from lightly_ext.evaluate.datasets import (
+    ClassificationSet,
+    find_classification_set,
+    find_images,
+)
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
@@ -17,7 +21,7 @@ from lightly_ext.evaluate.probing import rank
 from lightly_ext.evaluate.probing.rank import models_by_rank, run_rank, stored_result
 from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import Results
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import LINEAR, RECONSTRUCTION, Protocol
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
@@ -45,8 +49,9 @@ class Fakes:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, str]] = []
         self.target: dict[int, str] = {}
-        monkeypatch.setattr(rank, "run_linear", self.linear)
-        monkeypatch.setattr(rank, "run_reconstruction", self.reconstruction)
+        monkeypatch.setattr(rank, "run_linear", evaluation(self.linear))
+        reconstruction = evaluation(self.reconstruction)
+        monkeypatch.setattr(rank, "run_reconstruction", reconstruction)
         monkeypatch.setattr(rank, "load_networks", tiny_networks)
 
     def linear(
@@ -55,7 +60,9 @@ class Fakes:
         given = Given(model, devices, results)
         protocol = given.results.protocol(given.model, LINEAR, data=Path(data).name)
         score = 1 - given.model.num_queries / 100
-        return self._stored(given, "linear", protocol, {"accuracy": score})
+        found = find_classification_set(data).limited(results.limit)
+        files = (found.train, found.test)
+        return self._stored(given, "linear", protocol, {"accuracy": score}, *files)
 
     def reconstruction(
         self,
@@ -63,7 +70,10 @@ class Fakes:
         devices: Devices,
         results: Results,
         data: str,
-        **kwargs: Any,
+        tokenizer: str | None = None,
+        inception: str | None = None,
+        lpips_net: str | None = None,
+        force: bool = False,
     ) -> Result:
         given = Given(model, devices, results)
         r = given.model.num_queries
@@ -74,14 +84,22 @@ class Fakes:
             networks=("tiny",),
             target=self.target.get(r, "pixels"),
         )
-        return self._stored(given, "reconstruction", protocol, {"fid": 40.0 / r})
+        files = find_images(data, limit=results.limit)[1]
+        scores = {"fid": 40.0 / r}
+        return self._stored(given, "reconstruction", protocol, scores, files)
 
     def _stored(
-        self, given: Given, task: str, protocol: Protocol, scores: dict[str, float]
+        self,
+        given: Given,
+        task: str,
+        protocol: Protocol,
+        scores: dict[str, float],
+        *files: ImageFiles,
     ) -> Result:
         self.calls.append((task, given.model.origin.name))
         result = given.results.result(
-            given.model, task, str(protocol.data), protocol, scores
+            *(given.model, task, str(protocol.data), protocol, scores),
+            {"data": given.results.fingerprint(*files)},
         )
         given.results.save(result)
         return result
@@ -152,6 +170,9 @@ class TestRunRank:
         assert len(fakes.calls) == 8
         run_rank(*_given(tmp_path, first, limit=3), data, [other], force=True)
         assert len(fakes.calls) == 12
+        write_images(tmp_path / "set" / "val" / "cat", 1, seed=5)  # replaced images
+        run_rank(*_given(tmp_path, first), data, [other])
+        assert len(fakes.calls) == 16
 
     def test_run_rank__other_weights_are_evaluated(
         self, tmp_path: Path, fakes: Fakes
@@ -225,4 +246,5 @@ def test_stored_result__broken_files_are_passed_over(tmp_path: Path) -> None:
     given = _given(tmp_path, write_model(tmp_path / "a"))
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "result.json").write_text("{")
-    assert stored_result(given.model, given.results, LINEAR) is None
+    results = given.results.of_run(rank.run_linear, *given, "a set")
+    assert stored_result(results, given.model, LINEAR, {}) is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,50 @@ class TestBuildTables:
         titles = [row.title for row in table.rows]
         assert titles == ["a (sha256 11111111)", "a (sha256 22222222)", "b"]
         assert sorted(values_of(table).values()) == [[0.5], [0.7], [0.9, 0.8]]
+
+    def test_build_tables__other_options_are_other_rows(self) -> None:
+        def result(value: float, **traits: Any) -> Result:
+            made = make_result("a", value, seed=traits["seed"])
+            model = {"sha256": "1234567890abcdef", "seed": None}
+            identity = {"model": model, "options": traits, "inputs": {"data": "x" * 64}}
+            return replace(made, identity=identity)
+
+        results = [
+            result(0.5, seed=0, precision="32-true"),
+            result(0.6, seed=1, precision="32-true"),
+            result(0.7, seed=1, precision="bf16-mixed"),
+            result(0.8, seed=1, precision="bf16-mixed", decoder="ab" * 32),
+            make_result("a", 0.9, seed=1, sha256="1234567890abcdef"),  # older
+        ]
+        assert len({r.digest for r in results}) == 5
+        (table,) = build_tables(results)
+        rows = {row.title: cell.values for (row, _), cell in table.cells.items()}
+        assert rows == {
+            "a (precision 32-true, no decoder)": [0.5, 0.6],
+            "a (precision bf16-mixed, no decoder)": [0.7],
+            "a (precision bf16-mixed, decoder abababab)": [0.8],
+            "a (identity not told)": [0.9],
+        }
+
+    def test_build_tables__other_images_are_other_columns(self) -> None:
+        def result(model: str, value: float, data: str) -> Result:
+            identity = {"model": {}, "options": {}, "inputs": {"data": data}}
+            return replace(make_result(model, value), identity=identity)
+
+        one, other = "11111111" * 8, "22222222" * 8
+        results = [result("a", 0.5, one), result("a", 0.7, other)]
+        results += [result("b", 0.6, one)]
+        (table,) = build_tables(results)
+        assert {
+            (row.title, column.data): cell.values
+            for (row, column), cell in table.cells.items()
+        } == {
+            ("a", "boards (data 11111111)"): [0.5],
+            ("a", "boards (data 22222222)"): [0.7],
+            ("b", "boards (data 11111111)"): [0.6],
+        }
+        (table,) = build_tables([results[0], results[2]])
+        assert [column.data for column in table.columns] == ["boards"]
 
     def test_build_tables__untrained_never_averaged_with_trained(self) -> None:
         results = [
