@@ -52,9 +52,12 @@ def read_labels(
     where = f"'{path}' of {called(dataset)}"
     _check_file(path, info, dataset, load)
     content = fileio.get(path, backend_args=load.backend_args)
-    if _is_mmsegs(load):
-        _check_depth(content, load, where)
-    labels = load(info)["gt_seg_map"].astype(np.int64)
+    try:
+        if _is_mmsegs(load):
+            _check_depth(content, load, where)
+        labels = load(info)["gt_seg_map"].astype(np.int64)
+    except OSError as error:  # of Pillow, which does not name the file
+        raise ValueError(f"{where} is no image that can be read.") from error
     check_labels(torch.from_numpy(labels), num_classes, ignored, where)
     _check_size(dataset, info, labels.shape, where)
     return labels, content.startswith(b"\xff\xd8\xff")
@@ -161,14 +164,9 @@ def _check_file(
 
 def _check_depth(content: bytes, load: LoadAnnotations, where: str) -> None:
     """Checks that a file has no values that mmsegmentation cuts off."""
-    try:
-        values = mmcv.imfrombytes(
-            content, flag="unchanged", backend=load.imdecode_backend
-        )
-    except OSError:
-        values = None
+    values = mmcv.imfrombytes(content, flag="unchanged", backend=load.imdecode_backend)
     if values is None:
-        raise ValueError(f"{where} is no image that can be read.")
+        raise OSError("OpenCV reads nothing")
     if (values != values.astype(np.uint8)).any():
         raise ValueError(
             f"{where} has values up to {values.max()}, of which mmsegmentation keeps "

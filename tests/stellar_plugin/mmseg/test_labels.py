@@ -128,11 +128,21 @@ class TestCheckDatasets:
         with pytest.raises(ValueError, match="names no label files; set data_prefix"):
             check(dataset(tmp_path, 4, data_prefix={"img_path": "images"}), 4)
 
-    def test_no_image(self, tmp_path: Path) -> None:
-        write(tmp_path, [np.zeros((2, 2))])
-        (tmp_path / "labels/000.png").write_bytes(b"no image")
-        with pytest.raises(ValueError, match=r"000\.png' .* can be read"):
-            check(dataset(tmp_path, 4), 4)
+    @pytest.mark.parametrize(
+        "loader",
+        [
+            {"type": "mmseg.LoadAnnotations"},
+            {"type": "mmseg.LoadAnnotations", "imdecode_backend": "cv2"},
+            {"type": "mmseg.LoadConvertedAnnotations", "values": [0, 1, 2, 3]},
+        ],
+    )
+    def test_no_image(self, loader: dict[str, Any], tmp_path: Path) -> None:
+        write(tmp_path, [np.random.default_rng(0).integers(0, 4, (64, 64))])
+        path = tmp_path / "labels/000.png"
+        for content in (b"no image", path.read_bytes()[:200]):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"000\.png' .* can be read"):
+                check(dataset(tmp_path, 4, pipeline=[loader]), 4)
 
     def test_masks_of_0_and_255(self, tmp_path: Path) -> None:
         write(tmp_path, [np.array([[0, 255]])] * 2)
