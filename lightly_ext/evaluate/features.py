@@ -27,7 +27,7 @@ from lightly_ext.evaluate.images import (
     Sample,
     centre_crop,
 )
-from lightly_ext.evaluate.numerics import known_image, numerics_folder
+from lightly_ext.evaluate.numerics import known_image, numerics, numerics_folder
 from lightly_ext.evaluate.resumable import DONE, STATE, Filled, ResumableArrays
 from stellar_plugin.protocols import CropProtocol
 
@@ -122,8 +122,14 @@ class FeatureCache:
         # Also finds out early whether the model takes images of this size.
         known = _compute(devices, compute, transform(known_image()))
         hashes = content_hashes(devices, self.folder, files.root, files.names)
-        identity = {"kind": kind, "resize": protocol.resize, "crop": protocol.crop}
-        cache = numerics_folder(self.folder, self.model, devices, identity, known)
+        identity = {
+            **numerics(self.model, devices),
+            "model": self.model.origin.label,
+            "kind": kind,
+            "resize": protocol.resize,
+            "crop": protocol.crop,
+        }
+        cache = numerics_folder(self.folder, devices, identity, known)
         folder = cache / hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
         shapes = {n: (v.dtype, (len(files), *v.shape[1:])) for n, v in known.items()}
         arrays = {**shapes, HASHES: (hashes.dtype, hashes.shape)}

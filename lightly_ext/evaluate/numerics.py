@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,37 +42,35 @@ def numerics(model: FrozenModel, devices: Devices) -> dict[str, Any]:
 
 def numerics_folder(
     cache: Path,
-    model: FrozenModel,
     devices: Devices,
     identity: Mapping[str, Any],
     known: Mapping[str, NDArray[Any]],
+    packages: Sequence[str] = PACKAGES,
 ) -> Path:
     """Folder of all features that are computed in the same way.
 
-    What the hash of a weight file does not tell, the features of one known image do:
-    how a configuration beside the file, or the code, reads the weights.
+    What the hash of weights does not tell, the features of one known input do: how a
+    configuration beside them, or the code, reads the weights.
 
     Args:
         cache:
             Folder of the folders.
-        model:
-            Computes the features.
         devices:
             Where it runs.
         identity:
-            What else decides on them.
+            What decides on them, with the "precision".
         known:
-            Features of `known_image`.
+            Features of an input that is always the same.
+        packages:
+            Packages whose versions decide too.
     """
     identity = {
-        **numerics(model, devices),
         **identity,
-        "model": model.origin.label,
         "device": devices.device.type,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    tolerance = TOLERANCE.get(devices.precision, HALF_TOLERANCE)
+    tolerance = TOLERANCE.get(identity["precision"], HALF_TOLERANCE)
     folder = cache
     if devices.rank == 0:
         folders = (cache / f"{digest}-{i}" for i in count())
@@ -84,6 +82,13 @@ def known_image() -> Tensor:
     """Smooth colours to compute features of, uint8 with shape (1, 3, 8, 8)."""
     values = torch.arange(3 * 8 * 8) * 89 % 251
     return values.view(1, 3, 8, 8).byte()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # installed under another name, as pillow-simd is
+        return "not told"
 
 
 def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) -> bool:

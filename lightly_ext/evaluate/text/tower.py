@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.numerics import numerics_folder
 from lightly_ext.evaluate.resumable import DONE, Filled, ResumableArrays
 from stellar_plugin.hashes import weights_sha256
 
 EMBEDDINGS = "embeddings"
+KNOWN_TEXTS = ("a photo", "Two dogs, one of them asleep, beside a red bicycle.")
+PACKAGES = ("stellar-plugin", "torch", "open_clip_torch")
 # Texts that are embedded at once.
 CHUNK = 512
 # Of a CLIP model, but not of the embedding.
@@ -50,7 +53,7 @@ class TextTower(nn.Module):
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.sha256 = weights_sha256(model, without=NO_PART)
-        self.dim = int(self(["a photo"]).shape[1])
+        self.dim = int(self(KNOWN_TEXTS).shape[1])
 
     def train(self, mode: bool = True) -> TextTower:
         """Stays in evaluation mode, whatever `mode` is."""
@@ -131,7 +134,10 @@ def embed_texts(
     Returns:
         Memory-mapped unit vectors, float32 with shape (len(texts), tower.dim).
     """
-    folder = cache / f"texts-{_digest(tower, texts)}"
+    known = {EMBEDDINGS: tower(KNOWN_TEXTS).cpu().numpy()}
+    identity = {"text": tower.sha256, "precision": "32-true"}
+    place = numerics_folder(cache, devices, identity, known, PACKAGES)
+    folder = place / _digest(texts)
     arrays = {EMBEDDINGS: (np.dtype(np.float32), (len(texts), tower.dim))}
     num_chunks = math.ceil(len(texts) / CHUNK)
     stored = ResumableArrays(devices, folder, arrays, num_chunks)
@@ -203,8 +209,8 @@ def _unreachable(
     )
 
 
-def _digest(tower: TextTower, texts: Sequence[str]) -> str:
-    digest = hashlib.sha256(tower.sha256.encode())
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
     for text in texts:
         digest.update(f"\0{text}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightly_ext.data import read_image
-from lightly_ext.evaluate import images, numerics
+from lightly_ext.evaluate import images, numerics, resumable
 from lightly_ext.evaluate.features import POOLED, CachedFeatures, FeatureCache
 from lightly_ext.evaluate.images import ImageFiles, centre_crop, folder_images
+from lightly_ext.evaluate.resumable import ResumableArrays
 from stellar_plugin.protocols import KNN
 from tests.lightly_ext.evaluate.small import (
     Given,
@@ -198,6 +199,21 @@ class TestReuse:
         assert other.rows("means").equal(1.01 * first.rows("means"))
         assert computed(given, files)[1] == []
 
+    def test_another_configuration_of_the_same_weights(
+        self, tmp_path: Path, files: ImageFiles
+    ) -> None:
+        source = write_model(tmp_path / "model")
+        first = _given(tmp_path, source)
+        first.cache.pooled(files, PROTOCOL, "sparse")
+        path = Path(source, "config.json")
+        path.write_text(path.read_text().replace('"num_heads": 3', '"num_heads": 1'))
+        other = _given(tmp_path, source)
+        assert other.model.origin.sha256 == first.model.origin.sha256
+        cached = other.cache.pooled(files, PROTOCOL, "sparse")
+        fresh = FeatureCache(other.model, other.devices, tmp_path / "fresh")
+        expected = fresh.pooled(files, PROTOCOL, "sparse").rows(POOLED)
+        assert cached.num_reused == 0 and cached.rows(POOLED).equal(expected)
+
     def test_another_version_computes_anew(
         self, given: Given, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -243,6 +259,27 @@ class TestReuse:
                 computed(given, files)
         cached, _ = computed(given, files)
         assert cached.num_reused == 0 and _right(given, files, cached)
+
+    def test_killed_while_features_are_written(
+        self, given: Given, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the values of the second batch and their state."""
+        monkeypatch.setattr(resumable, "SECONDS_BETWEEN_WRITES", 0)
+        write = ResumableArrays._write
+
+        def killed(self: ResumableArrays, reached: Any) -> None:
+            if (reached != 0).sum() > 4:
+                os._exit(9)
+            write(self, reached)
+
+        child = os.fork()
+        if child == 0:
+            ResumableArrays._write = killed  # type: ignore[method-assign]
+            computed(given, files)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        cached, sizes = computed(given, files)
+        assert sizes == [4, 4, 4, 2] and _right(given, files, cached)
 
 
 class TestUnreadable:

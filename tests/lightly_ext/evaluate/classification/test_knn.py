@@ -69,6 +69,24 @@ class TestRunKnn:
         scores = [Result.load(p / "result.json").scores["accuracy"] for p in places]
         assert scores == [1.0, 1.0, 11 / 12]
 
+    def test_run_knn__images_and_labels_that_changed(self, tmp_path: Path) -> None:
+        data = write_classes(tmp_path / "set", num=10)
+        given = _given(tmp_path, write_model(tmp_path / "model"))
+
+        def accuracy_and_reused() -> tuple[float, int]:
+            result = run_knn(*given, str(data), neighbours=3)
+            return result.scores["accuracy"], result.provenance["num_reused"]
+
+        assert accuracy_and_reused() == (1.0, 0)
+        # Cats are dogs now: other images under the same names, of equal sizes.
+        for path in sorted((data / "val/cat").iterdir()):
+            path.write_bytes((data / "val/dog" / path.name).read_bytes())
+        assert accuracy_and_reused() == (pytest.approx(2 / 3), 60)
+        (data / "train/eel").rename(data / "eel")
+        (data / "train/dog").rename(data / "train/eel")
+        (data / "eel").rename(data / "train/dog")
+        assert accuracy_and_reused() == (0.0, 60)
+
     def test_run_knn__another_model_and_precision(self, tmp_path: Path) -> None:
         data = str(write_classes(tmp_path / "set", num=10))
         options = {"untrained": True, "precision": "bf16-mixed", "limit": 9}

@@ -12,7 +12,11 @@ import torch
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.text import tower as tower_module
-from lightly_ext.evaluate.text.tower import embed_texts, load_text_tower
+from lightly_ext.evaluate.text.tower import (
+    KNOWN_TEXTS,
+    embed_texts,
+    load_text_tower,
+)
 from tests.lightly_ext.evaluate.small import write_model
 from tests.lightly_ext.evaluate.text.small_text import (
     TEXT_DIM,
@@ -104,10 +108,12 @@ def test_embed_texts__once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tower_module, "CHUNK", 2)
     devices = Devices(accelerator="cpu", num_workers=0)
     tower = load_text_tower(write_tower(tmp_path / "tower"), None)
-    expected = tower(TEXTS)
+    expected, known = tower(TEXTS), tower(KNOWN_TEXTS)
     calls: list[list[str]] = []
 
     def forward(texts: list[str]) -> torch.Tensor:
+        if texts == KNOWN_TEXTS:
+            return known
         calls.append(texts)
         if texts == TEXTS[2:] and len(calls) == 2:
             raise RuntimeError("interrupted")
@@ -122,6 +128,20 @@ def test_embed_texts__once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(calls) == 3
     assert len(_embedded(devices, tmp_path, tower, TEXTS[:1])) == 1  # another list
     assert len(calls) == 4
+
+
+def test_embed_texts__another_activation_of_the_same_weights(tmp_path: Path) -> None:
+    devices = Devices(accelerator="cpu", num_workers=0)
+    source = write_tower(tmp_path / "tower")
+    first = load_text_tower(source, None)
+    _embedded(devices, tmp_path, first)
+    config = {"model_cfg": {**TOWER_CONFIG, "quick_gelu": True}, "preprocess_cfg": {}}
+    (tmp_path / "tower" / "open_clip_config.json").write_text(json.dumps(config))
+    second = load_text_tower(source, None)
+    assert second.sha256 == first.sha256
+    assert not torch.allclose(second(TEXTS), first(TEXTS), atol=1e-3)
+    for tower in (second, first):
+        torch.testing.assert_close(_embedded(devices, tmp_path, tower), tower(TEXTS))
 
 
 def test_missing_open_clip__names_the_extra(
