@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.classification import linear
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
 from lightly_ext.evaluate.classification.probe_data import FeatureRows, ViewFeatures
-from lightly_ext.evaluate.classification.probe_training import LOG_NAME
+from lightly_ext.evaluate.classification.probe_training import LOG_NAME, ProbeTraining
 from lightly_ext.evaluate.classification.split import split_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.features import FeatureCache
@@ -113,6 +114,31 @@ class TestRunLinear:
             for s, r in ((straight, expected), (given, result))
         ]
         assert logs[0] == logs[1]
+
+    def test_run_linear__killed_while_the_checkpoint_is_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = str(write_classes(tmp_path / "data"))
+        given = _given(tmp_path)
+        finish = ProbeTraining.finish
+
+        def killed(path: Path, ignore_errors: bool = False) -> None:
+            for file in path.glob("*.pt"):
+                file.unlink()
+                raise KeyboardInterrupt
+
+        def finish_killed(training: ProbeTraining) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(shutil, "rmtree", killed)
+                finish(training)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ProbeTraining, "finish", finish_killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_linear(*given, data, epochs=2, **GRID)
+        (result,) = (tmp_path / "out").glob("linear*/result.json")
+        before = Result.load(result).scores
+        assert run_linear(*given, data, epochs=2, **GRID).scores == before
 
     def test_run_linear__a_checkpoint_of_other_images_is_not_continued(
         self,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightly_ext import durable
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import folder_images
 from lightly_ext.evaluate.reconstruction.autoencoder import (
@@ -141,6 +142,17 @@ class TestTrainDecoder:
         files = folder_images(write_images(tmp_path / "train", 4))
         first = _build(given, "pixels", tmp_path)
         folder = tmp_path / "decoder"
+
+        def killed(module: Any, path: str) -> None:
+            Path(path).write_bytes(b"half of")
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(durable, "save_model", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train_decoder(
+                    given.devices, first, files, PROTOCOL, folder, {"form": "x"}
+                )
         train_decoder(given.devices, first, files, PROTOCOL, folder, {"form": "x"})
         monkeypatch.setattr(DecoderTraining, "training_step", None)
         again = _build(given, "pixels", tmp_path)
@@ -150,8 +162,10 @@ class TestTrainDecoder:
             train_decoder(given.devices, again, files, PROTOCOL, folder, {"form": "y"})
 
     def test_train_decoder__checkpoint_holds_what_is_trained(
-        self, given: Given, tmp_path: Path
+        self, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # Nothing goes through the temporary folder of the system.
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
         files = folder_images(write_images(tmp_path / "train", 4))
         autoencoder = _build(given, "tokens", tmp_path)
         protocol = PROTOCOL.replace(epochs=1)
