@@ -44,6 +44,11 @@ class WholeModule(BaseModule):
     def adopt(self, arguments: Mapping[str, Any]) -> None:
         """Follows the arguments of a checkpoint where the config leaves them open."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A copy is loaded by who made it: EMAHook, which averages what is trained.
+        self._is_init = True
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep)
         # As torch keeps the version of a module there, beside the tensors.

@@ -87,7 +87,7 @@ class Unread(torch.utils.data.Dataset):
         raise AssertionError("an image was read")
 
 
-def runner(path: Path, folder: Path, check: bool = True, **kwargs: Any) -> Runner:
+def runner(path: Path, folder: Path, *hooks: Any, **kwargs: Any) -> Runner:
     loader = {"dataset": Unread(), "sampler": {"type": "DefaultSampler"}}
     return Runner(
         model=build(2, **kwargs),
@@ -99,7 +99,7 @@ def runner(path: Path, folder: Path, check: bool = True, **kwargs: Any) -> Runne
         test_cfg={},
         test_evaluator={"type": "IoUMetric"},
         load_from=str(path),
-        custom_hooks=[Check()] if check else [],
+        custom_hooks=[Check(), *hooks],
         default_scope="mmseg",
         experiment_name=uuid.uuid4().hex,
     )
@@ -293,6 +293,24 @@ class TestTrain:
             assert re.search(message, said[0])
         for name, tensor in source.backbone.state_dict().items():
             assert run.model.backbone.state_dict()[name].equal(tensor)
+
+    def test_load_from__a_part_into_averaged_weights(self, tmp_path: Path) -> None:
+        source = build()
+        path = write(tmp_path / "a.pth", source)
+        run = runner(path, tmp_path, {"type": "EMAHook"}, num_classes=7)
+        run.train()
+        content = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
+        averaged = content["ema_state_dict"]
+        for name, tensor in source.backbone.state_dict().items():
+            assert averaged[f"module.backbone.{name}"].equal(tensor)
+        # The average is what a test takes.
+        content["state_dict"]["decode_head.conv_seg.bias"].fill_(3.0)
+        torch.save(content, tmp_path / "ema.pth")
+        tested = runner(tmp_path / "ema.pth", tmp_path, num_classes=7)
+        tested.load_or_resume()
+        assert tested.model.decode_head.conv_seg.bias.tolist() == [3.0] * 7
+        with pytest.raises(ValueError, match="classes is 5, was 7"):
+            runner(tmp_path / "ema.pth", tmp_path, {"type": "EMAHook"}).test()
 
     def test_load_from__nothing(self, tmp_path: Path) -> None:
         torch.save({"encoder.weight": torch.ones(2)}, tmp_path / "a.pth")
