@@ -97,7 +97,6 @@ evaluation = dict(
     data="digit boards",
     changes=dict(
         source="the demo",
-        train_views="whole boards",
         classes="digits and background, label 0 is ignored",
     ),
 )

@@ -136,7 +136,7 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def inner(model: Any) -> nn.Module:
+def inner(model: Any) -> Any:
     """The segmentor inside the wrappers of distributed and of augmented tests."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+# In a card: what decides, but could not be read.
+NOT_TOLD = "not told"
 FEATURES = ("sparse", "dense", "cls", "cls+dense", "lowrank")
 
 # Every field that a protocol may have, in the order of the cards.
@@ -26,6 +28,7 @@ CARD_FIELDS = {
     "train_views": "How training images are cut.",
     "train_scale": "Range of the area of random crops, as fractions of the image.",
     "train_ratio": "Range of the factor on the resized size in training.",
+    "test_views": "Other steps on test images, where there are any.",
     "inference": "How a prediction for a whole image is made.",
     "label_resolution": "Resolution at which labels are compared.",
     "classes": "The classes, or how label values become classes.",

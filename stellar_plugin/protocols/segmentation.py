@@ -24,6 +24,7 @@ class SegmentationProtocol(Protocol):
     train_views: str
     train_scale: tuple[float, float] | None = None
     train_ratio: tuple[float, float] | None = None
+    test_views: str | None = None
     inference: str
     label_resolution: str
     classes: str = ""
@@ -42,6 +43,7 @@ class SegmentationProtocol(Protocol):
     schedule: str
     averaging: str
     evaluation_batch: int | None = None
+    rule: str | None = None
 
 
 SEGMENTATION = SegmentationProtocol(

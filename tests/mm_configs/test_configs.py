@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import mm_configs
 import stellar_plugin.mmseg  # noqa: F401
 from stellar_plugin.checkpoints.layouts import TIMM
 from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
-from stellar_plugin.mmseg.card import run_protocol
+from stellar_plugin.mmseg.card.card import make_card, read_evaluation, read_training
 from stellar_plugin.protocols import SEGMENTATION, SegmentationProtocol, segmentation
+from tests.stellar_plugin.mmseg.mmseg_sets import write_digit_boards
+from tests.stellar_plugin.mmseg.runners import built, named, tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "mm_configs"
 # Classes of the community's and of the paper's family.
@@ -44,6 +47,7 @@ NUM_CLASSES = {
     **{name: SETS[name.split("_")[1]][0] for name in COMMUNITY},
     **{name: SETS[name.split("_")[1]][1] for name in (*PAPER, *FINETUNE)},
 }
+CARDS = [n for n in (*COMMUNITY, *PAPER, *FINETUNE) if n.startswith("stellar")]
 PROTOCOL = ["stellar_ade20k", "stellar_cityscapes", "stellar_voc"]
 PROTOCOLS = {
     name: protocol
@@ -191,13 +195,31 @@ class TestEveryConfig:
         assert steps == cfg.test_dataloader.dataset.pipeline
 
 
+def cards(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is read from a run of a config, for validation and for test."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runner = built(cfg)
+    training = read_training(runner)
+    found = [
+        make_card(runner, training.fields, read_evaluation(runner, loop))
+        for loop in (runner.val_loop, runner.test_loop)
+    ]
+    assert not any(readings.notes for readings in (training, *found))
+    return [readings.fields for readings in found]
+
+
+# The other methods' configs differ in the backbone alone: TestMethods.
+@pytest.mark.parametrize("name", CARDS)
+def test_card__is_the_protocols(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(name, tmp_path)
+    card = PROTOCOLS[cfg.evaluation.protocol].card()
+    assert cards(cfg, monkeypatch) == [card, card]
+
+
 @pytest.mark.parametrize("name", [*COMMUNITY, *PAPER, *FINETUNE])
 class TestEveryProtocol:
-    @pytest.mark.parametrize("part", ["val", "test"])
-    def test_card__is_the_protocols(self, name: str, part: str) -> None:
-        cfg = load(name)
-        assert run_protocol(cfg, part) == PROTOCOLS[cfg.evaluation.protocol]
-
     def test_numbers__are_the_protocols_wherever_they_stand(self, name: str) -> None:
         cfg = load(name)
         card = PROTOCOLS[cfg.evaluation.protocol].card()
@@ -212,16 +234,22 @@ class TestEveryProtocol:
             assert values == [pytest.approx(expected[field])] * len(values), field
 
 
-def test_digit_boards__card() -> None:
+def test_digit_boards__card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = copy.deepcopy(load("stellar_digit_boards"))
+    data = write_digit_boards(tmp_path / "data")
+    for part in ("train", "val", "test"):
+        cfg[f"{part}_dataloader"].dataset.data_root = str(data)
+    cfg = named(cfg, tmp_path / "work")
     card = SEGMENTATION.card()
     for name in ("resize", "crop", "longest", "stride", "train_ratio"):
         del card[name]
-    assert run_protocol(load("stellar_digit_boards")).card() == {
+    card = {
         **card,
         "source": "the demo",
         "data": "digit boards",
         "features": "lowrank",
-        "train_views": "whole boards",
+        "split": "training / validation",
+        "train_views": "whole images",
         "inference": "whole image",
         "classes": "digits and background, label 0 is ignored",
         "num_classes": 11,
@@ -229,6 +257,7 @@ def test_digit_boards__card() -> None:
         "iterations": 300,
         "warmup": 30,
     }
+    assert cards(cfg, monkeypatch) == [card, card]
 
 
 DUMPED = [

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from timm import create_model
 from torch import Tensor
 
-from stellar_plugin.mmseg.result import sha256
+from stellar_plugin.hashes import file_sha256
 from stellar_plugin.protocols import (
     SEGMENTATION_FINETUNE_ADE20K,
     SEGMENTATION_PAPER_CITYSCAPES,
@@ -75,7 +75,7 @@ def test_paper__train_then_test(build: Build, tmp_path: Path) -> None:
     assert list(trained["scores"]) == ["mIoU"]
     assert 0 <= trained["scores"]["mIoU"] <= 1
     provenance = trained["provenance"]
-    assert provenance["sha256"] == sha256(checkpoint / "model.safetensors")
+    assert provenance["sha256"] == file_sha256(checkpoint / "model.safetensors")
     assert provenance["checkpoint"] == str(checkpoint)
     assert provenance["iterations"] == 4  # two epochs of three images in twos
     assert (provenance["seed"], provenance["num_images"]) == (0, 3)
@@ -90,6 +90,7 @@ def test_paper__train_then_test(build: Build, tmp_path: Path) -> None:
     assert tested["scores"] == trained["scores"]
     assert tested["protocol"] == trained["protocol"]
     assert tested["provenance"].pop("tested") == str(saved)
+    assert tested["provenance"].pop("tested_sha256") == file_sha256(saved)
     assert tested["provenance"] == trained["provenance"]
 
     # Features that the head has never seen, in the same number of channels.

@@ -1,0 +1,1 @@
+"""The protocol card and the provenance of a run of mmsegmentation."""
