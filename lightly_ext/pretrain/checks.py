@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.transforms import STELLARTransform
@@ -100,6 +101,14 @@ def check_views(module: Any, transform: STELLARTransform) -> None:
     sizes = {"global_crop_size": transform.global_crop_size}
     if transform.num_local_views > 0:
         sizes["local_crop_size"] = transform.local_crop_size
+    made_for = max(module.model.encoder.vit.patch_embed.img_size)
+    if transform.global_crop_size != made_for:
+        rank_zero_warn(
+            f"global_crop_size is {transform.global_crop_size}, the model's img_size "
+            f"{made_for}: positions are resampled in every step, online kNN sees "
+            f"{transform.global_crop_size} px, and evaluation will see {made_for} px. "
+            "Set both to the same."
+        )
     patch = module.model.encoder.patch_size
     for name, size in sizes.items():
         if size % patch:

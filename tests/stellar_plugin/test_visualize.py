@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stellar_plugin import Stellar
+from stellar_plugin.encoder import Factorization
 from stellar_plugin.pca import pca_pictures, principal_components
 from stellar_plugin.visualize import (
     colour_tokens,
@@ -160,6 +161,27 @@ class TestOverlay:
         np.testing.assert_allclose(sum(parts), 0.5 * soft, atol=2)
         with pytest.raises(ValueError, match="token must be in 0 to 2, got 3"):
             overlay_token(black, result, 3)
+
+    @pytest.mark.parametrize("threshold", [None, 0.5])
+    def test_overlay_token__known_places(self, threshold: float | None) -> None:
+        # Token 0 has the upper right patch, token 2 the others; token 1, with 0.0004 of
+        # a patch, is nowhere.
+        localization = torch.zeros(1, 6, 3)
+        localization[0, 2, 0] = 1
+        localization[0, :, 2] = 1 - localization[0, :, 0]
+        localization[0, 4, 1:] = torch.tensor([0.0004, 0.9996])
+        nothing = torch.zeros(1, 0, 1)
+        result = Factorization(None, nothing, nothing, (2, 3), lambda *_: localization)
+        grey = np.full((1, 4, 6, 3), 100, dtype=np.uint8)
+        palette = token_palette(3)
+        shown = [overlay_token(grey, result, i, threshold)[0] for i in range(3)]
+        first = np.full((4, 6), 50)[..., None] + np.zeros(3)
+        first[:2, 4:] = (50 + 0.5 * palette[0]).round()
+        np.testing.assert_array_equal(shown[0], first)
+        assert (shown[1] == 50).all()
+        assert (shown[2][:2, 4:] == 50).all()
+        tinted = (50 + 0.5 * palette[2]).round()
+        assert (shown[2][2:, :2] == tinted).all()
 
     def test_overlay_token__threshold(self, model: Stellar) -> None:
         images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))

@@ -217,13 +217,15 @@ def _highlighted(tile: Tile) -> Uint8Array:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """Breaks a text into lines, anywhere: what would be cut off may tell two apart."""
+    """Breaks a text into lines: what would be cut off may tell two names apart."""
     font = ImageFont.load_default(FONT_SIZE)
     lines = []
     rest = shown_name(text)
     while rest:
         fitting = range(len(rest), 1, -1)
         end = next((n for n in fitting if font.getlength(rest[:n]) <= width), 1)
+        if end < len(rest) and (space := rest.rfind(" ", 0, end + 1)) > 0:
+            end = space
         lines.append(rest[:end])
         rest = rest[end:].lstrip()
     return lines

@@ -60,6 +60,10 @@ def test_check_trainer(option: str, value: float, message: str, tmp_path: Path) 
 
 
 class TestCheckViews:
+    def test_check_views__another_size_than_the_model_is_said(self) -> None:
+        with pytest.warns(match="global_crop_size is 48, the model's img_size 32"):
+            _check(tiny(), global_crop_size=48)
+
     def test_check_views__draws_nothing(self) -> None:
         module = tiny(teacher_momentum=0.9)
         before = torch.get_rng_state()

@@ -143,6 +143,8 @@ class TestRunStory:
         assert all(a.startswith("data:image/jpeg") for a in page.addresses)
         assert not {"script", "link", "iframe"} & page.tags
         assert len(page.decoded()) == 1 + 5
+        names = ", ".join(record_of(story[0])["samples"]["images"])
+        assert f"From left to right:\n{names}." in text
         for said in (
             *("train/total", "knn_top1", "untrained 1", "chance 0.5", "lr-AdamW"),
             *("Something odd.", "stellar visualize", "10", "of 10", "40 images seen"),
