@@ -11,13 +11,14 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stellar_plugin import vit as stellar_vits
 from stellar_plugin.arguments import check_arguments
+from stellar_plugin.vit import ViT, resample_position
 
 # Letters in shape comments:
 # B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
@@ -93,10 +94,13 @@ class StellarEncoder(nn.Module):
             (1e-12 for the STELLAR sizes, 1e-6 for timm's).
         pos_antialias:
             Whether the position embedding is resampled with antialiasing. False for
-            STELLAR, MAE and DINO weights, True for timm's own habit.
+            STELLAR, MAE and DINO weights, True for timm's own habit. None does what
+            weights that are loaded say, or False.
         localization:
             Whether there are the two projections that localization is made of. False
             for an encoder that learns without reconstruction, which alone trains them.
+        any_antialias:
+            Whether `pos_antialias` was None.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
@@ -117,7 +121,7 @@ class StellarEncoder(nn.Module):
         *,
         num_queries: int = 16,
         norm_eps: float | None = None,
-        pos_antialias: bool = False,
+        pos_antialias: bool | None = None,
         localization: bool = True,
         **vit_kwargs: Any,
     ) -> None:
@@ -135,7 +139,8 @@ class StellarEncoder(nn.Module):
             vit_kwargs["norm_layer"] = partial(nn.LayerNorm, eps=norm_eps)
         self.vit = _create_vit(model_name, num_queries, vit_kwargs)
         self.num_queries = num_queries
-        self.pos_antialias = pos_antialias
+        self.vit.pos_antialias = bool(pos_antialias)
+        self.any_antialias = pos_antialias is None
         self.embed_dim: int = self.vit.embed_dim
         self.grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
@@ -146,6 +151,11 @@ class StellarEncoder(nn.Module):
         if num_queries:
             queries = self.vit.reg_token[:, -num_queries:].detach()
             nn.init.normal_(queries, std=self.embed_dim**-0.5)
+
+    @property
+    def pos_antialias(self) -> bool:
+        """Whether the position embedding is resampled with antialiasing."""
+        return self.vit.pos_antialias
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
         """Factorizes a batch of images.
@@ -319,31 +329,6 @@ class StellarEncoder(nn.Module):
         return height // p, width // p
 
 
-def resample_position(
-    table: Tensor,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    antialias: bool,
-) -> Tensor:
-    """Position embedding of another grid, bicubic.
-
-    Args:
-        table:
-            Positions with shape (1, num_patches, embed_dim), row-major over `old_grid`.
-        old_grid:
-            Height and width of its grid, in patches.
-        new_grid:
-            Height and width of the wanted grid.
-        antialias:
-            Whether to smooth where the grid gets smaller.
-    """
-    if old_grid == new_grid:  # timm's own check is off in a traced export
-        return table
-    return resample_abs_pos_embed(
-        table, list(new_grid), list(old_grid), num_prefix_tokens=0, antialias=antialias
-    )
-
-
 def _create_vit(
     model_name: str, num_queries: int, vit_kwargs: dict[str, Any]
 ) -> Any:  # a VisionTransformer, whose attributes timm types loosely
@@ -366,19 +351,33 @@ def _create_vit(
         raise ValueError(
             f"timm cannot build '{model_name}' with {kwargs}: {error}."
         ) from error
-    patch_embed: Any = vit.patch_embed
-    patch_size = getattr(patch_embed, "patch_size", (0, 1))
-    if not isinstance(patch_embed.proj, nn.Conv2d) or len(set(patch_size)) > 1:
+    if not is_plain(vit):
         raise ValueError(
-            f"'{model_name}' does not cut square patches by one convolution; "
-            "use a plain ViT."
+            f"'{model_name}' is no plain ViT: square patches cut by one convolution, "
+            "class token and registers alone before them, a norm of all tokens; use "
+            "one, such as 'vit_base_patch16_224'."
         )
+    patch_embed: Any = vit.patch_embed
     if 0 in patch_embed.grid_size:
         raise ValueError(
             f"An image of img_size {kwargs.get('img_size')} has not one patch of "
-            f"{patch_size[0]} px; use larger images or smaller patches."
+            f"{patch_embed.patch_size[0]} px; use larger images or smaller patches."
         )
+    vit.__class__ = ViT
     return vit
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a model is a ViT whose tokens the encoder computes as timm does."""
+    if type(model) not in (VisionTransformer, ViT):
+        return False
+    vit: Any = model
+    patch_size = getattr(vit.patch_embed, "patch_size", (0, 1))
+    return (
+        type(vit.patch_embed) is PatchEmbed
+        and len(set(patch_size)) == 1
+        and isinstance(vit.fc_norm, nn.Identity)
+    )
 
 
 def _own_registers(model_name: str) -> int:

@@ -10,13 +10,70 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 from torch.nn import LayerNorm
 
 # LayerNorm epsilon of the released weights.
 STELLAR_NORM_EPS = 1e-12
+
+
+class ViT(VisionTransformer):
+    """timm's, which says how positions are brought to images of another size.
+
+    Attributes:
+        pos_antialias:
+            Whether they are resampled with antialiasing, as timm's own always are.
+    """
+
+    pos_antialias = False
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        if self.pos_embed is None or not self.dynamic_img_size or self.pos_antialias:
+            return super()._pos_embed(x)
+        table, prefix = self.pos_embed, 0 if self.no_embed_class else 1
+        prefix *= self.num_prefix_tokens
+        position = resample_position(
+            table[:, prefix:],
+            self.patch_embed.grid_size,
+            (x.shape[1], x.shape[2]),
+            self.pos_antialias,
+        )
+        tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        size = x.shape[0]  # not len(x), which a traced export would take for a constant
+        first = [token.expand(size, -1, -1) for token in tokens]
+        if prefix:
+            first = [torch.cat(first, 1) + table[:, :prefix]]
+        return self.pos_drop(torch.cat([*first, x.flatten(1, 2) + position], 1))
+
+
+def resample_position(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool,
+) -> Tensor:
+    """Position embedding of another grid, bicubic.
+
+    Args:
+        table:
+            Positions with shape (1, num_patches, embed_dim), row-major over `old_grid`.
+        old_grid:
+            Height and width of its grid, in patches.
+        new_grid:
+            Height and width of the wanted grid.
+        antialias:
+            Whether to smooth where the grid gets smaller.
+    """
+    if old_grid == new_grid:  # timm's own check is off in a traced export
+        return table
+    return resample_abs_pos_embed(
+        table, list(new_grid), list(old_grid), num_prefix_tokens=0, antialias=antialias
+    )
 
 
 class Size(NamedTuple):
@@ -85,7 +142,7 @@ def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransforme
         "norm_layer": partial(LayerNorm, eps=STELLAR_NORM_EPS),
     }
     return build_model_with_cfg(
-        VisionTransformer,
+        ViT,
         name,
         pretrained,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},

@@ -27,12 +27,25 @@ SIZES = {
 NAME = "vit_tiny_patch16_224"
 
 
-def timm_vit(**kwargs: Any) -> VisionTransformer:
-    """A timm ViT with random numbers everywhere, its class token with a position."""
+def timm_vit(sines: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A timm ViT with random numbers everywhere, its class token with a position.
+
+    With `sines` the positions are sines and cosines of row and column, as MAE has them.
+    """
     torch.manual_seed(0)
     vit = VisionTransformer(**{**SIZES, **kwargs})
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    if sines:
+        height, width = vit.patch_embed.grid_size
+        angles = torch.arange(1, vit.embed_dim // 4 + 1) / 4
+        row, column = (
+            torch.cat([(n[:, None] * angles).sin(), (n[:, None] * angles).cos()], dim=1)
+            for n in (torch.arange(height), torch.arange(width))
+        )
+        row = row[:, None].expand(height, width, -1)
+        table = torch.cat([column.expand(height, width, -1), row], dim=2)
+        vit.pos_embed.data[0, -height * width :] = table.flatten(0, 1)
     return vit.eval()
 
 
@@ -123,9 +136,19 @@ MAE_DECODER = {
     "decoder_blocks.0.norm1.weight": torch.zeros(32),
     "decoder_pred.weight": torch.zeros(768, 32),
 }
-# Name of the layout -> what a file of it holds, for a state by timm's names.
+# Whose file it is -> what it holds, for a state by timm's names.
 FILES = {
-    "timm": lambda s: s | HEAD,
+    "timm": lambda s: s,
+    "a classifier": lambda s: s | HEAD,
+    "a classifier, in training": lambda s: {
+        "epoch": 3,
+        "arch": "vit_tiny_patch16_224",
+        "state_dict": s | HEAD,
+        "optimizer": {"state": {}},
+        "version": 2,
+    },
+    "timm, wrapped": lambda s: {"model": s},
+    "timm, in training": lambda s: {"state_dict": OrderedDict(s), "epoch": 3},
     "MAE": lambda s: {"model": s},
     "MAE, full": lambda s: {
         "model": s | MAE_DECODER,
@@ -138,7 +161,6 @@ FILES = {
         "optimizer": {"state": {}},
         "args": argparse.Namespace(arch="vit_small"),
     },
-    "DINO or iBOT, backbone": lambda s: {"state_dict": OrderedDict(s)},
     "MoCo v3": lambda s: {
         "state_dict": prefixed(
             s | {"head.0.weight": HEAD["head.weight"]}, "module.base_encoder."

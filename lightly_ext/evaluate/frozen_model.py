@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -30,6 +31,8 @@ class Origin:
             None if it has no size of its own.
         crop_pct: timm's share of the resized image that is cut out, None if its config
             does not tell.
+        facts: How the weights were read: what told the method, what was taken,
+            resampled or assumed; by name, in words.
     """
 
     source: str
@@ -43,6 +46,7 @@ class Origin:
     feature: str | None = None
     image_size: tuple[int, int] | None = None
     crop_pct: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def untrained(self) -> bool:
@@ -148,7 +152,7 @@ class FrozenModel(nn.Module):
                 raise ValueError(
                     f"'{self.origin.label}' does not tell which method trained it "
                     f"(read as {self.origin.method}), so features 'auto' are not "
-                    f"known: name one of {', '.join(FEATURES)}."
+                    f"known: name --features, one of {', '.join(FEATURES)}."
                 )
             return self.origin.feature
         if feature in ("sparse", "lowrank") and not self.num_queries:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
-    create_encoder,
+    Checkpoint,
+    load_encoder,
     load_encoder_weights,
     methods,
     model_config,
@@ -26,7 +28,8 @@ from stellar_plugin.checkpoints import (
 from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.recognise import unwrap
-from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.checkpoints.timm_models import settings_of
+from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.hashes import file_sha256, weights_sha256
 from stellar_plugin.weight_files import read_tensors, usable
 
@@ -41,6 +44,7 @@ def load_frozen_model(
     untrained: bool = False,
     name: str | None = None,
     seed: int = 0,
+    model_kwargs: dict[str, Any] | None = None,
 ) -> FrozenModel:
     """Loads any encoder.
 
@@ -56,11 +60,15 @@ def load_frozen_model(
             Name of the model in tables. None makes one of `model`.
         seed:
             Decides on random weights.
+        model_kwargs:
+            Of a ViT what its file does not tell, arguments of `StellarEncoder` such as
+            '{"pos_antialias": false, "img_size": [32, 64], "num_heads": 6}'.
 
     Raises:
         FileNotFoundError: If there are no weights.
         ValueError: If weights and model do not fit, or timm has no such model.
     """
+    arguments = model_kwargs or {}
     timm_name = (
         model.removeprefix(TIMM_PREFIX) if model.startswith(TIMM_PREFIX) else None
     )
@@ -74,11 +82,13 @@ def load_frozen_model(
         if model.partition(":")[0] == PATCHES and not Path(model).exists():
             loaded = _of_patches(model)
         elif timm_name is None:
-            loaded = _of_checkpoint(model, untrained)
-        elif isinstance(_on_meta(timm_name), VisionTransformer):
-            loaded = _of_timm_vit(timm_name, weights, untrained)
-        else:
+            loaded = _of_checkpoint(model, untrained, arguments)
+        elif not is_plain(_on_meta(timm_name)):
             loaded = _of_timm(timm_name, weights, untrained)
+        elif weights is None and not untrained:
+            loaded = _of_checkpoint(model, untrained, arguments)
+        else:
+            loaded = _of_timm_vit(timm_name, weights, untrained, arguments)
     name = name or short_name(weights or model)
     if untrained:
         name = f"{name} (untrained)"
@@ -137,46 +147,70 @@ def _of_patches(source: str) -> FrozenModel:
     return FrozenModel(RawPatches(int(size)), origin)
 
 
-def _of_checkpoint(source: str, untrained: bool) -> FrozenModel:
+def _of_checkpoint(
+    source: str, untrained: bool, arguments: Mapping[str, Any]
+) -> FrozenModel:
     checkpoint = read_checkpoint(source)
     # Fresh projections, as for a file of timm's layout, would localize nothing.
     fresh = {} if checkpoint.has_localization else {"localization": False}
-    create = untrained_encoder if untrained else create_encoder
-    encoder = create(checkpoint, **fresh)
-    digest = _sha256(checkpoint.path, encoder)
-    method = checkpoint.method
+    arguments = {**fresh, **arguments}
+    if untrained:
+        encoder = untrained_encoder(checkpoint, **arguments)
+        return _frozen(source, checkpoint, encoder)
+    encoder, report = load_encoder(checkpoint, **arguments)
+    return _frozen(source, checkpoint, encoder, report.facts)
+
+
+def _of_timm_vit(
+    name: str, weights: str | None, untrained: bool, arguments: Mapping[str, Any]
+) -> FrozenModel:
+    """A ViT of timm with other weights than timm's."""
+    told = settings_of(_on_meta(name), name)
+    arguments = {"pos_antialias": True if untrained else None, **arguments}
+    encoder = StellarEncoder(name, num_queries=0, **arguments)
+    if weights is None:
+        method = methods.of_timm(told["timm_name"])
+        checkpoint = Checkpoint(Path(name), TIMM_LAYOUT, {}, method)
+        facts = {}
+    else:
+        checkpoint = read_checkpoint(weights)
+        facts = load_encoder_weights(encoder, checkpoint).facts
+        by_name = methods.of_timm(name)
+        if by_name and not checkpoint.method and checkpoint.layout == TIMM_LAYOUT:
+            checkpoint = replace(checkpoint, method=by_name)
+            facts["told by"] = f"timm's name {name}"
+    checkpoint = replace(
+        checkpoint,
+        config={**told, **checkpoint.config},
+        images={**told, **checkpoint.images},
+    )
+    return _frozen(f"{TIMM_PREFIX}{name}", checkpoint, encoder, facts)
+
+
+def _frozen(
+    source: str,
+    checkpoint: Checkpoint,
+    encoder: StellarEncoder,
+    facts: Mapping[str, str] | None = None,
+) -> FrozenModel:
+    method, config, images = checkpoint.method, checkpoint.config, checkpoint.images
+    facts = dict(facts or {})
+    if facts and method is None and "mean" not in config:
+        untold = [facts.get("not told, assumed", ""), "mean and std of ImageNet"]
+        facts["not told, assumed"] = ", ".join(filter(None, untold))
     origin = Origin(
         source,
         method.name if method else checkpoint.layout,
-        digest,
-        mean=tuple(checkpoint.config.get("mean", IMAGENET_DEFAULT_MEAN)),
-        std=tuple(checkpoint.config.get("std", IMAGENET_DEFAULT_STD)),
+        _sha256(checkpoint.path, encoder),
+        mean=tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
+        interpolation=images.get("interpolation", "bicubic"),
         feature=method.feature if method else None,
         image_size=encoder.vit.patch_embed.img_size,
+        crop_pct=images.get("crop_pct"),
+        facts=facts,
     )
     return FrozenModel(encoder, origin, checkpoint.has_decoder)
-
-
-def _of_timm_vit(name: str, weights: str | None, untrained: bool) -> FrozenModel:
-    method, layout = methods.of_timm(name), TIMM_LAYOUT
-    source, path = f"{TIMM_PREFIX}{name}", Path(name)
-    if weights is not None:
-        checkpoint = read_checkpoint(weights)
-        # As the file says, and as timm does it where the file does not say.
-        antialias = checkpoint.config.get("pos_antialias", True)
-        encoder = StellarEncoder(name, num_queries=0, pos_antialias=antialias)
-        load_encoder_weights(encoder, checkpoint)
-        if checkpoint.method or checkpoint.layout != TIMM_LAYOUT:
-            method, layout = checkpoint.method, checkpoint.layout
-        path = checkpoint.path
-    elif untrained:
-        encoder = StellarEncoder(name, num_queries=0, pos_antialias=True)
-    else:
-        encoder = create_encoder(source)
-    feature = method.feature if method else None
-    shown = method.name if method else layout
-    digest = _sha256(path, encoder)
-    return FrozenModel(encoder, _timm_origin(source, shown, feature, digest))
 
 
 def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
@@ -188,7 +222,19 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     if weights is not None:
         _load_strictly(model, path)
     digest = _sha256(path, model)
-    origin = _timm_origin(f"{TIMM_PREFIX}{name}", NOT_A_VIT, "cls", digest)
+    data = resolve_data_config({}, model=model)
+    origin = Origin(
+        f"{TIMM_PREFIX}{name}",
+        NOT_A_VIT,
+        digest,
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+        feature="cls",
+        image_size=tuple(data["input_size"][1:]),
+        crop_pct=data["crop_pct"],
+        facts={"read as": f"timm's {type(model).__name__}", "told by": "timm's name"},
+    )
     return FrozenModel(TimmBackbone(model), origin)
 
 
@@ -209,21 +255,6 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
     raise ValueError(
         f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix"
         f" are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
-    )
-
-
-def _timm_origin(source: str, method: str, feature: str | None, digest: str) -> Origin:
-    data = resolve_data_config({}, model=_on_meta(source.removeprefix(TIMM_PREFIX)))
-    return Origin(
-        source,
-        method,
-        digest,
-        tuple(data["mean"]),
-        tuple(data["std"]),
-        data["interpolation"],
-        feature=feature,
-        image_size=tuple(data["input_size"][1:]),
-        crop_pct=data["crop_pct"],
     )
 
 

@@ -6,6 +6,7 @@ from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
 from stellar_plugin.checkpoints.load import (
     LoadReport,
     create_encoder,
+    load_encoder,
     load_encoder_weights,
     load_model_weights,
     untrained_encoder,
@@ -29,6 +30,7 @@ __all__ = [
     "LoadReport",
     "create_encoder",
     "encoder_config",
+    "load_encoder",
     "load_encoder_weights",
     "load_head_weights",
     "load_model_weights",

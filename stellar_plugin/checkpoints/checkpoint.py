@@ -22,20 +22,30 @@ class Checkpoint:
         layout:
             How the file names its tensors, one of `layouts.LAYOUTS`.
         state:
-            Tensors by their names in `Stellar`; the CLS position is in the CLS token,
-            query, key and value are fused.
+            Tensors by their names in `Stellar`; query, key and value are fused. The
+            position table may have rows of other tokens, see `prefixes`.
         method:
             The method that trained it, None if nothing says so.
+        rule:
+            What told the method, in words.
+        choice:
+            Which weights were taken where the file holds several, in words.
         heads:
             States of the `STELLARProjectionHead`s "sparse_head" and "cls_head", as far
             as they are there.
         config:
             What is known for sure of the arguments of `Stellar`: all of them for models
             of this package, else num_heads, norm_eps, pos_antialias and the like.
+        assumed:
+            Of the same arguments those that nothing tells, as timm has them.
+        images:
+            What timm's config tells of images: interpolation, crop_pct.
         num_queries:
             How many of the register tokens are queries, None if nothing says so.
         grid_size:
-            Patch grid of the position table, None if it does not say.
+            Patch grid of the position table, None if nothing tells it.
+        prefixes:
+            How many rows the table may have before those of the patches, beside none.
         unexpected:
             Names that the layout does not have.
         ignored:
@@ -46,10 +56,15 @@ class Checkpoint:
     layout: str
     state: State
     method: Method | None = None
+    rule: str = ""
+    choice: str = ""
     heads: dict[str, State] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    assumed: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     num_queries: int | None = None
     grid_size: tuple[int, int] | None = None
+    prefixes: tuple[int, ...] = (0,)
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 

@@ -95,8 +95,10 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
     settings = {
         "num_queries": encoder.num_queries,
         "num_heads": encoder.vit.blocks[0].attn.num_heads,
-        "norm_eps": encoder.vit.norm.eps,
+        "activation": type(encoder.vit.blocks[0].mlp.act).__name__,
+        "norm_eps": encoder.vit.blocks[0].norm1.eps,
         "pos_antialias": encoder.pos_antialias,
+        "grid_size": encoder.grid_size,
     }
     return state, {"format": "pt", METADATA_KEY: json.dumps(settings)}
 

@@ -24,9 +24,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from stellar_plugin.checkpoints.timm_models import settings_of
+from stellar_plugin.encoder import is_plain
 from stellar_plugin.weight_files import read_json, read_tensors
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
@@ -269,13 +270,13 @@ def timm_model(name: str) -> nn.Module:
         FileNotFoundError: If timm has no such model or no weights of it, or they do not
             come from the hub.
     """
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.hf_hub_id:
-        # timm takes a lost connection for a file that is not there, and asks for the
-        # next one, each for half a minute.
-        with _from_hub(cfg.hf_hub_id):
-            _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
     try:
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.hf_hub_id:
+            # timm takes a lost connection for a file that is not there, and asks for
+            # the next one, each for half a minute.
+            with _from_hub(cfg.hf_hub_id):
+                _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
         return timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
@@ -286,21 +287,9 @@ def timm_model(name: str) -> nn.Module:
 
 def _read_timm(name: str) -> RawCheckpoint:
     model = timm_model(name)
-    if not isinstance(model, VisionTransformer):
+    if not is_plain(model):
         raise ValueError(
             f"timm's '{name}' is a {type(model).__name__}; the encoder needs a plain "
             "VisionTransformer such as 'vit_base_patch16_224'."
         )
-    block: Any = model.blocks[0]
-    norm: Any = model.norm
-    data = timm.data.resolve_data_config({}, model=model)
-    config = {
-        "num_heads": block.attn.num_heads,
-        "activation": type(block.mlp.act).__name__,
-        "norm_eps": norm.eps,
-        "pos_antialias": True,
-        "grid_size": tuple(model.patch_embed.grid_size),
-        "mean": list(data["mean"]),
-        "std": list(data["std"]),
-    }
-    return RawCheckpoint(Path(name), model.state_dict(), {}, config)
+    return RawCheckpoint(Path(name), model.state_dict(), {}, settings_of(model, name))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.layouts import STELLAR
-from stellar_plugin.checkpoints.names import State, part
-from stellar_plugin.checkpoints.sizes import encoder_config
+from stellar_plugin.checkpoints.names import State
+from stellar_plugin.checkpoints.positions import Grid
+from stellar_plugin.checkpoints.sizes import encoder_config, encoder_state
 from stellar_plugin.checkpoints.sizes import heads as heads_of
-from stellar_plugin.encoder import StellarEncoder, resample_position
+from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.state_dict import misfits
-from stellar_plugin.vit import HEADS_OF_WIDTH
+from stellar_plugin.vit import HEADS_OF_WIDTH, resample_position
 
 POSITION_KEY = "vit.pos_embed"
 QUERY_KEY = "vit.reg_token"
@@ -33,7 +34,9 @@ def fitted(
             missing, left over or of another shape.
     """
     _check_settings(encoder, checkpoint, num_heads)
-    state = part(checkpoint.state, "encoder.")
+    if checkpoint.layout == STELLAR and checkpoint.config:
+        checkpoint = replace(checkpoint, grid_size=_own_encoder(checkpoint).grid_size)
+    state, grid = encoder_state(checkpoint, encoder.grid_size)
     fresh = encoder.state_dict()
     missing = []
     projections = [name for name in fresh if name.startswith(PROJECTIONS)]
@@ -48,7 +51,7 @@ def fitted(
         if registers.shape[::2] == queries.shape[::2]:
             state[QUERY_KEY] = torch.cat([registers, queries], dim=1)
             missing.append(QUERY_KEY)
-    resized = _resample_position(encoder, state, checkpoint)
+    resized = _resample_position(encoder, state, grid, checkpoint)
     check_tensors(encoder, state, checkpoint, "encoder")
     return state, missing, resized
 
@@ -61,6 +64,7 @@ def _check_settings(
         f"{name}={ours[name]} (checkpoint: {str(value)[:50]})"
         for name, value in theirs.items()
         if ours[name] != value
+        and not (name == "pos_antialias" and encoder.any_antialias)
     ]
     if wrong:
         raise ValueError(
@@ -78,9 +82,27 @@ def encoder_settings(encoder: StellarEncoder) -> dict[str, Any]:
         "patch_size": encoder.patch_size,
         "num_heads": block.attn.num_heads,
         "activation": type(block.mlp.act).__name__,
-        "norm_eps": encoder.vit.norm.eps,
+        "norm_eps": encoder.vit.blocks[0].norm1.eps,
         "pos_antialias": encoder.pos_antialias,
     }
+
+
+def untold_settings(
+    encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
+) -> list[str]:
+    """What changes the features and nothing tells, as the encoder has it."""
+    names = list(checkpoint.assumed)
+    if checkpoint.layout == STELLAR:
+        names += [] if checkpoint.config else list(encoder_settings(encoder))
+    elif num_heads is None and "num_heads" not in checkpoint.config:
+        names.append("num_heads")  # by the width
+    settings = encoder_settings(encoder)
+    texts = [f"{name}={settings[name]}" for name in names]
+    known = checkpoint.grid_size or checkpoint.layout == STELLAR
+    if encoder.vit.pos_embed is not None and not known:
+        height, width = encoder_state(checkpoint, encoder.grid_size)[1] or (0, 0)
+        texts.append(f"positions of {height} x {width} patches")
+    return texts
 
 
 def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
@@ -98,29 +120,20 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
 
 
 def _resample_position(
-    encoder: StellarEncoder, state: State, checkpoint: Checkpoint
+    encoder: StellarEncoder, state: State, grid: Grid | None, checkpoint: Checkpoint
 ) -> list[str]:
     """Brings the position embedding of another image size to the encoder's grid."""
-    table = state.get(POSITION_KEY)
-    if table is None or table.ndim != 3 or encoder.vit.pos_embed is None:
+    if grid in (None, encoder.grid_size) or encoder.vit.pos_embed is None:
         return []
-    old_grid = checkpoint.grid_size or _trained_grid(checkpoint, table)
-    # A table of no known grid is left to the check of shapes.
-    if old_grid == encoder.grid_size or old_grid[0] * old_grid[1] != table.shape[1]:
-        return []
-    antialias = checkpoint.config.get("pos_antialias", encoder.pos_antialias)
+    known = {**checkpoint.assumed, **checkpoint.config}
+    antialias = encoder.pos_antialias
+    if encoder.any_antialias:
+        antialias = known.get("pos_antialias", antialias)
     state[POSITION_KEY] = resample_position(
-        table, old_grid, encoder.grid_size, antialias
+        state[POSITION_KEY], grid, encoder.grid_size, antialias
     )
-    (old_h, old_w), (new_h, new_w) = old_grid, encoder.grid_size
+    (old_h, old_w), (new_h, new_w) = grid, encoder.grid_size
     return [f"{POSITION_KEY} from {old_h} x {old_w} to {new_h} x {new_w} patches"]
-
-
-def _trained_grid(checkpoint: Checkpoint, table: Tensor) -> tuple[int, int]:
-    if checkpoint.layout == STELLAR and checkpoint.config:
-        return _own_encoder(checkpoint).grid_size
-    side = isqrt(table.shape[1])
-    return side, side
 
 
 def _own_encoder(checkpoint: Checkpoint) -> StellarEncoder:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
-from stellar_plugin.checkpoints.fit import check_tensors, fitted
+from stellar_plugin.checkpoints.fit import check_tensors, fitted, untold_settings
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
-from stellar_plugin.checkpoints.sizes import encoder_config
+from stellar_plugin.checkpoints.sizes import encoder_config, numerics
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.state_dict import shown
 
@@ -49,6 +49,12 @@ class LoadReport:
             Tensors of the file that its layout does not have.
         ignored:
             Tensors of the file that nothing depends on.
+        rule:
+            What told the method that trained the weights, "" if nothing did.
+        choice:
+            Which weights were taken where the file holds several, "" if it does not.
+        untold:
+            Settings of the encoder that change features and that nothing tells.
     """
 
     path: Path
@@ -60,6 +66,21 @@ class LoadReport:
     resized: tuple[str, ...]
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]
+    rule: str = ""
+    choice: str = ""
+    untold: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """How the file was read, in words, for a record of the scores."""
+        facts = {
+            "read as": self.read_as,
+            "told by": self.rule or "nothing",
+            "weights taken": self.choice,
+            "resampled": ", ".join(self.resized),
+            "not told, assumed": ", ".join(self.untold),
+        }
+        return {name: text for name, text in facts.items() if text}
 
     def __str__(self) -> str:
         parts = {
@@ -69,7 +90,12 @@ class LoadReport:
             "ignored": self.ignored,
         }
         rest = [f"{len(v)} {kind} ({shown(v)})" for kind, v in parts.items() if v]
-        found = f"'{self.path}' read as {self.read_as}: {len(self.matched)} matched"
+        told = f" ({self.rule})" if self.rule else ""
+        found = (
+            f"'{self.path}' read as {self.read_as}{told}: {len(self.matched)} matched"
+        )
+        facts = {"taken": self.choice, "not told, assumed": ", ".join(self.untold)}
+        rest += [f"{name}: {text}" for name, text in facts.items() if text]
         return "; ".join([found, *rest]) + "."
 
 
@@ -105,7 +131,11 @@ def load_encoder_weights(
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     state, missing, resized = fitted(encoder, checkpoint, num_heads)
     encoder.load_state_dict(state, assign=_on_meta(encoder))
-    return _reported(checkpoint, state, missing, resized, prefix="encoder.")
+    antialias = numerics(checkpoint).get("pos_antialias")
+    if encoder.any_antialias and antialias is not None:
+        encoder.vit.pos_antialias = antialias
+    untold = untold_settings(encoder, checkpoint, num_heads)
+    return _reported(checkpoint, state, missing, resized, untold, prefix="encoder.")
 
 
 def load_model_weights(
@@ -133,7 +163,8 @@ def load_model_weights(
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.to(dtypes[name]) for name, tensor in state.items()}
     model.load_state_dict(state, assign=_on_meta(model))
-    return _reported(checkpoint, state, missing, resized)
+    untold = untold_settings(model.encoder, checkpoint, num_heads)
+    return _reported(checkpoint, state, missing, resized, untold)
 
 
 def fitted_model(
@@ -165,6 +196,8 @@ def create_encoder(
 ) -> StellarEncoder:
     """Builds the encoder that a checkpoint of any layout was trained with.
 
+    What nothing tells is as timm has it, and is logged, see `load_encoder`.
+
     Args:
         source:
             As for `load_encoder_weights`.
@@ -180,14 +213,21 @@ def create_encoder(
         FileNotFoundError: If there are no weights.
         ValueError: If the sizes are not known or do not fit.
     """
+    return load_encoder(source, num_heads=num_heads, **kwargs)[0]
+
+
+def load_encoder(
+    source: str | Path | Checkpoint, *, num_heads: int | None = None, **kwargs: Any
+) -> tuple[StellarEncoder, LoadReport]:
+    """The same, with the report of what was loaded, and of what nothing told."""
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     # Without memory first: what a config claims may be larger than the file by far.
     with torch.device("meta"):
         encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
     fitted(encoder, checkpoint, num_heads)
     encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
-    load_encoder_weights(encoder, checkpoint, num_heads=num_heads)
-    return encoder.eval()
+    report = load_encoder_weights(encoder, checkpoint, num_heads=num_heads)
+    return encoder.eval(), report
 
 
 def untrained_encoder(
@@ -206,7 +246,7 @@ def untrained_encoder(
     Raises:
         ValueError: If the sizes are not known.
     """
-    config = encoder_config(checkpoint, num_heads)
+    config = encoder_config(checkpoint, num_heads, kwargs.get("img_size"))
     with checkpoint.building():
         return StellarEncoder(**{**config, **kwargs})
 
@@ -216,6 +256,7 @@ def _reported(
     loaded: State,
     missing: list[str],
     resized: list[str],
+    untold: list[str],
     prefix: str = "",
 ) -> LoadReport:
     unused = [
@@ -233,6 +274,9 @@ def _reported(
         resized=tuple(resized),
         unexpected=checkpoint.unexpected,
         ignored=(*checkpoint.ignored, *unused),
+        rule=checkpoint.rule,
+        choice=checkpoint.choice,
+        untold=tuple(untold),
     )
     # A warning is seen where nobody configured logging.
     notable = report.missing or report.resized or report.unexpected

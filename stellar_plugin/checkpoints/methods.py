@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+
 from stellar_plugin.checkpoints.layouts import (
     LAYOUTS,
     OFFICIAL,
@@ -49,10 +51,12 @@ class Files:
         marks: Patterns (as in `fnmatch`) of names of tensors.
         wrappers: Dictionaries or prefixes around the weights, the preferred one first.
         needs: Patterns of names that must all be there too.
+        sines: Whether positions must be fixed sines and cosines too.
         renamed: Parts of names -> parts of the names of the layout.
         ignored: Beginnings of names that features do not depend on.
         norm_eps: Epsilon of every LayerNorm.
-        pos_antialias: Whether positions are resampled with antialiasing.
+        pos_antialias: Whether positions are resampled with antialiasing, None if the
+            method does not say.
         num_heads: Attention heads, where the width does not tell.
         mean: Per-channel mean of the images, where it is not ImageNet's.
         std: Per-channel standard deviation of the images, where not ImageNet's.
@@ -62,10 +66,11 @@ class Files:
     marks: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    sines: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     norm_eps: float = 1e-6
-    pos_antialias: bool = False
+    pos_antialias: bool | None = False
     num_heads: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -117,6 +122,22 @@ METHODS = (
         (Files(STELLAR), Files(OFFICIAL, norm_eps=STELLAR_NORM_EPS)),
         (Paper("STELLAR", "https://arxiv.org/abs/2602.01905", "stellar-b16"),),
     ),
+    # Before the others: a supervised head may be on weights of every method.
+    Method(
+        "a classifier",
+        None,
+        (
+            Files(
+                marks=("head.weight", "head_dist.weight", "fc_norm.weight"),
+                ignored=(*_OF_MAE, "lm_head.", "masked_embed"),
+                pos_antialias=None,
+            ),
+            Files(
+                TRANSFORMERS, marks=("classifier.weight",), norm_eps=STELLAR_NORM_EPS
+            ),
+        ),
+        (Paper("DeiT", "https://arxiv.org/abs/2012.12877"),),
+    ),
     Method(
         "MoCo v3",
         "cls",
@@ -140,7 +161,14 @@ METHODS = (
     Method(
         "BEiT",
         "dense",
-        (Files(marks=("*.q_bias",), ignored=("mask_token", "lm_head.")),),
+        (
+            Files(
+                marks=("*.q_bias",),
+                ignored=("mask_token", "lm_head."),
+                mean=IMAGENET_INCEPTION_MEAN,
+                std=IMAGENET_INCEPTION_STD,
+            ),
+        ),
         (Paper("BEiT", "https://arxiv.org/abs/2106.08254"),),
     ),
     Method(
@@ -148,7 +176,8 @@ METHODS = (
         "cls",
         (
             Files(
-                wrappers=("teacher", "student", "state_dict"), ignored=("masked_embed",)
+                marks=("head.last_layer.*", "*.head.last_layer.*"),
+                ignored=("masked_embed",),
             ),
         ),
         (
@@ -161,25 +190,13 @@ METHODS = (
         ),
         timm_names=("*.dino",),
     ),
-    # DeiT and others wrap their weights as MAE does.
-    Method(
-        "a classifier",
-        None,
-        (
-            Files(
-                marks=("decoder_*",),
-                wrappers=("model",),
-                needs=("head.weight",),
-                ignored=_OF_MAE,
-            ),
-        ),
-        (Paper("DeiT", "https://arxiv.org/abs/2012.12877"),),
-    ),
     Method(
         "MAE",
         "dense",
         (
-            Files(marks=("decoder_*",), wrappers=("model",), ignored=_OF_MAE),
+            Files(marks=("decoder_*",), ignored=_OF_MAE),
+            # Anybody wraps weights so.
+            Files(wrappers=("model",), sines=True, ignored=_OF_MAE),
             Files(
                 TRANSFORMERS,
                 marks=("decoder.*",),
@@ -200,7 +217,7 @@ METHODS = (
         # Those with registers were released with antialiasing.
         (
             Files(marks=("register_tokens",), pos_antialias=True, **_OF_DINOV2),
-            Files(marks=("mask_token",), **_OF_DINOV2),
+            Files(marks=("mask_token",), needs=("*.ls1.gamma",), **_OF_DINOV2),
         ),
         (
             Paper(
@@ -220,9 +237,9 @@ METHODS = (
 
 
 def recognised(
-    layout: str, names: Collection[str], wrappers: Collection[str]
-) -> tuple[Method | None, Files | None]:
-    """The method that trained a file, and which of its kinds of files it is.
+    layout: str, names: Collection[str], wrappers: Collection[str], sines: bool
+) -> tuple[Method | None, Files | None, str]:
+    """The method that trained a file, which of its kinds of files it is, what told it.
 
     Args:
         layout:
@@ -231,20 +248,40 @@ def recognised(
             Names of its tensors.
         wrappers:
             Dictionaries and prefixes around the weights.
+        sines:
+            Whether its positions are fixed sines and cosines.
     """
     possible = [
         (method, files)
         for method in METHODS
         for files in method.files
-        if files.layout == layout and all(_has(names, p) for p in files.needs)
+        if files.layout == layout
+        and all(_has(names, p) for p in files.needs)
+        and sines >= files.sines
     ]
-    for method, files in possible:
-        if any(_has(names, mark) for mark in files.marks):
-            return method, files
-    for method, files in possible:
-        if set(files.wrappers) & set(wrappers) or not (files.marks or files.wrappers):
-            return method, files
-    return None, None
+    found = [
+        (method, files, f"tensors {mark}")
+        for method, files in possible
+        for mark in files.marks
+        if _has(names, mark)
+    ]
+    found += [
+        (method, files, f"wrapper {wrapper}" + _with_sines(files))
+        for method, files in possible
+        for wrapper in files.wrappers
+        if wrapper in wrappers
+    ]
+    found += [
+        (method, files, f"names of layout '{layout}'")
+        for method, files in possible
+        if not (files.marks or files.wrappers)
+    ]
+    if not found:
+        return None, None, ""
+    method, files, rule = found[0]
+    # What a supervised head sits on was trained for it, and is named as before.
+    names_of = next((files for m, files, _ in found if m.feature), files)
+    return method, names_of, rule
 
 
 def of_timm(name: str) -> Method | None:
@@ -299,7 +336,12 @@ def _told_by(files: Files) -> str:
     told = [f"tensors `{mark}`" for mark in files.marks]
     told += [f"wrapper `{wrapper}`" for wrapper in files.wrappers]
     text = f"{files.layout}: {' or '.join(told)}" if told else files.layout
-    return text + "".join(f", with `{name}`" for name in files.needs)
+    text += "".join(f", with `{name}`" for name in files.needs)
+    return text + _with_sines(files)
+
+
+def _with_sines(files: Files) -> str:
+    return " and positions of sines and cosines" if files.sines else ""
 
 
 def _has(names: Collection[str], pattern: str) -> bool:

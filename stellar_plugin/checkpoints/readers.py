@@ -6,10 +6,9 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isqrt
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
@@ -30,7 +29,9 @@ from stellar_plugin.checkpoints.names import (
     from_transformers,
     part,
 )
+from stellar_plugin.checkpoints.positions import PREFIX_TOKENS
 from stellar_plugin.checkpoints.sizes import depth
+from stellar_plugin.checkpoints.timm_models import described
 from stellar_plugin.state_dict import unwrapped
 from stellar_plugin.vit import STELLAR_NORM_EPS
 from stellar_plugin.weight_files import read_tensors
@@ -58,6 +59,10 @@ TRANSFORMERS_CONFIG = {
     "hidden_act": "activation",
 }
 OFFICIAL_CONFIG = {**TRANSFORMERS_CONFIG, "decoder_num_heads": "decoder_num_heads"}
+TIMM_CONFIG = (
+    *("model_name", "num_heads", "activation", "norm_eps", "pos_antialias"),
+    *("mean", "std"),
+)
 TRANSFORMERS_UNUSED = ("embeddings.mask_token", "pooler.", "classifier.")
 OFFICIAL_UNUSED = ("embeddings.mask_token", "pooler.")
 OFFICIAL_UNUSED_DECODER = ("embeddings.", "pooler.")
@@ -110,7 +115,7 @@ def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Chec
     decoder = from_transformers(
         part(state, "decoder."), ignored=OFFICIAL_UNUSED_DECODER
     )
-    result: State = {f"encoder.vit.{k}": v for k, v in _folded(encoder.state).items()}
+    result: State = {f"encoder.vit.{k}": v for k, v in encoder.state.items()}
     result |= {f"decoder.{name}": v for name, v in decoder.state.items()}
     heads: dict[str, State] = {}
     unexpected: list[str] = []
@@ -145,7 +150,8 @@ def read_official(raw: RawCheckpoint, state: State, files: Files | None) -> Chec
             **_transformers_config(raw.config, OFFICIAL_CONFIG),
         },
         num_queries=0 if queries is None else len(queries),
-        grid_size=_grid(result.get("encoder.vit.pos_embed")),
+        grid_size=_transformers_grid(raw.config),
+        prefixes=(1,),
         unexpected=tuple(unexpected),
         ignored=tuple(ignored),
     )
@@ -161,36 +167,51 @@ def read_transformers(
     names = from_transformers(state, files.renamed, unused)
     config = files.numerics()
     config |= _transformers_config(raw.config, TRANSFORMERS_CONFIG)
-    return _plain(raw, TRANSFORMERS, names, config)
+    _check_sizes(raw.config, names.state)
+    grid_size = _transformers_grid(raw.config)
+    return _plain(raw, TRANSFORMERS, names, config, grid_size=grid_size)
 
 
 def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads a ViT of timm or of one of the methods whose names are close to timm's."""
-    if files is None:
-        names = from_timm_like(state, ignored=methods.ignored(TIMM))
-        config: dict[str, Any] = {"norm_eps": 1e-6}
-    else:
-        names = from_timm_like(state, files.renamed, files.ignored)
-        config = files.numerics()
-    if "norm_pre.weight" in state:
-        del config["norm_eps"]  # CLIP's ViTs come with several
-    # What timm knows of its own models, and what our exports say of themselves.
+    files = files or Files(ignored=methods.ignored(TIMM), pos_antialias=None)
+    names = from_timm_like(state, files.renamed, files.ignored)
     exported = as_mapping(
         json.loads(raw.metadata.get(METADATA_KEY, "{}")), METADATA_KEY
     )
-    settings = {**_timm_config(raw.config), **exported}
-    known = ("num_heads", "activation", "norm_eps", "pos_antialias", "mean", "std")
-    config |= {name: settings[name] for name in known if name in settings}
-    result = _plain(raw, TIMM, names, config, raw.config.get("grid_size"))
-    return replace(result, num_queries=exported.get("num_queries", 0))
+    # What timm knows of its own models, and what our exports say of themselves.
+    settings = {**_timm_config(raw.config, names.state), **exported}
+    known = {name: settings[name] for name in TIMM_CONFIG if name in settings}
+    config = {**files.numerics(), **known}
+    if "norm_pre.weight" in state and "norm_eps" not in known:
+        del config["norm_eps"]  # CLIP's ViTs come with several
+    images = {k: settings[k] for k in ("interpolation", "crop_pct") if k in settings}
+    usual = {"norm_eps": 1e-5, "pos_antialias": True, "activation": "GELU"}
+    grid = settings.get("grid_size")
+    result = _plain(
+        raw,
+        TIMM,
+        names,
+        config,
+        grid_size=None if grid is None else (int(grid[0]), int(grid[1])),
+        assumed={k: v for k, v in usual.items() if k not in config},
+        images=images,
+        num_queries=exported.get("num_queries", 0),
+    )
+    method = methods.of_timm(settings.get("timm_name", ""))
+    rule = f"timm's name {settings.get('timm_name')}" if method else ""
+    prefixes = (0,) if exported else result.prefixes
+    return replace(result, method=method, rule=rule, prefixes=prefixes)
 
 
-def _timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _timm_config(config: Mapping[str, Any], vit: State) -> dict[str, Any]:
     """Settings as `read_source` gives them, or in a config.json of timm."""
     if "schema_version" in config:
         return {}  # it belongs to a model of this package that lies in the same folder
     nested = as_mapping(config.get("pretrained_cfg"), "pretrained_cfg")
-    return {**config, **nested}
+    kernel = vit.get("patch_embed.proj.weight", torch.empty(0))
+    built = described(config, len(kernel), depth(vit))
+    return {**config, **nested, **built}
 
 
 def as_mapping(value: Any, name: str) -> dict[str, Any]:
@@ -211,65 +232,23 @@ def _plain(
     layout: str,
     names: Names,
     config: dict[str, Any],
-    grid_size: tuple[int, int] | None = None,
+    **known: Any,
 ) -> Checkpoint:
     """Checkpoint of a ViT without STELLAR's parts."""
-    state = _folded(names.state, grid_size)
+    vit = names.state
+    cls, registers = (
+        vit[name].shape[1] if name in vit else 0 for name in PREFIX_TOKENS
+    )
+    arguments = {"num_queries": 0, "prefixes": (cls, cls + registers), **known}
     return Checkpoint(
         raw.path,
         layout,
-        {f"encoder.vit.{name}": tensor for name, tensor in state.items()},
+        {f"encoder.vit.{name}": tensor for name, tensor in vit.items()},
         config=config,
-        num_queries=0,
-        grid_size=grid_size or _grid(state.get("pos_embed")),
         unexpected=tuple(names.unexpected),
         ignored=tuple(names.ignored),
+        **arguments,
     )
-
-
-def _folded(state: State, grid_size: tuple[int, int] | None = None) -> State:
-    """Moves the positions of CLS token and registers into the tokens themselves."""
-    table = state.get("pos_embed")
-    if table is None or table.ndim != 3:
-        return state
-    tokens = [name for name in ("cls_token", "reg_token") if name in state]
-    counts = [state[name].shape[1] for name in tokens]
-    prefix = _prefix_rows(table.shape[1], counts, grid_size)
-    for name in tokens:
-        if prefix and state[name].shape[::2] != table.shape[::2]:
-            raise ValueError(
-                f"{name} is {tuple(state[name].shape)}, pos_embed {tuple(table.shape)}:"
-                " of different widths"
-            )
-    result = {**state, "pos_embed": table[:, prefix:].contiguous()}
-    start = 0
-    for name, count in zip(tokens, counts, strict=True):
-        if start + count <= prefix:
-            result[name] = state[name] + table[:, start : start + count]
-        start += count
-    return result
-
-
-def _prefix_rows(
-    rows: int, counts: list[int], grid_size: tuple[int, int] | None
-) -> int:
-    """How many rows of a position table come before those of the patches."""
-    options = [sum(counts[:i]) for i in (1, 2, 0) if i <= len(counts)]
-    for prefix in options:
-        patches = rows - prefix
-        if grid_size is not None:
-            if patches == grid_size[0] * grid_size[1]:
-                return prefix
-        elif patches > 0 and isqrt(patches) ** 2 == patches:
-            return prefix
-    return options[0]
-
-
-def _grid(table: Tensor | None) -> tuple[int, int] | None:
-    if table is None or table.ndim != 3:
-        return None
-    side = isqrt(table.shape[1])
-    return (side, side) if side * side == table.shape[1] else None
 
 
 def _transformers_config(
@@ -282,6 +261,32 @@ def _transformers_config(
     if found.get("activation") == "gelu":
         found["activation"] = "GELU"  # the name of torch's class
     return found
+
+
+def _transformers_grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Patch grid by a config.json of transformers, None if it does not tell."""
+    if "schema_version" in config:
+        return None
+    image, patch = (
+        size if isinstance(size, (list, tuple)) else (size, size)
+        for size in (config.get("image_size"), config.get("patch_size"))
+    )
+    try:
+        return image[0] // patch[0], image[1] // patch[1]
+    except (TypeError, ZeroDivisionError, IndexError):
+        return None
+
+
+def _check_sizes(config: Mapping[str, Any], vit: State) -> None:
+    """Raises a ValueError if a config.json of transformers is of another model."""
+    width, blocks = len(vit.get("norm.weight", ())), depth(vit)
+    told = {} if "schema_version" in config else config
+    theirs = told.get("hidden_size", width), told.get("num_hidden_layers", blocks)
+    if width and blocks and theirs != (width, blocks):
+        raise ValueError(
+            f"config.json says a width of {theirs[0]} and {theirs[1]} blocks, the "
+            f"weights have {width} and {blocks}; take the files of one model"
+        )
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from stellar_plugin.checkpoints.layouts import (
     TRANSFORMERS,
 )
 from stellar_plugin.checkpoints.names import State, part
+from stellar_plugin.checkpoints.positions import are_sines
 from stellar_plugin.checkpoints.readers import (
     read_official,
     read_own,
@@ -34,6 +35,7 @@ from stellar_plugin.weight_files import usable
 # Dictionaries that anybody wraps weights in, the one to prefer first: evaluation reads
 # the average of the weights where there is one. Those of single methods come before.
 WRAPPERS = (
+    "teacher",
     "state_dict_ema",
     "model_ema",
     "state_dict",
@@ -56,6 +58,7 @@ MAX_NESTING = 16
 class Told(TypedDict, total=False):
     """Arguments of `Stellar` that files of other layouts tell."""
 
+    model_name: str
     num_queries: int
     num_heads: int
     decoder_num_heads: int
@@ -106,7 +109,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         ValueError: If the layout is not known or the tensors do not fit it.
     """
     tensors, wrappers, left = unwrap(raw.content)
-    layout, prefix = _recognise(tensors, raw.path)
+    layout, prefix, others = _recognise(tensors, raw.path)
     inside = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -114,8 +117,11 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     }
     outside = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
     _refuse_mixture(layout, inside, raw.path)
-    method, files = methods.recognised(
-        layout, {*inside, *outside}, {*wrappers, *prefix.split(".")}
+    method, files, rule = methods.recognised(
+        layout,
+        {*inside, *outside},
+        {*wrappers, *prefix.split(".")},
+        are_sines(inside.get("pos_embed")),
     )
     try:
         _check_alike(inside)
@@ -123,14 +129,28 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
             result = read_own(raw, inside, outside, left)
         else:
             result = READERS[layout](raw, inside, files)
-            left = [*result.ignored, *outside, *left]
-            result = replace(result, ignored=tuple(left))
+            ignored = (*result.ignored, *outside, *left)
+            result = replace(result, ignored=ignored)
         told = {k: v for k, v in result.config.items() if k in Told.__annotations__}
         check_arguments(told, Told)
     except ValueError as error:
         text = str(error).removesuffix(".")
         raise ValueError(f"'{raw.path}' cannot be used: {text}.") from error
-    return replace(result, method=method)
+    # A head on top says more than the name of what it was put on.
+    if result.method is not None and (method is None or method.feature):
+        method, rule = result.method, result.rule
+    choice = _choice(wrappers, left, prefix, others)
+    return replace(result, method=method, rule=rule, choice=choice)
+
+
+def _choice(
+    wrappers: list[str], left: list[str], prefix: str, others: list[str]
+) -> str:
+    """Which of several weights in a file were taken, "" if there is one."""
+    known = (*_method_wrappers(), *WRAPPERS)
+    beside = [name for name in left if name in known] + others
+    taken = ".".join(filter(None, [*wrappers, prefix.rstrip(".")]))
+    return f"those of '{taken}', not of {shown(beside)}" if beside else ""
 
 
 def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
@@ -181,8 +201,8 @@ def _method_wrappers() -> tuple[str, ...]:
     return tuple(word for word in methods.wrappers() if word not in WRAPPERS)
 
 
-def _recognise(tensors: State, path: Path) -> tuple[str, str]:
-    """Layout, and what stands in front of its names."""
+def _recognise(tensors: State, path: Path) -> tuple[str, str, list[str]]:
+    """Layout, what stands in front of its names, and of other ViTs' in the file."""
     for layout in LAYOUTS:
         for anchor in layout.anchors:
             prefixes = [
@@ -192,8 +212,10 @@ def _recognise(tensors: State, path: Path) -> tuple[str, str]:
             ]
             if prefixes:
                 own = layout.name == STELLAR
-                words = PREFERRED_OWN if own else _method_wrappers()
-                return layout.name, _preferred(prefixes, words, path)
+                words = PREFERRED_OWN if own else (*_method_wrappers(), *WRAPPERS)
+                chosen = _preferred(prefixes, words, path)
+                others = [p.rstrip(".") for p in prefixes if p != chosen]
+                return layout.name, chosen, others
     raise ValueError(
         f"'{path}' is of no known layout. Its names: "
         f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
+from stellar_plugin.checkpoints.positions import Grid, folded
 from stellar_plugin.tokenizer import tokenizer_sizes
 from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
@@ -77,7 +78,9 @@ def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encoder_config(
-    checkpoint: Checkpoint, num_heads: int | None = None
+    checkpoint: Checkpoint,
+    num_heads: int | None = None,
+    img_size: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Arguments of `StellarEncoder` for a checkpoint.
 
@@ -86,44 +89,78 @@ def encoder_config(
             Of any layout; the config of our own is complete.
         num_heads:
             Attention heads, where neither a config nor the width tells.
+        img_size:
+            Size of the images that the encoder shall be built for. None is that of the
+            position table.
 
     Raises:
-        ValueError: If the number of heads is not known, or the tensors are those of no
-            plain ViT on square patches.
+        ValueError: If the number of heads or the grid of the position table is not
+            known, or the tensors are those of no plain ViT on square patches.
     """
     if checkpoint.layout == STELLAR:
-        return encoder_arguments(checkpoint.config)
+        config = encoder_arguments(checkpoint.config)
+        return config if img_size is None else {**config, "img_size": img_size}
     vit = part(checkpoint.state, "encoder.vit.")
     width, patch_size = _patches(vit, checkpoint)
     registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0
     registers -= checkpoint.num_queries or 0
-    grid = checkpoint.grid_size
-    if grid is None:
-        raise ValueError(
-            f"'{checkpoint.path}' has no position table of a square grid; create the "
-            "encoder with the right img_size and use load_encoder_weights."
-        )
-    size = [patch_size * side for side in grid]
+    known = {**checkpoint.assumed, **checkpoint.config}
+    named = known.get("model_name")
     config = {
-        "model_name": f"stellar_{size_of_width(width).name}",
+        "model_name": named or f"stellar_{size_of_width(width).name}",
         "num_queries": checkpoint.num_queries or 0,
-        "img_size": size[0] if size[0] == size[1] else size,
+        "img_size": img_size or _img_size(checkpoint, patch_size),
         "patch_size": patch_size,
         "embed_dim": width,
         "depth": depth(vit),
         "num_heads": heads(checkpoint, num_heads),
-        "mlp_ratio": _mlp_ratio(vit, checkpoint),
-        "norm_eps": checkpoint.config.get("norm_eps"),
-        "pos_antialias": checkpoint.config.get("pos_antialias", False),
+        "pos_antialias": known.get("pos_antialias", False),
     }
+    if not named:  # else the model has it already, of its own kind
+        config["mlp_ratio"] = _mlp_ratio(vit, checkpoint)
+        config["norm_eps"] = known.get("norm_eps")
     optional = {
-        "reg_tokens": (registers > 0, registers),
+        "reg_tokens": (registers > 0 or named, registers),
         "class_token": ("cls_token" not in vit, False),
         "init_values": ("blocks.0.ls1.gamma" in vit, 1e-5),
         "qkv_bias": ("blocks.0.attn.qkv.bias" not in vit, False),
         "pre_norm": ("norm_pre.weight" in vit, True),
     }
     return config | {k: value for k, (there, value) in optional.items() if there}
+
+
+def _img_size(checkpoint: Checkpoint, patch_size: int) -> int | list[int]:
+    grid = encoder_state(checkpoint)[1]
+    if grid is None:
+        raise ValueError(
+            f"'{checkpoint.path}' has no position table; create the encoder with the "
+            "right img_size."
+        )
+    size = [patch_size * side for side in grid]
+    return size[0] if size[0] == size[1] else size
+
+
+def encoder_state(
+    checkpoint: Checkpoint, wanted: Grid | None = None
+) -> tuple[State, Grid | None]:
+    """Tensors of the encoder by its own names, and the grid of their position table.
+
+    Args:
+        checkpoint:
+            Of any layout.
+        wanted:
+            Grid of the encoder that they are for, see `positions.folded`.
+
+    Raises:
+        ValueError: If nothing tells the grid.
+    """
+    state = part(checkpoint.state, "encoder.")
+    told = checkpoint.grid_size
+    try:
+        vit, grid = folded(part(state, "vit."), checkpoint.prefixes, told, wanted)
+    except ValueError as error:
+        raise ValueError(f"'{checkpoint.path}' cannot be used: {error}.") from error
+    return state | {f"vit.{name}": tensor for name, tensor in vit.items()}, grid
 
 
 def numerics(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -136,7 +173,8 @@ def numerics(checkpoint: Checkpoint) -> dict[str, Any]:
     Returns:
         Those of `NUMERICS`; no tensor shows them.
     """
-    values = {name: checkpoint.config.get(name) for name in NUMERICS}
+    known = {**checkpoint.assumed, **checkpoint.config}
+    values = {name: known.get(name) for name in NUMERICS}
     return {name: value for name, value in values.items() if value is not None}
 
 

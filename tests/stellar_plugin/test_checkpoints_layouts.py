@@ -38,7 +38,7 @@ class TestSameTokensAsTimm:
     @pytest.mark.parametrize("name", FILES)
     def test_with_cls_position(self, tmp_path: Path, name: str) -> None:
         heads = 12 if name == "MoCo v3" else 3
-        vit = timm_vit(num_heads=heads)
+        vit = timm_vit(sines=name == "MAE", num_heads=heads)
         content = FILES[name](vit.state_dict())
         path = save(content, tmp_path / "weights.pth")
         encoder = encoder_for(vit, num_heads=heads)
@@ -219,6 +219,7 @@ class TestTimmByName:
 
     def test_other_activation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         vit = timm_vit(act_layer=torch.nn.SiLU)
+        vit.pretrained_cfg = {}
         monkeypatch.setattr(files.timm, "create_model", lambda *_, **__: vit)
         monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
         checkpoint = read_checkpoint(f"timm:{NAME}")
@@ -247,7 +248,8 @@ class TestPriorOfStellar:
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
-        return save({"model": timm_vit().state_dict()}, tmp_path / "mae.pth")
+        vit = timm_vit(sines=True)
+        return save({"model": vit.state_dict()}, tmp_path / "mae.pth")
 
     def test_keeps_queries_and_projections(self, file: Path) -> None:
         encoder = encoder_for(timm_vit(), num_queries=4)

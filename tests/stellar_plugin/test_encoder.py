@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
 from stellar_plugin import Factorization, StellarEncoder
-from stellar_plugin.encoder import resample_position
+from stellar_plugin.vit import resample_position
 from tests import reference
 
 
@@ -205,9 +208,23 @@ class TestStellarEncoder:
         for antialias in (True, False):
             encoder = tiny(pos_antialias=antialias, img_size=128)
             torch.nn.init.normal_(encoder.vit.pos_embed)
+            vit = timm.create_model(
+                "vit_tiny_patch16_224",
+                img_size=128,
+                embed_dim=48,
+                depth=2,
+                num_classes=0,
+                reg_tokens=3,
+                no_embed_class=True,
+                dynamic_img_size=True,
+                norm_layer=partial(torch.nn.LayerNorm, eps=1e-12),
+            )
+            vit.load_state_dict(encoder.vit.state_dict())
             with torch.no_grad():
                 ours = encoder.forward_features(images)
-                timms = encoder.vit.forward_features(images)
+                timms = vit.eval().forward_features(images)
+                # The ViT itself, for those who call it.
+                assert encoder.vit.forward_features(images).equal(ours)
             differences.append((ours - timms).abs().max())
         assert differences[0] < 1e-5 and differences[1] > 0.1
 

@@ -73,6 +73,7 @@ class TestWeightsFile:
 
     def test_vit__method_of_the_file(self, tmp_path: Path) -> None:
         state = timm.create_model("test_vit", num_classes=0).state_dict()
+        state["decoder_pred.weight"] = torch.zeros(3, 4)
         path = save({"model": state}, tmp_path / "mae.pth")
         frozen = load_frozen_model("timm:test_vit", weights=str(path))
         assert frozen.origin.method == "MAE"

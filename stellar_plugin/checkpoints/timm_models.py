@@ -1,0 +1,85 @@
+"""What timm knows of a model, which no tensor shows."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from stellar_plugin.encoder import is_plain
+
+
+def settings_of(model: nn.Module, name: str) -> dict[str, Any]:
+    """What tensors of a ViT do not show, by the names of `Stellar`, and its images.
+
+    Args:
+        model:
+            A plain ViT of timm.
+        name:
+            Its name in timm, with or without the tag of its weights.
+    """
+    vit: Any = model
+    block = vit.blocks[0]
+    data = resolve_data_config({}, model=vit)
+    architecture, _, tag = name.partition(".")
+    tag = tag or vit.pretrained_cfg.get("tag") or ""
+    return {
+        "model_name": architecture,
+        "timm_name": f"{architecture}.{tag}".removesuffix("."),
+        "num_heads": block.attn.num_heads,
+        "activation": type(block.mlp.act).__name__,
+        "norm_eps": block.norm1.eps,
+        "pos_antialias": True,
+        "grid_size": tuple(vit.patch_embed.grid_size),
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "interpolation": data["interpolation"],
+        "crop_pct": data["crop_pct"],
+    }
+
+
+def described(config: Mapping[str, Any], width: int, depth: int) -> dict[str, Any]:
+    """The same from the content of timm's config.json, {} if it names no such model.
+
+    Args:
+        config:
+            Content of the file.
+        width:
+            Width of the weights beside it.
+        depth:
+            Their number of blocks.
+
+    Raises:
+        ValueError: If the model cannot be built or is another than that of the weights.
+    """
+    name = config.get("architecture")
+    if not isinstance(name, str) or not timm.is_model(name):
+        return {}
+    arguments = {"num_classes": 0, **(config.get("model_args") or {})}
+    try:
+        with torch.device("meta"):
+            vit: Any = timm.create_model(name, **arguments)
+    except (AssertionError, RuntimeError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"timm cannot build the '{name}' of config.json with "
+            f"{reprlib.repr(arguments)}: {error}"
+        ) from error
+    if not is_plain(vit):
+        raise ValueError(
+            f"config.json says '{name}', which is no plain ViT; evaluate it by --model "
+            f"timm:{name} --weights FILE"
+        )
+    theirs = vit.embed_dim, len(vit.blocks)
+    if theirs != (width, depth):
+        raise ValueError(
+            f"config.json says '{name}', {theirs[0]} wide with {theirs[1]} blocks, the "
+            f"weights are {width} wide with {depth}; take the files of one model"
+        )
+    cfg = config.get("pretrained_cfg") or {}
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "tag": None, **cfg}
+    return settings_of(vit, name)
