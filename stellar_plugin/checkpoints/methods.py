@@ -189,6 +189,8 @@ METHODS = (
             Paper("iBOT", "https://arxiv.org/abs/2111.07832", "checkpoint_teacher.pth"),
         ),
         timm_names=("*.dino",),
+        # Their published files are backbones alone, which do not tell it.
+        vit_b={"pos_antialias": False},
     ),
     Method(
         "MAE",

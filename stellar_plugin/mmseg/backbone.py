@@ -55,7 +55,8 @@ class StellarViT(WholeModule):
             says, or as the named model has.
         pos_antialias:
             How the position embedding is resampled, see `StellarEncoder`. None as the
-            checkpoint says, or False where `model_name` is given.
+            checkpoint says or, where `model_name` is given, False, and an error for
+            weights that need, or may need, True.
         init_cfg:
             `dict(type="Pretrained", checkpoint=PATH)` with a checkpoint of any layout
             (`stellar_plugin.checkpoints`), read by `init_weights()`; None for random
@@ -204,7 +205,8 @@ class StellarViT(WholeModule):
         """
         try:
             checkpoint = read_checkpoint(init_cfg["checkpoint"])
-            return encoder_config(checkpoint, self._given.get("num_heads"))
+            given = (self._given.get(name) for name in ("num_heads", "img_size"))
+            return encoder_config(checkpoint, *given)
         except (OSError, ValueError) as error:
             self._unread = error
             return {}
@@ -214,6 +216,13 @@ class StellarViT(WholeModule):
             if self._unread is not None:
                 raise self._unread
             report = load_encoder_weights(self.encoder, path)
+            if self.encoder.any_antialias and self.encoder.pos_antialias:
+                # Written down in the config: a test builds the model from that alone.
+                raise ValueError(
+                    f"'{report.path}' ({report.read_as}) resamples positions with "
+                    "antialiasing, or does not tell: set pos_antialias=True, as timm "
+                    "does, or False for weights of DINO or iBOT."
+                )
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error} Name yours by --cfg-options "
@@ -232,7 +241,7 @@ class StellarViT(WholeModule):
                 "plain ViT num_queries=0 too, or train with frozen=False."
             )
         self.weights_path = report.path
-        print_log(f"StellarViT weights from '{report.path}'.", logger="current")
+        print_log(f"StellarViT weights: {report}", logger="current")
         imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         for name, usual in imagenet.items():
             value = report.config.get(name, usual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from stellar_plugin import Stellar
@@ -16,10 +18,12 @@ from stellar_plugin.checkpoints import (
     create_encoder,
     encoder_config,
     files,
+    load_encoder,
     load_encoder_weights,
     numerics,
     read_checkpoint,
 )
+from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.checkpoints.recognise import unwrap
 from tests.checkpoint_files import (
     FILES,
@@ -180,6 +184,132 @@ class TestSameTokensAsTimm:
         assert set(read_checkpoint(path).ignored) == set(extra)
         # transformers resamples positions without antialiasing.
         assert not encoder.pos_antialias
+
+
+class TestPositionTables:
+    """Their grid is told, or fits, or is square behind a class token, or is asked."""
+
+    @pytest.mark.parametrize("size", [(32, 64), (64, 32), (32, 128), (16, 128)])
+    @pytest.mark.parametrize("no_embed_class", [False, True])
+    def test_as_the_encoder_has_it(
+        self, tmp_path: Path, size: tuple[int, int], no_embed_class: bool
+    ) -> None:
+        vit = timm_vit(img_size=size, no_embed_class=no_embed_class)
+        path = save(vit.state_dict(), tmp_path / "a.pth")
+        encoder = encoder_for(vit, img_size=size)
+        report = load_encoder_weights(encoder, path)
+        assert report.resized == ()
+        assert_same_tokens(encoder, vit, torch.randn(2, 3, *size))
+        created = create_encoder(path, num_heads=3, img_size=size)
+        assert_same_tokens(created, vit, torch.randn(2, 3, *size))
+
+    @pytest.mark.parametrize(
+        ("size", "no_embed_class", "rows"),
+        [((32, 64), False, 9), ((64, 64), True, 16), ((16, 48), False, 4)],
+    )
+    def test_not_known__asked(
+        self, tmp_path: Path, size: tuple[int, int], no_embed_class: bool, rows: int
+    ) -> None:
+        # 9 rows: 2 x 4 and one of the class token, or 3 x 3.
+        vit = timm_vit(img_size=size, no_embed_class=no_embed_class)
+        path = save(vit.state_dict(), tmp_path / "a.pth")
+        pattern = rf"nothing tells the patch grid .* of {rows} rows.*name the img_size"
+        with pytest.raises(ValueError, match=pattern):
+            create_encoder(path, num_heads=3)
+        with pytest.raises(ValueError, match=pattern):
+            load_encoder_weights(encoder_for(vit, img_size=96), path)
+
+    def test_square__by_rule_and_reported(self, tmp_path: Path) -> None:
+        path = save(timm_vit(img_size=(32, 128)).state_dict(), tmp_path / "a.pth")
+        _, report = load_encoder(path, num_heads=3)
+        assert report.facts == {
+            "read as": "layout 'timm'",
+            "told by": "nothing",
+            "not told, assumed": "pos_antialias=True, activation=GELU, positions of "
+            "4 x 4 patches",
+        }
+
+    @pytest.mark.parametrize("kind", ["timm", "export", "transformers"])
+    def test_told_by_a_config(self, tmp_path: Path, kind: str) -> None:
+        sizes = {"img_size": (32, 64), "embed_dim": 192, "depth": 1}
+        config: dict[str, Any] = {}
+        metadata: dict[str, str] = {}
+        if kind == "timm":
+            vit = timm_vit(**sizes)
+            state = dict(vit.state_dict())
+            arguments = {"img_size": [32, 64], "depth": 1, "global_pool": "avg"}
+            arguments["fc_norm"] = False
+            config = {"architecture": NAME, "model_args": arguments}
+        elif kind == "export":
+            vit = timm_vit(**sizes, no_embed_class=True)
+            encoder = encoder_for(vit, **sizes, pos_antialias=True)
+            encoder.vit.load_state_dict(vit.state_dict())
+            state, metadata = to_timm(encoder)
+        else:
+            vit = timm_vit(**sizes, norm_layer=partial(torch.nn.LayerNorm, eps=1e-12))
+            state = transformers_names(vit.state_dict(), 4)
+            config = {"image_size": [32, 64], "patch_size": 16, "hidden_size": 192}
+            config |= {"num_hidden_layers": 1}
+        save_file(state, tmp_path / "model.safetensors", metadata)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        encoder, report = load_encoder(tmp_path)
+        assert_same_tokens(encoder, vit, torch.randn(2, 3, 32, 64))
+        assert "positions" not in report.facts.get("not told, assumed", "")
+        # As many patches, yet other ones: not taken as they are.
+        turned = create_encoder(tmp_path, img_size=(64, 32))
+        assert not turned.vit.pos_embed.equal(encoder.vit.pos_embed)
+        wrong = {
+            "timm": config | {"model_args": {"depth": 2}},
+            "export": config,
+            "transformers": config | {"num_hidden_layers": 12},
+        }[kind]
+        if wrong != config:
+            (tmp_path / "config.json").write_text(json.dumps(wrong))
+            with pytest.raises(ValueError, match=r"config\.json says .*of one model"):
+                create_encoder(tmp_path)
+        (tmp_path / "config.json").write_text('{"architecture": ')
+        with pytest.raises(ValueError, match=r"config\.json' cannot be read as JSON"):
+            create_encoder(tmp_path)
+
+    def test_contradicted_by_the_config(self, tmp_path: Path) -> None:
+        vit = timm_vit(embed_dim=192, depth=1)
+        save(vit.state_dict(), tmp_path / "model.safetensors")
+        config = {"architecture": NAME, "model_args": {"depth": 1}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="17 rows, its config tells a grid of 14"):
+            create_encoder(tmp_path)
+
+
+class TestSeveralInOneFile:
+    @pytest.mark.parametrize(
+        ("taken", "beside", "choice"),
+        [
+            ("teacher", "student", "those of 'teacher', not of student"),
+            ("state_dict_ema", "state_dict", "'state_dict_ema', not of state_dict"),
+            ("model_ema", "model", "those of 'model_ema', not of model"),
+            ("base_encoder", "momentum_encoder", "'base_encoder', not of momentum_e"),
+        ],
+    )
+    @pytest.mark.parametrize("flat", [False, True])
+    def test_which_is_taken_is_said(
+        self, tmp_path: Path, taken: str, beside: str, choice: str, flat: bool
+    ) -> None:
+        vit = timm_vit(num_heads=12)
+        state = dict(vit.state_dict())
+        content: dict[str, Any] = {
+            beside: {k: v + 1 for k, v in state.items()},
+            taken: state,
+        }
+        if flat:
+            content = {f"{w}.{k}": v for w in content for k, v in content[w].items()}
+        path = save(content, tmp_path / "a.pth")
+        encoder, report = load_encoder(path, num_heads=12)
+        assert choice in report.facts["weights taken"]
+        assert_same_tokens(encoder, vit)
+
+    def test_one__nothing_to_say(self, tmp_path: Path) -> None:
+        path = save({"model": timm_vit().state_dict(), "epoch": 3}, tmp_path / "a.pth")
+        assert "weights taken" not in load_encoder(path, num_heads=3)[1].facts
 
 
 class TestTimmByName:

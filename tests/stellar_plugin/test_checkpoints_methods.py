@@ -146,33 +146,59 @@ class TestEveryRow:
         assert encoder.embed_dim == 768
 
 
-class TestOfTimm:
-    @pytest.mark.parametrize(
-        ("name", "method"),
-        [
-            ("vit_base_patch16_224.mae", "MAE"),
-            ("vit_small_patch8_224.dino", "DINO or iBOT"),
-            ("vit_base_patch14_reg4_dinov2.lvd142m", "DINOv2"),
-            ("vit_small_patch14_dinov2", "DINOv2"),
-            ("vit_huge_patch14_gap_224.in22k_ijepa", "I-JEPA"),
-        ],
-    )
-    def test_known(self, name: str, method: str) -> None:
-        found = methods.of_timm(name)
-        assert found is not None and found.name == method
+OF_TIMM = {
+    "MAE": {f"vit_{size}_224.mae" for size in ("base_patch16", "large_patch16")}
+    | {"vit_huge_patch14_224.mae"},
+    "DINO or iBOT": {
+        f"vit_{size}_patch{side}_224.dino"
+        for size in ("small", "base")
+        for side in (8, 16)
+    },
+    "DINOv2": {
+        f"vit_{size}_patch14_{registers}dinov2.lvd142m"
+        for size in ("small", "base", "large", "giant")
+        for registers in ("", "reg4_")
+    },
+    "I-JEPA": {
+        "vit_giant_patch16_gap_224.in22k_ijepa",
+        "vit_huge_patch14_gap_224.in1k_ijepa",
+        "vit_huge_patch14_gap_224.in22k_ijepa",
+        "vit_huge_patch16_gap_448.in1k_ijepa",
+    },
+}
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "vit_base_patch16_224",
-            "vit_base_patch16_224.augreg_in21k",
-            "vit_base_patch16_dinov3.lvd1689m",
-            "hiera_base_224.mae_in1k_ft_in1k",
-            "convnextv2_atto.fcmae",
-        ],
-    )
-    def test_others(self, name: str) -> None:
-        assert methods.of_timm(name) is None
+
+class TestOfTimm:
+    def test_every_name__its_method_or_none(self) -> None:
+        kinds = ("vit*", "deit*", "beit*", "eva*", "flexi*", "aim*", "test_vit*")
+        names = set(timm.list_pretrained(list(kinds)))
+        found: dict[str, set[str]] = {}
+        for name in names:
+            if method := methods.of_timm(name):
+                found.setdefault(method.name, set()).add(name)
+        assert found == OF_TIMM
+        # Supervised, CLIP, SigLIP, DINOv3, ...: features must be named.
+        assert len(names) - sum(map(len, found.values())) > 300
+
+    def test_others(self) -> None:
+        for name in ("hiera_base_224.mae_in1k_ft_in1k", "convnextv2_atto.fcmae"):
+            assert methods.of_timm(name) is None
+
+    def test_without_tag__that_of_timms_own_weights(self, tmp_path: Path) -> None:
+        name, small = "timm:vit_small_patch8_224", {"depth": 1}
+        frozen = load_frozen_model(name, untrained=True, model_kwargs=small)
+        assert frozen.origin.method == "DINO or iBOT"
+        assert frozen.resolve_feature("auto") == "cls"
+        # Of other weights the architecture says nothing.
+        vit = timm.create_model("vit_small_patch8_224", num_classes=0, depth=1)
+        path = str(save(vit.state_dict(), tmp_path / "mine.pth"))
+        frozen = load_frozen_model(name, weights=path, model_kwargs=small)
+        with pytest.raises(ValueError, match=r"name --features, one of .*dense, cls"):
+            frozen.resolve_feature("auto")
+        tagged = f"{name}.dino"
+        frozen = load_frozen_model(tagged, weights=path, model_kwargs=small)
+        assert frozen.resolve_feature("auto") == "cls"
+        assert frozen.origin.facts["told by"] == f"timm's name {tagged[5:]}"
 
 
 def test_ignored__file_of_an_unknown_method(tmp_path: Path) -> None:

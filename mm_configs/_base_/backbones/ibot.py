@@ -5,6 +5,7 @@ baseline = dict(
     backbone=dict(
         num_queries=0,
         norm_eps=1e-6,
+        pos_antialias=False,  # its files do not tell it
         init_cfg=dict(checkpoint="checkpoints/checkpoint_teacher.pth"),
     ),
 )
