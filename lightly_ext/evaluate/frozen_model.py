@@ -58,6 +58,13 @@ class Origin:
         """What the user named, and whether the weights are random."""
         return f"{self.source} (untrained)" if self.untrained else self.source
 
+    @property
+    def reading(self) -> str:
+        """How the weights were read and what "auto" is, in one line."""
+        facts = {"features auto": self.feature or "to be named", **self.facts}
+        texts = "; ".join(f"{name}: {text}" for name, text in facts.items())
+        return f"Model, {self.name}: {texts}."
+
 
 class FrozenModel(nn.Module):
     """An encoder in evaluation mode and without gradients.

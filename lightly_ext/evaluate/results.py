@@ -297,6 +297,7 @@ class Results:
             "model": origin.label,
             "method": origin.method,
             "sha256": origin.sha256,
+            "weights": origin.facts,
             "mean": origin.mean,
             "std": origin.std,
             "interpolation": origin.interpolation,

@@ -216,13 +216,6 @@ class StellarViT(WholeModule):
             if self._unread is not None:
                 raise self._unread
             report = load_encoder_weights(self.encoder, path)
-            if self.encoder.any_antialias and self.encoder.pos_antialias:
-                # Written down in the config: a test builds the model from that alone.
-                raise ValueError(
-                    f"'{report.path}' ({report.read_as}) resamples positions with "
-                    "antialiasing, or does not tell: set pos_antialias=True, as timm "
-                    "does, or False for weights of DINO or iBOT."
-                )
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error} Name yours by --cfg-options "
@@ -239,6 +232,13 @@ class StellarViT(WholeModule):
                 f"'{report.path}' has no {shown(lost)}, and frozen features would be "
                 "made of random values: set model.backbone.feature='dense', for a "
                 "plain ViT num_queries=0 too, or train with frozen=False."
+            )
+        if self.encoder.any_antialias and self.encoder.pos_antialias:
+            # Written down in the config: a test builds the model from that alone.
+            raise ValueError(
+                f"'{report.path}' ({report.read_as}) resamples positions with "
+                "antialiasing, or does not tell: set pos_antialias=True, as timm "
+                "does, or False for weights of DINO or iBOT."
             )
         self.weights_path = report.path
         print_log(f"StellarViT weights: {report}", logger="current")

@@ -13,7 +13,7 @@ from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import files
 from stellar_plugin.mmseg import StellarViT, backbone
 from stellar_plugin.mmseg.backbone import _cut
-from tests.checkpoint_files import timm_vit
+from tests.checkpoint_files import save, timm_vit
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
     NUM_QUERIES,
@@ -29,6 +29,41 @@ def build(**kwargs: object) -> StellarViT:
 
 def init_cfg(path: Path) -> dict[str, object]:
     return {"type": "Pretrained", "checkpoint": str(path)}
+
+
+class TestWeightsOfTimm:
+    """As `stellar evaluate` reads them, also where nothing tells how."""
+
+    SIZES = (("img_size", (32, 64)), ("embed_dim", 192), ("depth", 1))
+
+    def _write(self, folder: Path) -> tuple[Path, torch.nn.Module]:
+        vit = timm_vit(**dict(self.SIZES), dynamic_img_size=True)
+        return save(vit.state_dict(), folder / "a.pth"), vit
+
+    def _assert_as_timm(self, model: StellarViT, vit: torch.nn.Module) -> None:
+        for size in ((32, 64), (48, 48), (96, 128)):
+            images = torch.randn(2, 3, *size)
+            with torch.no_grad():
+                tokens = vit.forward_features(images)[:, 1:]
+                (features,) = model(images)
+            found = features.flatten(2).mT
+            torch.testing.assert_close(found, tokens, rtol=0, atol=1e-5)
+
+    def test_built_of_the_file(self, tmp_path: Path) -> None:
+        path, vit = self._write(tmp_path)
+        model = StellarViT(img_size=(32, 64), init_cfg=init_cfg(path))
+        model.init_weights()
+        self._assert_as_timm(model.eval(), vit)
+
+    def test_built_by_name__says_how(self, tmp_path: Path) -> None:
+        path, vit = self._write(tmp_path)
+        arguments = {"num_queries": 0, "init_cfg": init_cfg(path), **dict(self.SIZES)}
+        with pytest.raises(ValueError, match=r"does not tell: set pos_antialias=True"):
+            StellarViT("vit_tiny_patch16_224", **arguments).init_weights()
+        arguments["pos_antialias"] = True
+        model = StellarViT("vit_tiny_patch16_224", **arguments)
+        model.init_weights()
+        self._assert_as_timm(model.eval(), vit)
 
 
 class TestStellarViT:
@@ -221,7 +256,7 @@ class TestInitWeights:
     @pytest.mark.parametrize("feature", ["dense", "lowrank"])
     def test_queries_that_are_not_there(self, feature: str, tmp_path: Path) -> None:
         torch.save(timm_vit().state_dict(), tmp_path / "a.pth")
-        kwargs = {"norm_eps": 1e-6, "feature": feature}
+        kwargs = {"norm_eps": 1e-6, "pos_antialias": True, "feature": feature}
         kwargs["init_cfg"] = init_cfg(tmp_path / "a.pth")
         model = build(**kwargs)
         with pytest.raises(ValueError, match=r"a\.pth' has no .*vit\.reg_token.*=0"):
