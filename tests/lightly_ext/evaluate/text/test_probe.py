@@ -84,7 +84,7 @@ class TestResolveTokens:
 
     def test_auto__unknown_method(self, tmp_path: Path) -> None:
         given = _given(tmp_path, "timm:vit_tiny_patch16_224", untrained=True)
-        with pytest.raises(ValueError, match="name one of sparse, dense"):
+        with pytest.raises(ValueError, match="name --features, one of sparse, dense"):
             resolve_tokens(given.model, "auto")
 
 
