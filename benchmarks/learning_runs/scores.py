@@ -82,7 +82,7 @@ def feature_scores(
             features, labels[0], test[name], labels[1], min(20, len(features))
         )
         scores[f"linear_{name}"] = linear_accuracy(
-            *(x.cpu() for x in (features, labels[0], test[name], labels[1]))
+            features, labels[0], test[name], labels[1]
         )
         scores[f"rank_{name}"] = float(effective_rank(features))
     return scores
@@ -95,7 +95,7 @@ def linear_accuracy(
 
     Args:
         features:
-            Tensor with shape (num_train, dim) on the CPU.
+            Tensor with shape (num_train, dim).
         labels:
             Class indices with shape (num_train,).
         test_features:
