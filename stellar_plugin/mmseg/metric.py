@@ -56,6 +56,11 @@ class BatchJaccard(BaseMetric):
             Images of a batch.
         ignore_index:
             Label that is not counted.
+        output_dir:
+            Folder for predictions as PNG files, as `IoUMetric` writes them; None for
+            none. `mim test --out` sets it, together with `keep_results`.
+        keep_results:
+            Changes nothing: predictions are written at once.
         kwargs:
             As of every mmengine metric: collect_device, prefix, collect_dir.
 
@@ -66,9 +71,18 @@ class BatchJaccard(BaseMetric):
     default_prefix = "paper"
 
     def __init__(
-        self, batch_size: int = 2048, ignore_index: int = 255, **kwargs: Any
+        self,
+        batch_size: int = 2048,
+        ignore_index: int = 255,
+        output_dir: str | None = None,
+        keep_results: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._writer = None
+        if output_dir is not None:
+            names = {"output_dir": output_dir, "prefix": self.prefix}
+            self._writer = IoUMetric(format_only=True, **names)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size
@@ -85,6 +99,9 @@ class BatchJaccard(BaseMetric):
                 "gt_sem_seg".
         """
         num_classes = len(self.dataset_meta["classes"])
+        if self._writer is not None:
+            self._writer.dataset_meta = self.dataset_meta
+            self._writer.process(data_batch, data_samples)
         for sample in data_samples:
             prediction = sample["pred_sem_seg"]["data"].flatten()
             label = sample["gt_sem_seg"]["data"].flatten().to(prediction)

@@ -45,6 +45,8 @@ from stellar_plugin.protocols import NOT_TOLD
 
 RESULT_NAME = "result.json"
 META_KEY = "stellar"
+# What decides beside the card, the weights and the images.
+OPTIONS = ("seed", "precision", "mean", "std", "num_train_images")
 # What mmengine itself writes beside the weights.
 META_NAMES = {"seed": "seed", "iterations": "iter"}
 # Scores that mmsegmentation's metric and ours give in percent.
@@ -213,6 +215,7 @@ class SegmentationResultHook(Hook):
             self._warn(runner, f"no result is stored: no score in {sorted(metrics)}")
             return
         card = self._card(runner, loop, training)
+        of = self._provenance(runner, loop, card, origin)
         result = {
             "task": "segmentation",
             "model": self._told(runner, "model", model_name, runner),
@@ -220,8 +223,13 @@ class SegmentationResultHook(Hook):
             "scores": scores,
             "protocol": card,
             "provenance": {
-                **self._provenance(runner, loop, card, origin),
+                **of,
                 "num_classes_in_mean": counts[0] if len(counts) == 1 else counts,
+            },
+            "identity": {
+                "model": {"sha256": of["sha256"]},
+                "options": {name: of.get(name, NOT_TOLD) for name in OPTIONS},
+                "inputs": {"images": of["images_sha256"]},
             },
         }
         self._write(runner, result)

@@ -13,7 +13,7 @@ from stellar_plugin.mmseg.card.card import Readings
 from stellar_plugin.protocols import card_digest
 
 # What two runs of the same thing may differ in.
-INCIDENTAL = {"versions", "checkpoint", "tested"}
+INCIDENTAL = {"versions", "checkpoint", "tested", "num_classes_in_mean"}
 
 
 def read_scores(metrics: Mapping[str, Any], percent: set[str]) -> Readings:

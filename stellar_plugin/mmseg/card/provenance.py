@@ -40,7 +40,11 @@ def weights_origin(runner: Runner) -> dict[str, Any]:
     path = Path(getattr(backbone, "weights_path", None) or name)
     path = Path(name) if runner._load_from else path
     if name == RANDOM:
-        return {"checkpoint": name, "sha256": None}
+        trained = trained_parameters(runner) & {id(p) for p in backbone.parameters()}
+        return {
+            "checkpoint": f"trained from {name}" if trained else name,
+            "sha256": None,
+        }
     return {"checkpoint": name, "sha256": file_or_weights_sha256(path, backbone)}
 
 

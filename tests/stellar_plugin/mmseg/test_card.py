@@ -570,8 +570,10 @@ class TestDescribed:
 
 class TestWeightsOrigin:
     def test_random(self, tmp_path: Path) -> None:
-        expected = {"checkpoint": "random weights", "sha256": None}
-        assert weights_origin(built(resnet_config(tmp_path))) == expected
+        untrained = {"checkpoint": "random weights", "sha256": None}
+        assert weights_origin(built(tiny_config("stellar_voc", tmp_path))) == untrained
+        scratch = {"checkpoint": "trained from random weights", "sha256": None}
+        assert weights_origin(built(resnet_config(tmp_path))) == scratch
 
     def test_by_name__hash_of_what_was_loaded(self, tmp_path: Path) -> None:
         runner = built(resnet_config(tmp_path))

@@ -9,7 +9,10 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from stellar_plugin.mmseg import BatchJaccard, CountedIoUMetric
 from stellar_plugin.mmseg.metric import batch_jaccard, count
@@ -181,6 +184,19 @@ class TestBatchJaccard:
             "paper/mIoU": pytest.approx(100 * (0.25 + 1 + 0.25) / 3),
             "paper/num_classes": 3,  # 0, 1 and 3
         }
+
+    def test_process__writes_predictions_as_label_files(self, tmp_path: Path) -> None:
+        # What `mim test --out` adds to a config.
+        out = {"output_dir": str(tmp_path / "out"), "keep_results": True}
+        metric = METRICS.build({"type": "BatchJaccard", **out})
+        metric.dataset_meta = {"classes": ["a", "b", "c"]}
+        grid = torch.tensor([[[0, 2], [1, 1]]])
+        sample = {name: {"data": grid} for name in ("pred_sem_seg", "gt_sem_seg")}
+        paths = {"img_path": "data/x.jpg", "reduce_zero_label": True}
+        metric.process(None, [{**sample, **paths}])
+        written = Image.open(tmp_path / "out/x.png")
+        assert torch.equal(pil_to_tensor(written), grid + 1)
+        assert metric.evaluate(1)["paper/mIoU"] == 100
 
     def test_bad_batch_size(self) -> None:
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.report.report import collect_results
 from stellar_plugin.mmseg.result import (
+    OPTIONS,
     SegmentationResultHook,
     _of_training,
     _reached,
@@ -122,12 +123,17 @@ class TestOrdinaryConfigs:
             "trained",
             "random crop 64 x 64",
         )
-        assert (of["checkpoint"], of["sha256"]) == ("random weights", None)
+        assert (of["checkpoint"], of["sha256"]) == ("trained from random weights", None)
         assert of["trained_parameters"] == of["parameters"] == 11_176_512 + 38_230
         assert (of["iterations"], of["seed"], of["precision"]) == (2, 0, "32-true")
         assert (of["num_images"], of["num_train_images"]) == (3, 3)
         assert of["mean"] == pytest.approx([123.675, 116.28, 103.53], rel=1e-6)
         assert of["published_and_here"] == {}
+        assert result["identity"] == {
+            "model": {"sha256": None},
+            "options": {n: of[n] for n in OPTIONS},
+            "inputs": {"images": of["images_sha256"]},
+        }
         assert "tested" not in of
         assert "the config has no evaluation.model, data and protocol" in warned()
 
@@ -242,7 +248,7 @@ class TestOrdinaryConfigs:
         assert result["protocol"]["rule"] == (
             "resumed at iteration 1, before it lrs [0.01], before it iterations 1"
         )
-        assert result["provenance"]["checkpoint"] == "random weights"
+        assert result["provenance"]["checkpoint"] == "trained from random weights"
         assert result["provenance"]["iterations"] == 2
 
     def test_interrupted__ends(self, tmp_path: Path) -> None:
