@@ -273,8 +273,10 @@ def _stage(
 
 
 def _awaited(path: Path, deadline: float) -> dict[str, Any]:
+    parent = multiprocessing.parent_process()
     while not path.exists():
-        if path.with_suffix(".failed").exists() or time.time() > deadline:
+        is_lost = path.with_suffix(".failed").exists() or time.time() > deadline
+        if is_lost or (parent is not None and not parent.is_alive()):
             raise RuntimeError(f"The prior {path} did not come.")
         time.sleep(0.2)
     prior: dict[str, Any] = torch.load(path)
