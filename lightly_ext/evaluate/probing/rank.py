@@ -209,6 +209,8 @@ def stored_result(
 ) -> Result | None:
     """A result of an earlier run that the same run would only repeat.
 
+    The first process looks, all receive it: another run may store one meanwhile.
+
     Args:
         results:
             Where results are kept, of the run.
@@ -220,6 +222,18 @@ def stored_result(
             Fingerprints of the data.
     """
     identity = results.identity(model, protocol, inputs)
+    found = None
+    if results.devices.rank == 0:
+        found = _find_stored(results, model, protocol, identity)
+    return results.devices.fabric.broadcast(found)
+
+
+def _find_stored(
+    results: Results,
+    model: FrozenModel,
+    protocol: Protocol,
+    identity: Mapping[str, Any],
+) -> Result | None:
     for path in sorted(results.output.glob(f"*/{RESULT_NAME}")):
         try:
             result = Result.load(path)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightly_ext.data import read_image
 from lightly_ext.evaluate.classification.knn import run_knn
@@ -18,6 +19,9 @@ from lightly_ext.evaluate.classification.linear import run_linear
 from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
+from lightly_ext.evaluate.probing.equivariance import run_equivariance
+from lightly_ext.evaluate.probing.stability import run_stability
+from lightly_ext.evaluate.probing.where import run_where
 from lightly_ext.evaluate.reconstruction.autoencoder import build_autoencoder
 from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
 from stellar_plugin.protocols import KNN, RECONSTRUCTION_FINETUNED
@@ -33,45 +37,106 @@ from tests.lightly_ext.evaluate.small import (
 
 CLASSES = ("cat", "dog", "eel")
 NEIGHBOURS, TEMPERATURE = 3, 0.07
-EMPTY, CACHED, REPAIRED = range(3)
 
 
-@pytest.mark.slow
-def test_evaluation__two_processes_as_one(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "model")
-    data = tmp_path / "set"
+class Found(NamedTuple):
+    """What two processes found.
+
+    Attributes:
+        folder: Where the data are, as they were left.
+        source: The model.
+        alone: What one process found before that.
+        found: By process.
+    """
+
+    folder: Path
+    source: str
+    alone: list[Any]
+    found: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """All that two processes do, as their start takes the most time."""
+    folder = tmp_path_factory.mktemp("processes")
+    source = write_model(folder / "model")
+    whole = _write_classes(folder / "set")
+    _write_masks(folder)
+    given = _given(folder, source, output=str(folder / "one"))
+    alone = [_scores(given, folder / "set") for _ in range(2)]
+    (folder / "meet").mkdir()
+    work: Callable[..., Any] = partial(_of_process, folder, source, whole)
+    found = distributed.run(work, folder / "meet")
+    return Found(folder, source, alone, found)
+
+
+def _write_classes(data: Path) -> dict[Path, bytes]:
+    """Writes images, some unreadable, and returns what belongs into two of these."""
     for seed, name in enumerate(f"{p}/{c}" for p in ("train", "val") for c in CLASSES):
         write_images(data / name, 14, seed=seed)  # classes mean nothing
     broken = [data / name for name in ("train/dog/0003.png", "train/eel/0008.png")]
     whole = {path: path.read_bytes() for path in broken}
-    given = _given(tmp_path, source, output=str(tmp_path / "one"))
-    for path in broken:
+    for path in (*broken, data / "val/cat/0005.png"):
         path.write_bytes(b"no image")
-    (data / "val/cat/0005.png").write_bytes(b"no image")
-    alone = [_scores(given, data, EMPTY), _scores(given, data, CACHED)]
-    (tmp_path / "meet").mkdir()
-    work: Callable[..., Any] = partial(_of_process, tmp_path, source, whole)
-    first, second = distributed.run(work, tmp_path / "meet")
-    assert first == second
-    for path, content in whole.items():
-        path.write_bytes(content)
-    alone.append(_scores(given, data, REPAIRED))
-    assert first["evaluations"] == alone
-    assert first["decoder"] == [2, 2]
-    accuracy = _brute_force(given, data)
-    assert 0 < accuracy < 1 and alone[REPAIRED]["knn"] == pytest.approx(accuracy)
+    return whole
+
+
+def _write_masks(folder: Path) -> None:
+    """Writes images and masks, an unreadable one among them."""
+    data, masks = write_images(folder / "images", 7, size=(64, 70)), folder / "masks"
+    rng = np.random.default_rng(0)
+    masks.mkdir()
+    for path in data.iterdir():
+        coarse = rng.integers(3, size=(4, 5), dtype=np.uint8)
+        Image.fromarray(coarse).resize((70, 64), 0).save(masks / path.name)
+    (data / "broken.png").write_bytes(b"no PNG")
+    Image.new("L", (70, 64)).save(masks / "broken.png")
+    for i in range(20):  # so that one broken image is not too many
+        for part in (data, masks):
+            (part / f"copy{i}.png").write_bytes((part / "0000.png").read_bytes())
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    def test_all_of_them_find_the_same(self, processes: Found) -> None:
+        assert processes.found[0] == processes.found[1]
+
+    def test_classification__as_one(self, processes: Found) -> None:
+        """Into an empty cache, from the cache, after repairs; and brute force."""
+        folder = processes.folder
+        given = _given(folder, processes.source, output=str(folder / "one"))
+        alone = [*processes.alone, _scores(given, folder / "set")]
+        assert processes.found[0]["classification"] == alone
+        accuracy = _brute_force(given, folder / "set")
+        assert 0 < accuracy < 1
+        assert alone[-1]["knn"] == pytest.approx(accuracy)
+        assert [found["num_reused"] for found in alone] == [
+            [0, 81],
+            [81, 81],
+            [81, 83],
+        ]
+
+    def test_decoder__unreadable_images_of_both(self, processes: Found) -> None:
+        assert processes.found[0]["decoder"] == [2, 2]
+
+    def test_probing_experiments__as_one(self, processes: Found) -> None:
+        alone = _probing(processes.folder, processes.source, devices=1)
+        for ours, expected in zip(processes.found[0]["probing"], alone, strict=True):
+            assert ours.keys() == expected.keys()
+            assert ours["num_images"] == 27
+            for name, value in expected.items():
+                assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-12), name
 
 
 def _given(folder: Path, source: str, **options: Any) -> Given:
     return make_given(folder, source, batch_size=5, **SIZES, **options)
 
 
-def _scores(given: Given, data: Path, run: int) -> dict[str, Any]:
+def _scores(given: Given, data: Path) -> dict[str, Any]:
     knn = run_knn(*given, str(data), neighbours=NEIGHBOURS, temperature=TEMPERATURE)
     linear = run_linear(*given, str(data), epochs=2, lrs=[1e-3, 1e-2], batch_sizes=[6])
     found = find_classification_set(str(data))
     return {
-        "run": run,
         "fingerprint": fingerprint(
             given.devices, given.results.cache, found.train, found.test
         ),
@@ -93,15 +158,29 @@ def _of_process(
     output = str(folder / "two")
     given = _given(folder, source, output=output, devices=world_size)
     data = folder / "set"
-    evaluations = [_scores(given, data, EMPTY), _scores(given, data, CACHED)]
+    classification = [_scores(given, data) for _ in range(2)]
     decoder = _decoders(given, folder)
     given.devices.fabric.barrier()
     if rank == 0:
         for path, content in whole.items():
             path.write_bytes(content)
     given.devices.fabric.barrier()
-    evaluations.append(_scores(given, data, REPAIRED))
-    return {"evaluations": evaluations, "decoder": decoder}
+    classification.append(_scores(given, data))
+    probing = _probing(folder, source, world_size)
+    return {"classification": classification, "decoder": decoder, "probing": probing}
+
+
+def _probing(folder: Path, source: str, devices: int) -> list[dict[str, Any]]:
+    options = {"devices": devices, "resize": 62, "crop": 32, "batch_size": 4}
+    given = make_given(folder, source, output=str(folder / "probing"), **options)
+    assert given.devices.world_size == devices
+    data = str(folder / "images")
+    results = [
+        run_equivariance(*given, data),
+        *run_stability(*given, data),
+        run_where(*given, data, str(folder / "masks")),
+    ]
+    return [dict(result.scores) for result in results]
 
 
 def _decoders(given: Given, folder: Path) -> list[int]:
