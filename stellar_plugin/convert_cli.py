@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from stellar_plugin.checkpoints import (
     HEADS_NAME,
     Checkpoint,
-    create_encoder,
+    load_encoder,
     read_checkpoint,
     save_heads,
 )
@@ -68,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-heads", type=int, help="attention heads, where the width does not tell"
     )
+    parser.add_argument(
+        "--model-kwargs",
+        type=json.loads,
+        default={},
+        help="other arguments of StellarEncoder that the source does not tell, to timm "
+        'and onnx: \'{"pos_antialias": false, "img_size": [32, 64]}\'',
+    )
     parser.add_argument("--decoder-num-heads", type=int, help="the same of the decoder")
     return parser
 
@@ -89,14 +97,19 @@ def _convert(
 ) -> str:
     """Writes the output; returns what to say about it."""
     num_heads = arguments.num_heads
+    if arguments.to in ("timm", "onnx"):
+        encoder, report = load_encoder(
+            checkpoint, num_heads=num_heads, **arguments.model_kwargs
+        )
+        if report.untold:
+            # The output tells it.
+            print(f"Not told by the source: {', '.join(report.untold)}.")
     if arguments.to == "timm":
-        encoder = create_encoder(checkpoint, num_heads=num_heads)
         state, metadata = to_timm(encoder)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(state, output, metadata)
         return f"{output}, strictly loaded by {timm_call(encoder)}"
     if arguments.to == "onnx":
-        encoder = create_encoder(checkpoint, num_heads=num_heads)
         output.parent.mkdir(parents=True, exist_ok=True)
         return f"{export_onnx(encoder, output)}, for normalised images"
     model = Stellar.from_checkpoint(

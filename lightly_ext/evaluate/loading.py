@@ -27,7 +27,11 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
-from stellar_plugin.checkpoints.recognise import unwrap
+from stellar_plugin.checkpoints.recognise import (
+    WRAPPERS,
+    unwrap,
+    which_was_taken,
+)
 from stellar_plugin.checkpoints.timm_models import settings_of
 from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.hashes import file_sha256, weights_sha256
@@ -77,9 +81,16 @@ def load_frozen_model(
             f"weights belong to a timm model ('timm:NAME') that is not untrained, the "
             f"model is '{model}'; name the file as the model itself."
         )
+    patches = model.partition(":")[0] == PATCHES and not Path(model).exists()
+    if arguments and (
+        patches or (timm_name is not None and not is_plain(_on_meta(timm_name)))
+    ):
+        raise ValueError(
+            f"model_kwargs are arguments of ViTs, '{model}' is none; leave them out."
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if model.partition(":")[0] == PATCHES and not Path(model).exists():
+        if patches:
             loaded = _of_patches(model)
         elif timm_name is None:
             loaded = _of_checkpoint(model, untrained, arguments)
@@ -219,8 +230,9 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     else:
         model = timm.create_model(name, num_classes=0)
     path = Path(weights or name)
-    if weights is not None:
-        _load_strictly(model, path)
+    facts = {"read as": f"timm's {type(model).__name__}", "told by": "timm's name"}
+    if weights is not None and (choice := _load_strictly(model, path)):
+        facts["weights taken"] = choice
     digest = _sha256(path, model)
     data = resolve_data_config({}, model=model)
     origin = Origin(
@@ -233,29 +245,54 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
         feature="cls",
         image_size=tuple(data["input_size"][1:]),
         crop_pct=data["crop_pct"],
-        facts={"read as": f"timm's {type(model).__name__}", "told by": "timm's name"},
+        facts=facts,
     )
     return FrozenModel(TimmBackbone(model), origin)
 
 
-def _load_strictly(model: nn.Module, path: Path) -> None:
-    """Loads the tensors of a file that the model needs, whatever stands before them."""
+def _load_strictly(model: nn.Module, path: Path) -> str:
+    """Loads the tensors of a file that the model needs, whatever stands before them.
+
+    Returns:
+        Which were taken of several, see `which_was_taken`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"There is no weight file '{path}'.")
-    tensors, _, _ = unwrap(read_tensors(path)[0])
+    tensors, wrappers, left = unwrap(read_tensors(path)[0])
     wanted = model.state_dict()
     first = next(iter(wanted))
-    ends = [n.removesuffix(first) for n in tensors if n.endswith(first)]
-    for prefix in sorted(ends):
+    found = {}
+    for prefix in (n.removesuffix(first) for n in tensors if n.endswith(first)):
         state = {k: tensors[prefix + k] for k in wanted if prefix + k in tensors}
         if all(k in state and state[k].shape == v.shape for k, v in wanted.items()):
-            usable({k: v for k, v in state.items() if v.is_floating_point()}, path)
-            model.load_state_dict(state)
-            return
-    raise ValueError(
-        f"'{path}' does not hold the weights of {type(model).__name__}: under no prefix"
-        f" are there all of its {len(wanted)} tensors ('{first}', ...) in their shapes."
-    )
+            found[prefix] = state
+    if not found:
+        raise ValueError(
+            f"'{path}' does not hold the weights of {type(model).__name__}: under no "
+            f"prefix are there all of its {len(wanted)} tensors ('{first}', ...) in "
+            "their shapes."
+        )
+    chosen = _nearest(list(found), path)
+    state = found.pop(chosen)
+    usable({k: v for k, v in state.items() if v.is_floating_point()}, path)
+    model.load_state_dict(state)
+    return which_was_taken(wrappers, left, chosen, [p.rstrip(".") for p in found])
+
+
+def _nearest(prefixes: list[str], path: Path) -> str:
+    """The prefix of the weights to take: of the shortest the one that is evaluated."""
+    parts = [len(prefix.split(".")) for prefix in prefixes]
+    nearest = [p for p, n in zip(prefixes, parts, strict=True) if n == min(parts)]
+    for word in ("encoder_q", *WRAPPERS):  # MoCo evaluates the encoder of queries
+        known = [prefix for prefix in nearest if word in prefix.split(".")]
+        if len(known) == 1:
+            return known[0]
+    if len(nearest) > 1:
+        raise ValueError(
+            f"'{path}' holds several such networks, under {nearest}; save the one you "
+            "want alone."
+        )
+    return nearest[0]
 
 
 def _on_meta(name: str) -> nn.Module:

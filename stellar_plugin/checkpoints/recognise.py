@@ -139,14 +139,25 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     # A head on top says more than the name of what it was put on.
     if result.method is not None and (method is None or method.feature):
         method, rule = result.method, result.rule
-    choice = _choice(wrappers, left, prefix, others)
+    choice = which_was_taken(wrappers, left, prefix, others)
     return replace(result, method=method, rule=rule, choice=choice)
 
 
-def _choice(
+def which_was_taken(
     wrappers: list[str], left: list[str], prefix: str, others: list[str]
 ) -> str:
-    """Which of several weights in a file were taken, "" if there is one."""
+    """Which of several weights in a file were taken, "" if there is one.
+
+    Args:
+        wrappers:
+            Dictionaries around them, see `unwrap`.
+        left:
+            What is beside those.
+        prefix:
+            What stands in front of their names.
+        others:
+            What stands in front of the names of the others.
+    """
     known = (*_method_wrappers(), *WRAPPERS)
     beside = [name for name in left if name in known] + others
     taken = ".".join(filter(None, [*wrappers, prefix.rstrip(".")]))

@@ -97,7 +97,9 @@ class StellarViT(WholeModule):
         self.frozen = frozen
         self._out_indices = out_indices
         self._build({} if model_name or init_cfg is None else self._told(init_cfg))
-        self.weights_path: Path | None = None  # what init_weights() read
+        # What init_weights() read, and how.
+        self.weights_path: Path | None = None
+        self.weights_facts: dict[str, str] = {}
 
     def _build(self, told: Mapping[str, Any]) -> None:
         """Builds the encoder of what the config gives and a checkpoint tells."""
@@ -241,6 +243,7 @@ class StellarViT(WholeModule):
                 "does, or False for weights of DINO or iBOT."
             )
         self.weights_path = report.path
+        self.weights_facts = report.facts
         print_log(f"StellarViT weights: {report}", logger="current")
         imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         for name, usual in imagenet.items():

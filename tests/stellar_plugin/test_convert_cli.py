@@ -93,11 +93,21 @@ class TestConvert:
         load_encoder_weights(again, path)
         assert again.vit.reg_token.equal(encoder.vit.reg_token)
 
-    def test_prior_to_timm(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("antialias", [True, False])
+    def test_prior_to_timm(
+        self, tmp_path: Path, antialias: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
-        torch.save({"model": vit.state_dict()}, tmp_path / "mae.pth")
-        convert(tmp_path / "mae.pth", tmp_path / "out.safetensors", "--to", "timm")
-        encoder = create_encoder(tmp_path / "out.safetensors")
+        torch.save({"model": vit.state_dict()}, tmp_path / "a.pth")
+        options = () if antialias else ("--model-kwargs", '{"pos_antialias": false}')
+        output = tmp_path / "out.safetensors"
+        convert(tmp_path / "a.pth", output, "--to", "timm", *options)
+        assert (
+            f"Not told by the source: pos_antialias={antialias}, activation=GELU, "
+            in (capsys.readouterr().out)
+        )
+        encoder = create_encoder(output)
+        assert encoder.pos_antialias == antialias
         images = torch.randn(1, 3, 224, 224)
         torch.testing.assert_close(
             encoder.forward_features(images), vit.eval().forward_features(images)

@@ -33,7 +33,7 @@ def weights_origin(runner: Runner) -> dict[str, Any]:
     """Which weights training begins with, by name and hash.
 
     The hash is that of the file; of weights that no file here holds, "weights" and that
-    of the backbone's values.
+    of the backbone's values. `StellarViT` says how it read them.
     """
     backbone = inner(runner.model).backbone
     name = str(runner._load_from or _pretrained(runner, backbone))
@@ -45,7 +45,12 @@ def weights_origin(runner: Runner) -> dict[str, Any]:
             "checkpoint": f"trained from {name}" if trained else name,
             "sha256": None,
         }
-    return {"checkpoint": name, "sha256": file_or_weights_sha256(path, backbone)}
+    origin: dict[str, Any] = {"checkpoint": name}
+    origin["sha256"] = file_or_weights_sha256(path, backbone)
+    facts = getattr(backbone, "weights_facts", None)
+    if facts and not runner._load_from:
+        origin["weights"] = facts
+    return origin
 
 
 def tested_weights(runner: Runner) -> dict[str, Any]:

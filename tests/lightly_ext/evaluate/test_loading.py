@@ -71,6 +71,32 @@ class TestWeightsFile:
         assert all(loaded[name].equal(expected[name]) for name in loaded)
         assert len(frozen.origin.sha256) == 64
 
+    def test_moco__the_encoder_of_queries(self, tmp_path: Path) -> None:
+        model = timm.create_model("test_resnet", num_classes=0)
+        state = dict(model.state_dict())
+        keys = {k: torch.zeros_like(v) for k, v in state.items()}
+        content = prefixed(keys, "module.encoder_k.")
+        content |= prefixed(state, "module.encoder_q.")
+        path = save({"state_dict": content, "epoch": 3}, tmp_path / "moco.pth")
+        frozen = load_frozen_model("timm:test_resnet", weights=str(path))
+        loaded = frozen.backbone.model.state_dict()  # type: ignore[union-attr]
+        assert all(loaded[name].equal(tensor) for name, tensor in state.items())
+        assert frozen.origin.facts["weights taken"] == (
+            "those of 'state_dict.encoder_q', not of encoder_k"
+        )
+
+    def test_two_networks(self, tmp_path: Path) -> None:
+        state = timm.create_model("test_resnet", num_classes=0).state_dict()
+        content = prefixed(state, "left.") | prefixed(state, "right.")
+        path = save(content, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=r"several such networks, under .*right"):
+            load_frozen_model("timm:test_resnet", weights=str(path))
+
+    @pytest.mark.parametrize("model", ["patches", "timm:test_resnet"])
+    def test_arguments_of_no_vit(self, model: str) -> None:
+        with pytest.raises(ValueError, match="model_kwargs are arguments of ViTs"):
+            load_frozen_model(model, untrained=True, model_kwargs={"num_heads": 2})
+
     def test_vit__method_of_the_file(self, tmp_path: Path) -> None:
         state = timm.create_model("test_vit", num_classes=0).state_dict()
         state["decoder_pred.weight"] = torch.zeros(3, 4)

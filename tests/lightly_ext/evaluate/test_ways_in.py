@@ -12,7 +12,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from lightly_ext.evaluate.loading import load_frozen_model
 from stellar_plugin.checkpoints import create_encoder, files
@@ -46,13 +45,11 @@ def vit(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
     return vit
 
 
-def by_timm(vit: VisionTransformer, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images, and tokens of timm's own forward pass."""
+def timms_own(vit: VisionTransformer) -> VisionTransformer:
+    """The same weights in timm's model for images of every size."""
     model = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True)
     model.load_state_dict(vit.state_dict())
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        return images, model.eval().forward_features(images)
+    return model.eval()
 
 
 def write_folder(folder: Path, vit: VisionTransformer) -> str:
@@ -101,9 +98,11 @@ WAYS: dict[str, Callable[[Path, VisionTransformer], tuple[str, dict[str, Any]]]]
 def test_features_of_timm(way: str, vit: VisionTransformer, tmp_path: Path) -> None:
     source, options = WAYS[way](tmp_path, vit)
     frozen: Any = load_frozen_model(source, **options)
+    model = timms_own(vit)
     for size in SIZES:
-        images, tokens = by_timm(vit, size)
+        images = torch.randn(2, 3, *size)
         with torch.no_grad():
+            tokens = model.forward_features(images)
             for ours in (frozen.backbone, frozen.backbone.vit):
                 found = ours.forward_features(images)
                 torch.testing.assert_close(found, tokens, rtol=0, atol=1e-5)
@@ -132,7 +131,8 @@ def test_model_kwargs__go_first(vit: VisionTransformer, tmp_path: Path) -> None:
     path = str(save(vit.state_dict(), tmp_path / "a.pth"))
     options = {**HEADS, "pos_antialias": False}
     frozen: Any = load_frozen_model(path, model_kwargs=options)
-    images, tokens = by_timm(vit, (96, 96))
+    images = torch.randn(2, 3, 96, 96)
+    tokens = timms_own(vit).forward_features(images)
     difference = (frozen.backbone.forward_features(images) - tokens).abs().max()
     assert not frozen.backbone.pos_antialias and difference > 0.01
     # What the file or timm's name tells is not for an option to change.

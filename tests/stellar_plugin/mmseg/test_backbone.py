@@ -53,6 +53,7 @@ class TestWeightsOfTimm:
         path, vit = self._write(tmp_path)
         model = StellarViT(img_size=(32, 64), init_cfg=init_cfg(path))
         model.init_weights()
+        assert model.weights_facts["not told, assumed"].startswith("pos_antialias=True")
         self._assert_as_timm(model.eval(), vit)
 
     def test_built_by_name__says_how(self, tmp_path: Path) -> None:
