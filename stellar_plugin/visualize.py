@@ -137,7 +137,7 @@ def without_absent(localization: Tensor) -> Tensor:
 def shown_mass(mass: float, num_patches: int) -> str:
     """Share of the image that a token has as text, and whether that is absent."""
     absent = mass * num_patches < ABSENT_PATCHES
-    return f"absent ({mass:.2%})" if absent else f"{mass:.1%} of the image"
+    return f"absent, {mass:.2%}" if absent else f"{mass:.1%}"
 
 
 def token_maps(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,12 @@ class Gallery:
     Attributes:
         rows:
             An array with shape (num_columns, height, width, 3) by its title.
+        notes:
+            What to say below each picture of a row, by its title.
     """
 
     rows: Mapping[str, Uint8Array]
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes all pictures as one, enlarged."""
@@ -74,7 +77,15 @@ def token_gallery(model: Stellar, boards: Boards) -> Gallery:
         for token in range(result.sparse.shape[1])
     ]
     rows = np.stack([boards.images, *tokens], axis=1)  # (boards, 1 + tokens, 60, 60, 3)
-    return Gallery({f"board {i}": row for i, row in enumerate(rows)})
+    num_patches = result.localization.shape[1]
+    notes = {
+        f"board {i}": [
+            f"board {i}",
+            *(visualize.shown_mass(mass, num_patches) for mass in masses),
+        ]
+        for i, masses in enumerate(visualize.token_masses(result.localization).tolist())
+    }
+    return Gallery(dict(zip(notes, rows, strict=True)), notes)
 
 
 def render_page(
@@ -107,6 +118,7 @@ def render_page(
         metrics=METRICS,
         before_after=before_after.rows,
         tokens=tokens.rows,
+        notes=tokens.notes,
         absent=visualize.ABSENT_PATCHES,
         num_tokens=len(next(iter(tokens.rows.values()))) - 1,
         facts=facts,

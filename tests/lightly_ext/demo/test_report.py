@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lightly_ext.demo.report import Gallery, render_page
+from lightly_ext.demo.boards import BoardSets
+from lightly_ext.demo.features import normalized
+from lightly_ext.demo.report import Gallery, render_page, token_gallery
 from lightly_ext.demo.table import METRICS, gain, table_rows, to_json, to_markdown
+from stellar_plugin import Stellar
+from tests.lightly_ext.evaluate.small import DECODER, MODEL_NAME, VIT
 from tests.page import Page
 
 SCORES = {
@@ -60,7 +65,10 @@ class TestRenderPage:
         return render_page(
             SCORES,
             Gallery({"input": row, "a < b": row[::-1]}),
-            Gallery({str(i): row for i, row in enumerate(tokens)}),
+            Gallery(
+                {str(i): row for i, row in enumerate(tokens)},
+                {"0": ["", "absent, 0.02%"]},
+            ),
             {"machine": "5 > 4 cores"},
         )
 
@@ -83,10 +91,32 @@ class TestRenderPage:
         assert "a &lt; b" in page
         assert "5 &gt; 4 cores" in page
         assert "from 3 tokens" in page
+        tokens = [f"token {i}" for i in range(3)]  # counted from 0
+        assert re.findall(r"<span>(token \d+|absent[^<]*)</span>", page) == [
+            *tokens,
+            "absent, 0.02%",
+        ]
         assert "$" not in page
 
 
 class TestGallery:
+    def test_token_gallery__share_of_each_token(self, sets: BoardSets) -> None:
+        torch.manual_seed(0)
+        sizes = {**VIT, **DECODER, "img_size": 60, "patch_size": 12}
+        model = Stellar(MODEL_NAME, num_queries=3, **sizes)
+        boards = sets.test[:2]
+        with torch.no_grad():
+            masses = model(normalized(model, boards.images)).localization.mean(dim=1)
+        notes = token_gallery(model, boards).notes
+        assert list(notes) == ["board 0", "board 1"]
+        for (board, *shown), expected in zip(
+            notes.values(), masses.tolist(), strict=True
+        ):
+            assert board in notes
+            for text, mass in zip(shown, expected, strict=True):
+                few = mass < 0.5 / 25
+                assert text == (f"absent, {mass:.2%}" if few else f"{mass:.1%}")
+
     def test_save__enlarged(self, tmp_path: Path) -> None:
         row = np.full((2, 4, 5, 3), 9, dtype=np.uint8)
         Gallery({"a": row}).save(tmp_path / "new" / "a.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightly_ext.evaluate import cli, images
 from lightly_ext.evaluate.probing import rank
 from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
 from stellar_plugin.encoder import StellarEncoder
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
@@ -108,10 +109,19 @@ def test_images_have_the_size_of_the_model(
         sides.add(tuple(images.shape[-2:]))
         return embed(self, images, keep)
 
+    required, left = Results.required, []
+
+    def watched(self: Results, check: Callable[..., Any], **options: Any) -> Any:
+        found = required(self, check, **options)
+        left.append(len(self._ahead))
+        return found
+
     monkeypatch.setattr(StellarEncoder, "_embed", recorded)
+    monkeypatch.setattr(Results, "required", watched)
     torch.manual_seed(0)
     _run(sets, tmp_path, task, COMMANDS[task])
     assert sides == {(SIDE, SIDE)}
+    assert left[0] == 0  # what was found before the model was loaded is used
     paths = list((tmp_path / "out").glob("*/result.json"))
     assert paths
     for card in (Result.load(path).protocol for path in paths):

@@ -177,10 +177,10 @@ class TestTokens:
         picture = np.zeros((4, 4, 3), np.uint8)
         tile = found.tile(picture, 0, 0, 0.25)
         assert tile.area.tolist() == [[True, True], [False, False]]
-        assert tile.note == "token 0, 39.8% of the image, similarity 0.250"
+        assert tile.note == "token 0, 39.8%, similarity 0.250"
         tile = found.tile(picture, 1, 0, None)
         assert tile.area.tolist() == [[True, False], [True, False]]
-        assert (tile.name, tile.note) == ("dog/1.png", "token 0, 25.0% of the image")
+        assert (tile.name, tile.note) == ("dog/1.png", "token 0, 25.0%")
 
     def test_found__a_token_next_to_nothing_is_absent(self) -> None:
         # A mass of 0.00018 has a maximum, too.
@@ -188,7 +188,7 @@ class TestTokens:
         found = self._found(localization)
         tile = found.tile(np.zeros((4, 4, 3), np.uint8), 0, 1, None)
         assert not tile.area.any()
-        assert tile.note == "token 1, absent (0.02%)"
+        assert tile.note == "token 1, absent, 0.02%"
         stored = json.loads(found.to_json())["concepts"][0]
         assert stored["query"]["mass"] == pytest.approx(0.0007 / 4)
         assert stored["neighbours"][0]["mass"] == pytest.approx(0.9998, abs=1e-4)

@@ -184,7 +184,7 @@ class TestPictures:
     def test_token_pictures__shares_and_areas(self) -> None:
         pictures = token_pictures(self._seen(), 0, threshold=0.6)
         # Means of the columns; 0.6 of the maxima 0.9 and 0.8.
-        titles = [f"token {i}, {share} of the image" for i, share in SHARES.items()]
+        titles = [f"token {i}, {share}" for i, share in SHARES.items()]
         assert list(pictures) == ["input", *titles]
         inside = dict(zip(titles, ([[1, 1], [0, 0]], [[0, 0], [1, 1]]), strict=True))
         for colour, (title, patches) in zip(
@@ -203,10 +203,10 @@ class TestPictures:
         seen = dataclasses.replace(self._seen(), localization=localization)
         pictures = token_pictures(seen, 0, threshold)
         assert list(pictures)[1:] == [
-            "token 0, 100.0% of the image",
-            "token 1, absent (0.02%)",
+            "token 0, 100.0%",
+            "token 1, absent, 0.02%",
         ]
-        assert (pictures["token 1, absent (0.02%)"] == 50).all()
+        assert (pictures["token 1, absent, 0.02%"] == 50).all()
 
     def test_sheet_columns__what_there_is(self) -> None:
         assert list(sheet_columns(self._seen())) == [
