@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -194,8 +195,15 @@ class TestInitWeights:
         ):
             model.init_weights()
 
-    def test_checkpoint_of_a_run(self, tmp_path: Path) -> None:
-        content = {"state_dict": {}, "message_hub": {"loss": HistoryBuffer()}}
+    def test_checkpoint_of_a_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class State:
+            """What mmengine writes beside the weights, of no package's safe list."""
+
+        State.__module__, State.__qualname__ = "mmengine.made_up", "State"
+        monkeypatch.setitem(sys.modules, State.__module__, SimpleNamespace(State=State))
+        content = {"state_dict": {}, "message_hub": State()}
         torch.save(content, tmp_path / "iter_4.pth")
         model = build(init_cfg=init_cfg(tmp_path / "iter_4.pth"))
         with pytest.raises(
