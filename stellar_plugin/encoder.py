@@ -369,7 +369,7 @@ def _create_vit(
 
 def is_plain(model: nn.Module) -> bool:
     """Whether a model is a ViT whose tokens the encoder computes as timm does."""
-    if type(model) not in (VisionTransformer, ViT):
+    if type(model) is not VisionTransformer and not isinstance(model, ViT):
         return False
     vit: Any = model
     patch_size = getattr(vit.patch_embed, "patch_size", (0, 1))

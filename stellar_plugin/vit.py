@@ -7,7 +7,9 @@ makes `timm.create_model("stellar_vit_base_patch16_224")` work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import LayerNorm
 
+from stellar_plugin.state_dict import misfits, unwrapped
+
 # LayerNorm epsilon of the released weights.
 STELLAR_NORM_EPS = 1e-12
+FIRST_CONV = "patch_embed.proj.weight"
+# What timm's models have beside the ViT.
+TIMM_HEADS = ("head.", "fc_norm.", "attn_pool.")
 
 
 class ViT(VisionTransformer):
@@ -51,6 +58,17 @@ class ViT(VisionTransformer):
         return self.pos_drop(torch.cat([*first, x.flatten(1, 2) + position], 1))
 
 
+class StellarVisionTransformer(ViT):
+    """What timm creates for the sizes of STELLAR."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads weights of any image size, as `checkpoint_path` of timm needs it."""
+        state = _timm_state(state_dict, self)
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+
 def resample_position(
     table: Tensor,
     old_grid: tuple[int, int],
@@ -74,6 +92,79 @@ def resample_position(
     return resample_abs_pos_embed(
         table, list(new_grid), list(old_grid), num_prefix_tokens=0, antialias=antialias
     )
+
+
+def _pretrained_state(content: Mapping[str, Any], vit: ViT) -> dict[str, Tensor]:
+    """What `timm.create_model(..., pretrained=True)` loads of a file.
+
+    `input_size` of the model's pretrained_cfg tells the image size of the weights,
+    where as many positions are there.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape, which timm
+            only logs for models with a classifier.
+    """
+    size = getattr(vit, "pretrained_cfg", {}).get("input_size") or (3, 0, 0)
+    patch_size = vit.patch_embed.patch_size
+    told = size[1] // patch_size[0], size[2] // patch_size[1]
+    state = _timm_state(content, vit, told)
+    found = misfits(
+        {k: v for k, v in vit.state_dict().items() if not k.startswith(TIMM_HEADS)},
+        {
+            # timm adapts it to other numbers of channels.
+            name: vit.patch_embed.proj.weight if name == FIRST_CONV else tensor
+            for name, tensor in state.items()
+            if not name.startswith(TIMM_HEADS)
+        },
+    )
+    if found:
+        raise ValueError(
+            f"The weights do not fit this timm model; {found}. Create it in their "
+            "size, with as many reg_tokens as they have queries; weights by other "
+            "names than ours and timm's become timm's by `stellar convert`."
+        )
+    return state
+
+
+def _timm_state(
+    content: Mapping[str, Any], vit: ViT, told: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Tensors by timm's names, their positions brought to the grid of a model.
+
+    Args:
+        content:
+            Tensors by names of timm or of this package, with or without a prefix.
+        vit:
+            The model.
+        told:
+            Patch grid of the weights, taken if there are as many positions.
+
+    Raises:
+        ValueError: If nothing tells the grid.
+    """
+    state = unwrapped(content)
+    ends = [n.removesuffix(FIRST_CONV) for n in state if n.endswith(FIRST_CONV)]
+    if len(ends) == 1:
+        prefix = ends[0]
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3 or not vit.no_embed_class:
+        return state
+    rows, wanted = table.shape[1], vit.patch_embed.grid_size
+    square = (isqrt(rows), isqrt(rows))
+    grids = [g for g in (told, wanted, square) if g and g[0] * g[1] == rows]
+    if not grids:
+        raise ValueError(
+            f"Nothing tells the patch grid of a position table of {rows} rows: name "
+            "the size of the images that the weights were trained with by "
+            "pretrained_cfg_overlay=dict(input_size=(3, HEIGHT, WIDTH))."
+        )
+    state["pos_embed"] = resample_position(table, grids[0], wanted, vit.pos_antialias)
+    return state
 
 
 class Size(NamedTuple):
@@ -139,12 +230,15 @@ def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransforme
         "reg_tokens": 16,
         "no_embed_class": True,
         "num_classes": 0,
+        # The norm is of all tokens, also where they are averaged.
+        "fc_norm": False,
         "norm_layer": partial(LayerNorm, eps=STELLAR_NORM_EPS),
     }
     return build_model_with_cfg(
-        ViT,
+        StellarVisionTransformer,
         name,
         pretrained,
+        pretrained_filter_fn=_pretrained_state,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **{**defaults, **kwargs},
     )
