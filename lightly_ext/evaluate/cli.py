@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
         parser.add_function_arguments(function, skip=skipped)
     else:
         parser.add_function_arguments(function, as_positional=True)
-    options = _flags(_repeatable(options, function), (function, load_frozen_model))
+    options = _flags(
+        _repeatable(options, function), (function, load_frozen_model, Results)
+    )
     values = vars(parser.parse_args(options))
     if needs_model:
         values |= _begin(values, getattr(module, f"check_{name}"))
@@ -92,7 +94,7 @@ def _flags(options: list[str], functions: Sequence[Callable[..., Any]]) -> list[
         f"--{name}"
         for function in functions
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.annotation in (bool, "bool")
+        if parameter.annotation in ("bool", "bool | None")
     ]
     return [
         f"{o}=true" if o in switches and following.startswith("--") else o

@@ -243,7 +243,7 @@ def _shown(time: Time | None) -> str:
 
 def _write(devices: Devices, results: Results, result: Result, times: Times) -> None:
     """Prints the table and writes it beside the result, with a plot."""
-    folder = results.save(result)
+    folder = results.save(result, control=False)
     head, *rows = table_rows(times)
     table = Table(title=f"Median (IQR), {result.data}")
     for i, name in enumerate(head):

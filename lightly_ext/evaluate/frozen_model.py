@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -33,6 +34,7 @@ class Origin:
             does not tell.
         facts: How the weights were read: what told the method, what was taken,
             resampled or assumed; by name, in words.
+        arguments: Arguments of the encoder that the user gave.
     """
 
     source: str
@@ -47,6 +49,7 @@ class Origin:
     image_size: tuple[int, int] | None = None
     crop_pct: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def untrained(self) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.result import random_weights
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     Checkpoint,
@@ -104,9 +105,9 @@ def load_frozen_model(
     if untrained:
         name = f"{name} (untrained)"
         if loaded.origin.method != RAW_PATCHES:
-            digest = f"random weights of seed {seed}"
+            digest = random_weights(seed)
             loaded.origin = replace(loaded.origin, sha256=digest, seed=seed)
-    loaded.origin = replace(loaded.origin, name=name)
+    loaded.origin = replace(loaded.origin, name=name, arguments=arguments)
     return loaded
 
 
@@ -122,6 +123,33 @@ def load_like(model: FrozenModel, source: str) -> FrozenModel:
     untrained, seed = model.origin.untrained, model.origin.seed or 0
     other = load_frozen_model(source, untrained=untrained, seed=seed)
     return other.to(model.mean.device)
+
+
+def load_untrained(model: FrozenModel, seed: int) -> FrozenModel:
+    """The same architecture with random weights, on the same device.
+
+    Feature and preprocessing stay those of the model, whatever random weights have.
+
+    Args:
+        model:
+            The trained one.
+        seed:
+            Decides on the weights.
+    """
+    other = load_frozen_model(
+        model.origin.source,
+        untrained=True,
+        seed=seed,
+        model_kwargs=dict(model.origin.arguments),
+    )
+    origin = replace(
+        model.origin,
+        sha256=random_weights(seed),
+        seed=seed,
+        name=f"{model.origin.name} (untrained)",
+    )
+    loaded = FrozenModel(other.backbone, origin, other.has_decoder)
+    return loaded.to(model.mean.device)
 
 
 def load_stellar(model: FrozenModel) -> Stellar:

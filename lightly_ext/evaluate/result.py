@@ -19,6 +19,7 @@ TOLD = (
     *("interpolation", "feature", "latent", "decoder_sha256"),
 )
 UNTOLD = "identity"
+NOT_TOLD = "not told"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Result:
         identity:
             What else decides on the scores, and so on the place of the result: "model",
             "options" and "inputs", by name. Empty for results that do not tell it.
+        chance:
+            What guessing gives, by the names of scores that have such a level.
+        untrained:
+            Scores of the same architecture with random weights, in the same run
+            otherwise; empty if they were not computed.
     """
 
     task: str
@@ -51,12 +57,35 @@ class Result:
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
     identity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chance: Mapping[str, float] = field(default_factory=dict)
+    untrained: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Short name of the model and of everything that decides on the scores."""
         of = [self.task, self.model, self.identity or self.traits]
         return card_digest({"card": dict(self.protocol), "of": of})
+
+    @property
+    def measurement(self) -> str:
+        """The same for results that measure the same, whatever they are called."""
+        return self._measurement(self.identity)
+
+    @property
+    def control(self) -> str | None:
+        """`measurement` of the same run on random weights of its seed.
+
+        None for a model whose weights are random or none, or whose identity is unknown.
+        """
+        seed = self.identity.get("options", {}).get("seed")
+        if seed is None or is_untrained(self):
+            return None
+        model = {"sha256": random_weights(seed), "seed": seed, "facts": {}}
+        model = {**self.identity["model"], **model}
+        return self._measurement({**self.identity, "model": model})
+
+    def _measurement(self, identity: Mapping[str, Any]) -> str:
+        return card_digest({"card": dict(self.protocol), "of": [self.task, identity]})
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -69,7 +98,7 @@ class Result:
         if self.identity:
             return {**self.identity["model"], **self.identity["options"]}
         told = {k: self.provenance[k] for k in TOLD if k in self.provenance}
-        return {**told, UNTOLD: "not told"}
+        return {**told, UNTOLD: NOT_TOLD}
 
     def save(self, folder: Path) -> None:
         """Writes result.json and result.md into a folder, each as a whole or not."""
@@ -92,17 +121,48 @@ class Result:
         except (TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is no stored result: {error}.") from error
 
+    def beside(self, score: str) -> list[str]:
+        """Chance and the untrained score as text, "not told" if there is none."""
+        levels = (self.chance.get(score), self.untrained.get(score))
+        return [NOT_TOLD if v is None else shown_value(v) for v in levels]
+
+    def _score_rows(self) -> list[tuple[str, ...]]:
+        head = ("score", "", "chance", "untrained")
+        rows = [
+            (name, shown_value(v), *(("", "") if is_count(name) else self.beside(name)))
+            for name, v in self.scores.items()
+        ]
+        return [head, *rows]
+
     def to_markdown(self) -> str:
         """Scores and card as Markdown."""
         return "\n".join(
             [
                 f"# {self.task}: {self.model} on {self.data}\n",
-                _table("score", self.scores),
+                f"{markdown_table(self._score_rows())}\n",
                 _table("protocol", self.protocol),
                 *(_table(of, values) for of, values in self.identity.items()),
                 _table("provenance", self.provenance),
             ]
         )
+
+
+def random_weights(seed: int) -> str:
+    """What stands in the place of the hash of random weights."""
+    return f"random weights of seed {seed}"
+
+
+def is_untrained(result: Result) -> bool:
+    """Whether weights are random or none; mmseg's results name the checkpoint."""
+    of = result.provenance
+    notes = [str(of.get(name, "")) for name in ("sha256", "checkpoint")]
+    random = any(note.startswith(("random weights", "no weights")) for note in notes)
+    return random or result.model.endswith("(untrained)")
+
+
+def is_count(score: str) -> bool:
+    """Whether a score is a number of images, which nothing is compared with."""
+    return score.startswith("num_")
 
 
 def shown_value(value: Any) -> str:

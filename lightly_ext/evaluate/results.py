@@ -10,8 +10,8 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,8 +22,15 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.loading import load_untrained
 from lightly_ext.evaluate.options import check_positive, check_writable
-from lightly_ext.evaluate.result import RESULT_NAME, Result, shown_value
+from lightly_ext.evaluate.result import (
+    RESULT_NAME,
+    Result,
+    is_count,
+    is_untrained,
+    shown_value,
+)
 from lightly_ext.evaluate.sizes import described_sizes, image_sizes
 from stellar_plugin.checkpoints import WEIGHTS_NAME
 from stellar_plugin.hashes import architecture_sha256, file_sha256
@@ -36,7 +43,7 @@ PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "torchmetrics")
 # All options of a run decide on its result, but for these: they change no score, ...
 NOT_DECIDING = {
     *("output", "batch_size", "num_workers", "accelerator", "devices"),
-    *("resume", "force", "against"),
+    *("controls", "resume", "force", "against"),
 }
 # ... what these name is on the card in another form, ...
 ON_THE_CARD = {
@@ -86,6 +93,9 @@ class Results:
             Side of the crop in px, instead of the model's.
         limit:
             Use so many images of each part only, to try things out.
+        controls:
+            Also evaluate the same architecture with random weights, which an equal run
+            has from then on. None does so where nothing is trained.
 
     Raises:
         ValueError: If an option is impossible, or nothing can be written to `output`.
@@ -98,15 +108,18 @@ class Results:
         resize: int | None = None,
         crop: int | None = None,
         limit: int | None = None,
+        controls: bool | None = None,
     ) -> None:
         check_positive(resize=resize, crop=crop, limit=limit)
         self.devices = devices
         self.output = Path(output)
         check_writable(self.output)
         self.limit = limit
+        self.controls = controls
         self._options = {"resize": resize, "crop": crop, "limit": limit}
         self._ahead: dict[str, Any] = {}
         self._asked: dict[str, Any] | None = None
+        self._run: Callable[..., Any] | None = None
 
     def look_ahead(self, check: Callable[..., Any], **options: Any) -> None:
         """Finds what a task needs before its model is loaded; see `required`."""
@@ -175,6 +188,7 @@ class Results:
         bound.apply_defaults()
         results = copy.copy(self)
         results._asked = dict(bound.arguments)
+        results._run = run
         return results
 
     def fingerprint(self, *parts: ImageFiles, beside: Any = None) -> str:
@@ -197,6 +211,7 @@ class Results:
         protocol: Protocol,
         scores: dict[str, Any],
         inputs: Mapping[str, str],
+        chance: Mapping[str, float] | None = None,
         **provenance: Any,
     ) -> Result:
         """Puts scores, card, identity and provenance together.
@@ -214,6 +229,8 @@ class Results:
                 Numbers by name, fractions in 0 to 1.
             inputs:
                 Fingerprints of all data that decides, by what it is for.
+            chance:
+                What guessing gives, by the names of scores.
             provenance:
                 What is special to this run: chosen values, numbers of images.
         """
@@ -225,6 +242,7 @@ class Results:
             protocol.card(),
             {**provenance, **self._provenance(model)},
             self.identity(model, protocol, inputs),
+            chance or {},
         )
 
     def identity(
@@ -246,6 +264,9 @@ class Results:
             for f in fields(Origin)
             if f.name not in NAMES
         }
+        # Random weights are read from nowhere; how a method was found out decides not.
+        facts = {} if model.origin.untrained else dict(model.origin.facts)
+        origin["facts"] = {k: v for k, v in facts.items() if k != "told by"}
         given = (*inspect.signature(Devices).parameters, *self._options)
         options: dict[str, Any] = {n: getattr(self.devices, n, None) for n in given}
         options |= {**self._options, **self._asked}
@@ -270,26 +291,79 @@ class Results:
         parts = (result.task, _slug(result.data), _slug(result.model), result.digest)
         return self.output / "-".join(parts)
 
-    def save(self, result: Result) -> Path:
+    def save(self, result: Result, control: bool = True) -> Path:
         """Writes a result into its folder, in the first process, and prints it.
+
+        The same architecture with random weights is evaluated, or found again, and
+        stands beside the scores.
+
+        Args:
+            result:
+                The result.
+            control:
+                Whether random weights have a meaning for it.
 
         Returns:
             The folder.
         """
         folder = self.folder(result)
-        if self.devices.rank == 0:
-            replaces = (folder / RESULT_NAME).exists()
-            result.save(folder)
-            scores = ", ".join(
-                f"{k} {shown_value(v)}" for k, v in result.scores.items()
-            )
-            self.devices.say(
-                f"{result.task}, {result.model} on {result.data}: {scores}"
-            )
-            note = ", in place of an earlier one of the same run" if replaces else ""
-            self.devices.say(f"Stored in {folder}{note}.")
-        self.devices.fabric.barrier()
+        replaces = (folder / RESULT_NAME).exists()
+        self._write(result, folder)  # before its control, which may be interrupted
+        if control and result.control is not None:
+            result = replace(result, untrained=self._control(result))
+            self._write(result, folder)
+        scores = ", ".join(_shown_score(result, name) for name in result.scores)
+        note = ", in place of an earlier one of the same run" if replaces else ""
+        self.devices.say(f"{result.task}, {result.model} on {result.data}: {scores}")
+        self.devices.say(f"Stored in {folder}{note}.")
         return folder
+
+    def stored(self) -> Iterator[tuple[Path, Result]]:
+        """All results in the output folder that can be read."""
+        for path in sorted(self.output.glob(f"*/{RESULT_NAME}")):
+            try:
+                yield path, Result.load(path)
+            except ValueError:
+                continue  # `stellar report` names broken files
+
+    def _write(self, result: Result, folder: Path) -> None:
+        self.devices.fabric.barrier()  # nobody writes before everybody has looked
+        if self.devices.rank == 0:
+            result.save(folder)
+        self.devices.fabric.barrier()
+
+    def _control(self, result: Result) -> Mapping[str, Any]:
+        """Scores of the same run on random weights; none if they are not wanted."""
+        found = self._scores_of(result.control)
+        if found is not None:
+            return found
+        trains = "lrs" in result.protocol
+        if not self.controls and (trains or self.controls is not None):
+            return {}
+        self.devices.say("The same architecture, untrained:")
+        try:
+            self._run_untrained()
+        except (ValueError, RuntimeError, OSError) as error:
+            self.devices.say(f"Not told of the untrained architecture: {error}")
+        return self._scores_of(result.control) or {}
+
+    def _scores_of(self, measurement: str | None) -> Mapping[str, Any] | None:
+        """Scores of a stored measurement; the first process looks, all receive them."""
+        found = None
+        if self.devices.rank == 0:
+            stored = {r.measurement: r.scores for _, r in self.stored()}
+            found = stored.get(str(measurement))
+        return self.devices.fabric.broadcast(found)
+
+    def _run_untrained(self) -> None:
+        """Runs the task as it was called, with random weights of the run's seed."""
+        assert self._asked is not None and self._run is not None
+        results = copy.copy(self)
+        results.controls = False
+        model = load_untrained(self._asked["model"], self.devices.seed)
+        with torch.random.fork_rng(devices=()):
+            self.devices.fabric.seed_everything(self.devices.seed, verbose=False)
+            evaluation(self._run)(**{**self._asked, "model": model, "results": results})
 
     def _provenance(self, model: FrozenModel) -> dict[str, Any]:
         origin, devices = model.origin, self.devices
@@ -315,6 +389,16 @@ class Results:
             "date": datetime.date.today().isoformat(),
             "command": " ".join(["stellar", *sys.argv[1:]]),
         }
+
+
+def _shown_score(result: Result, name: str) -> str:
+    text = f"{name} {shown_value(result.scores[name])}"
+    if is_count(name) or isinstance(result.scores[name], Mapping):
+        return text
+    chance, untrained = result.beside(name)
+    if is_untrained(result):
+        return f"{text} (chance {chance})"
+    return f"{text} (chance {chance}, untrained {untrained})"
 
 
 def _device_name(device: torch.device) -> str:

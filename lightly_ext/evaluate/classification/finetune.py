@@ -9,7 +9,7 @@ from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
 )
-from lightly_ext.evaluate.classification.split import Split, split_set
+from lightly_ext.evaluate.classification.split import Split, label_chance, split_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.options import check_positive
@@ -167,6 +167,11 @@ def _tested(
         module.protocol,
         {**scores, "num_test": len(data.test) - test_unreadable},
         inputs,
+        label_chance(
+            data.train.label_tensor[split.kept],
+            data.test.label_tensor,
+            split.num_classes,
+        ),
         feature=module.feature,
         num_train=len(split.kept),
         num_held_out=len(held_out) - held_out_unreadable,

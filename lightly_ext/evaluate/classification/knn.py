@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lightly_ext.evaluate.classification.split import label_chance
 from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import POOLED, FeatureCache
@@ -105,6 +106,7 @@ def run_knn(
     for block in devices.progress(share, "neighbours", len(share)):
         correct += voters.num_correct(*block)
     accuracy = int(reduce_sum(devices, correct)) / len(labels)
+    chance = label_chance(bank_labels, labels, len(train.classes))
     result = results.result(
         model,
         "knn",
@@ -112,6 +114,7 @@ def run_knn(
         protocol,
         {"accuracy": accuracy, "num_test": len(labels)},
         {"data": results.fingerprint(train, test)},
+        {"accuracy": chance["accuracy"]},
         feature=feature,
         num_train=len(bank),
         num_reused=voting.num_reused + asked.num_reused,

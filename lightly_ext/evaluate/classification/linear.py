@@ -20,7 +20,12 @@ from lightly_ext.evaluate.classification.probe_data import (
 )
 from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHeads
 from lightly_ext.evaluate.classification.probe_training import ProbeTraining
-from lightly_ext.evaluate.classification.split import Split, accuracies, split_set
+from lightly_ext.evaluate.classification.split import (
+    Split,
+    accuracies,
+    label_chance,
+    split_set,
+)
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
@@ -176,7 +181,9 @@ class _Run:
         largest = self.grid[-1].batch_size
         return largest * max(1, BLOCK // largest)
 
-    def result(self, scores: dict[str, Any], **provenance: Any) -> Result:
+    def result(
+        self, scores: dict[str, Any], chance: dict[str, float], **provenance: Any
+    ) -> Result:
         """The result of the run."""
         return self.results.result(
             self.cache.model,
@@ -185,6 +192,7 @@ class _Run:
             self.protocol,
             scores,
             {"data": self.fingerprint},
+            chance,
             feature=self.feature,
             **provenance,
         )
@@ -254,7 +262,7 @@ def _probe(
         range(devices.rank, len(run.grid), devices.world_size),
         devices.device,
     )
-    folder = run.results.folder(run.result({}))
+    folder = run.results.folder(run.result({}, {}))
     training = ProbeTraining(devices, heads, folder)
     num_blocks = math.ceil(len(run.split.kept) / run.block)
     history = training.run(blocks, num_blocks, held_out, protocol.epochs)
@@ -263,6 +271,11 @@ def _probe(
     best = held_out_accuracies.index(max(held_out_accuracies))
     result = run.result(
         _test(devices, heads, best, test),
+        label_chance(
+            run.split.data.train.label_tensor[run.split.kept],
+            test.labels[test.rows],
+            run.split.num_classes,
+        ),
         num_train=history[-1]["num_images"],
         num_held_out=len(held_out),
         num_reused=held_out.num_reused + test.num_reused,

@@ -103,6 +103,33 @@ def hold_out(numbers: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
     return order[len(held_out) :].sort()[0], held_out.sort()[0]
 
 
+def label_chance(train: Tensor, test: Tensor, num_classes: int) -> dict[str, float]:
+    """What `accuracies` gives to who knows how often each class occurs, but no image.
+
+    The guesses are the most frequent classes of the training images; of equally
+    frequent ones every choice counts alike, so for balanced classes this is k / C.
+
+    Args:
+        train:
+            Classes of the training images, int64.
+        test:
+            Classes of the test images, int64.
+        num_classes:
+            Number of classes C.
+    """
+    counts = train.bincount(minlength=num_classes)
+    shares = test.bincount(minlength=num_classes).double() / len(test)
+
+    def chance(k: int) -> float:
+        last = counts.sort(descending=True).values[k - 1]
+        sure, tied = counts > last, counts == last
+        part = (k - sure.sum()) / tied.sum()
+        return float(shares[sure].sum() + part * shares[tied].sum())
+
+    found = {"accuracy": chance(1)}
+    return {**found, f"top{TOP_K}": chance(TOP_K)} if num_classes > TOP_K else found
+
+
 def accuracies(num_classes: int) -> MetricCollection:
     """Accuracy and, with more than five classes, accuracy of the five best guesses.
 

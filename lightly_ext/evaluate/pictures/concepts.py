@@ -181,7 +181,7 @@ def run_concepts(
         num_reused=cached.num_reused,
         num_unreadable=cached.num_unreadable,
     )
-    folder = results.save(result)
+    folder = results.save(result, control=False)
     if devices.rank == 0:
         neighbours = search.run(index, num_neighbours, one_per_image)
         found = Found(files, index, search, neighbours, threshold)

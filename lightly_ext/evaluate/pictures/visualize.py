@@ -152,7 +152,7 @@ def run_visualize(
         inputs,
         num_unreadable=num_unreadable,
     )
-    folder = results.save(result)
+    folder = results.save(result, control=False)
     written = []
     if devices.rank == 0:
         size = f"{protocol.crop} x {protocol.crop} px of {protocol.resize} px resized"

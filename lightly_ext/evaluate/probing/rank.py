@@ -26,7 +26,7 @@ from lightly_ext.evaluate.reconstruction.reconstruction import (
 )
 from lightly_ext.evaluate.report.scores import shown_score
 from lightly_ext.evaluate.report.tables import card_differences
-from lightly_ext.evaluate.result import RESULT_NAME, Result, markdown_table
+from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.protocols import LINEAR, RANK, RECONSTRUCTION, Protocol, card_digest
 
@@ -234,11 +234,7 @@ def _find_stored(
     protocol: Protocol,
     identity: Mapping[str, Any],
 ) -> Result | None:
-    for path in sorted(results.output.glob(f"*/{RESULT_NAME}")):
-        try:
-            result = Result.load(path)
-        except ValueError:
-            continue  # `stellar report` names broken files
+    for path, result in results.stored():
         cards = [
             {k: v for k, v in card.items() if k not in OF_WEIGHTS_AND_DATA}
             for card in (result.protocol, protocol.card())
@@ -307,7 +303,7 @@ def _save(model: FrozenModel, results: Results, points: Sequence[RankPoint]) -> 
     }
     names = ", ".join(p.linear.model for p in points)
     result = replace(result, model=names, provenance=provenance)
-    folder = results.save(result)
+    folder = results.save(result, control=False)
     if results.devices.rank == 0:
         (folder / "rank.md").write_text(_markdown(points))
         _plot(scores, folder / "rank.png")

@@ -131,11 +131,13 @@ def run_where(
         devices.say(f"Left out: {num_empty} images without any segment in the crop.")
     provenance = {"num_unreadable": num_unreadable, "num_empty": num_empty}
     provenance |= {"standard_error": errors, "masks": masks}
+    grid = PREFIXES[1]
+    chance = {k.removeprefix(grid): v for k, v in scores.items() if k.startswith(grid)}
     inputs = {"data": results.fingerprint(files)}
     names = [str(path.relative_to(masks)) for path in paths]
     inputs["masks"] = results.fingerprint(ImageFiles(Path(masks), names))
     result = results.result(
-        model, "where", name, protocol, scores, inputs, **provenance
+        model, "where", name, protocol, scores, inputs, chance, **provenance
     )
     folder = results.save(result)
     if devices.rank == 0:

@@ -168,12 +168,14 @@ def run_reconstruction(
     protocol, provenance = _prepare(
         results, form, autoencoder, protocol, training_set, decoder, inputs
     )
-    scores, num_unreadable = score_images(
+    scores, chance, num_unreadable = score_images(
         devices, autoencoder, files, protocol, networks
     )
     _check_number(scores["num_images"], 1, force)
     provenance |= {"form": form, "num_unreadable": num_unreadable}
-    result = _result(results, autoencoder, protocol, scores, inputs, **provenance)
+    result = _result(
+        results, autoencoder, protocol, scores, inputs, chance, **provenance
+    )
     folder = results.save(result)
     if devices.rank == 0:
         save_pictures(devices, autoencoder, files, protocol, folder)
@@ -321,6 +323,7 @@ def _result(
     protocol: ReconstructionProtocol,
     scores: dict[str, Any],
     inputs: dict[str, str],
+    chance: dict[str, float] | None = None,
     **provenance: Any,
 ) -> Result:
     """A result; another latent than the model's own makes another row."""
@@ -332,6 +335,7 @@ def _result(
         protocol,
         scores,
         inputs,
+        chance,
         latent=autoencoder.latent,
         grid=list(autoencoder.grid_size(protocol.crop)),
         decoder_sha256=weights_sha256(autoencoder.decoder),

@@ -14,10 +14,10 @@ from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
-from lightly_ext.evaluate.reduction import count_unreadable
+from lightly_ext.evaluate.reduction import count_unreadable, reduce_sum
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.model import resized
-from stellar_plugin.protocols import CropProtocol
+from stellar_plugin.protocols import MOST_PSNR_DB, CropProtocol
 from stellar_plugin.visualize import (
     overlay_localization,
     strongest_token,
@@ -33,7 +33,7 @@ def score_images(
     files: ImageFiles,
     protocol: CropProtocol,
     networks: MetricNetworks,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], dict[str, float], int]:
     """Decodes and scores images, each in one process.
 
     Args:
@@ -49,7 +49,8 @@ def score_images(
             The networks of the metrics.
 
     Returns:
-        Scores of all readable images by name, and the number of the others.
+        Scores of all readable images by name; those of them that have one without a
+        model, the images in their mean colour; and the number of unreadable images.
 
     Raises:
         RuntimeError: If too many images are unreadable, or decoded values not finite.
@@ -58,6 +59,7 @@ def score_images(
     prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
     metrics = ImageScores(networks, prefixes, devices.device)
     unreadable: list[int] = []
+    flat = torch.zeros(2, dtype=torch.float64)  # sum of PSNR, and number of images
     loader = devices.loader(images)
     for batch in devices.progress(loader, "reconstruction", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
@@ -65,7 +67,27 @@ def score_images(
         if len(readable):
             _, decoded = _decode(devices, autoencoder, readable)
             metrics.update(readable, decoded)
-    return metrics.compute(), count_unreadable(devices, files, unreadable)
+            psnr = mean_colour_psnr(readable)
+            flat += torch.stack([psnr.sum(), torch.ones_like(psnr).sum()]).cpu()
+    total, count = reduce_sum(devices, flat).tolist()
+    num_unreadable = count_unreadable(devices, files, unreadable)
+    return metrics.compute(), {"psnr_db": total / max(count, 1)}, num_unreadable
+
+
+def mean_colour_psnr(images: Tensor) -> Tensor:
+    """PSNR in dB of images in their own mean colour, rounded to 8 bits.
+
+    Args:
+        images:
+            uint8 tensor with shape (batch_size, 3, height, width).
+
+    Returns:
+        float64 tensor with shape (batch_size,).
+    """
+    values = images.double()
+    error = (values - values.mean(dim=(2, 3), keepdim=True).round()) / 255
+    psnr = -10 * error.square().mean(dim=(1, 2, 3)).log10()
+    return psnr.clamp(max=MOST_PSNR_DB)
 
 
 @torch.no_grad()

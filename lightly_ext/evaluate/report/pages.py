@@ -26,7 +26,8 @@ OUT_OF_SCOPE = (
 READING = (
     "A column is one data set under one card: only equal cards share it. Published "
     "numbers are other people's measurements, under the card of their source. Several "
-    "seeds are shown as mean [min, max] and their number n."
+    "seeds are shown as mean [min, max] and their number n. Chance is what guessing "
+    "gives, untrained the same architecture with random weights."
 )
 
 
@@ -81,7 +82,7 @@ def to_grid(table: Table) -> Grid:
     card = next(iter(table.cards.values()))
     return Grid(
         _title(table),
-        ["model", *(_column_title(c, letters) for c in table.columns)],
+        ["model", *_head(table, letters)],
         [(row.kind, [_row_title(row), *_cells(table, row)]) for row in table.rows],
         list(letters.values()),
         {k: shown_value(v) for k, v in card.items() if k not in differences},
@@ -167,6 +168,8 @@ def _table_json(table: Table) -> dict[str, Any]:
                 "n": len(cell.values),
                 "seeds": cell.seeds,
                 "values": cell.values,
+                "chance": cell.chance,
+                "untrained": cell.untrained,
             }
             for (row, column), cell in table.cells.items()
         ],
@@ -226,12 +229,27 @@ def _row_title(row: Row) -> str:
     return f"{row.title}: {score_title(row.score)}" if row.score else row.title
 
 
+def _head(table: Table, letters: Mapping[str, str]) -> list[str]:
+    """Titles of the columns; plain scores have chance and untrained beside them."""
+    titles = []
+    for column in table.columns:
+        titles.append(_column_title(column, letters))
+        titles += [] if column.at else ["chance", "untrained"]
+    return titles
+
+
 def _cells(table: Table, row: Row) -> list[str]:
-    found = [table.cells.get((row, column)) for column in table.columns]
-    return [
-        "" if cell is None else cell.text(row.score or column.score)
-        for cell, column in zip(found, table.columns, strict=True)
-    ]
+    texts = []
+    for column in table.columns:
+        cell = table.cells.get((row, column))
+        text = "" if cell is None else cell.text(row.score or column.score)
+        beside = ["", ""] if cell is None else cell.beside(column.score)
+        if row.kind == "published":
+            beside = ["", ""]
+        elif row.kind == "untrained":
+            beside[1] = ""
+        texts += [text] if column.at else [text, *beside]
+    return texts
 
 
 def _gain_rows(table: Table, letters: Mapping[str, str]) -> list[list[str]]:

@@ -12,7 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 from lightly_ext.evaluate.report.published import Published
 from lightly_ext.evaluate.report.scores import SCORES, shown_score
-from lightly_ext.evaluate.result import UNTOLD, Result, shown_value
+from lightly_ext.evaluate.result import (
+    NOT_TOLD,
+    UNTOLD,
+    Result,
+    is_count,
+    is_untrained,
+    shown_value,
+)
 from stellar_plugin.protocols import card_digest
 
 # What the paper's tables show first; every other task comes after, by its name.
@@ -86,19 +93,23 @@ class Cell(NamedTuple):
     Attributes:
         seeds: The seeds, [None] for a published number.
         values: The values, in the same order.
+        chance: What guessing gives, None where that is not told.
+        untrained: Scores of the same architecture with random weights, likewise.
     """
 
     seeds: list[int | None]
     values: list[float]
+    chance: list[float | None]
+    untrained: list[float | None]
 
     def text(self, score: str) -> str:
         """The value, or mean [min, max] and number of seeds."""
-        shown = [shown_score(score, v) for v in self.values]
-        if len(shown) == 1:
-            return shown[0]
-        first, last = (shown_score(score, f(self.values)) for f in (min, max))
-        middle = shown_score(score, mean(self.values))
-        return f"{middle} [{first}, {last}], n {len(shown)}"
+        return _text(score, self.values)
+
+    def beside(self, score: str) -> list[str]:
+        """Chance and untrained scores as text; chance is mostly equal for all."""
+        chance = list(dict.fromkeys(self.chance))
+        return [_text(score, values) for values in (chance, self.untrained)]
 
 
 class Gain(NamedTuple):
@@ -172,17 +183,21 @@ def build_tables(
         are curves; what was only published comes last.
     """
     cells: dict[tuple[str, ...], dict[tuple[Row, Column], Cell]] = defaultdict(dict)
+    measured = {result.measurement: result.scores for result in results}
     rows, inputs = _rows(results), _inputs(results)
     for result, row, of_data in zip(results, rows, inputs, strict=True):
         seed = result.provenance.get("seed")
+        untrained = result.untrained or measured.get(str(result.control), {})
         for key, place, value in _numbers(result, row, of_data):
-            cell = cells[key].setdefault(place, Cell([], []))
+            cell = cells[key].setdefault(place, Cell([], [], [], []))
             cell.seeds.append(seed)
             cell.values.append(value)
+            cell.chance.append(result.chance.get(place[1].score))
+            cell.untrained.append(untrained.get(place[1].score))
     entries = list(published)
     for entry, row in zip(entries, _published_rows(entries), strict=True):
         for key, place, value in _numbers(entry.result, row, ""):
-            cells[key][place] = Cell([None], [value])
+            cells[key][place] = Cell([None], [value], [None], [None])
     tables = [Table(key[0], key[1], of_table) for key, of_table in cells.items()]
     return sorted(tables, key=_table_place)
 
@@ -193,6 +208,17 @@ def _point(at: str) -> float:
         return float(at)
     except ValueError:
         return 0.0
+
+
+def _text(score: str, values: Sequence[float | None]) -> str:
+    """A value, mean [min, max] and number of several, or that none is told."""
+    told = [v for v in values if v is not None]
+    if not told:
+        return NOT_TOLD
+    if len(told) == 1:
+        return shown_score(score, told[0])
+    middle, first, last = (shown_score(score, f(told)) for f in (mean, min, max))
+    return f"{middle} [{first}, {last}], n {len(told)}"
 
 
 def learning_gains(table: Table) -> list[Gain]:
@@ -230,14 +256,6 @@ def card_differences(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[A
     names = dict.fromkeys(name for card in cards.values() for name in card)
     values = {name: [card.get(name) for card in cards.values()] for name in names}
     return {name: v for name, v in values.items() if any(x != v[0] for x in v)}
-
-
-def is_untrained(result: Result) -> bool:
-    """Whether weights are random or none; mmseg's results name the checkpoint."""
-    of = result.provenance
-    notes = [str(of.get(name, "")) for name in ("sha256", "checkpoint")]
-    random = any(note.startswith(("random weights", "no weights")) for note in notes)
-    return random or result.model.endswith("(untrained)")
 
 
 def _rows(results: Sequence[Result]) -> list[Row]:
@@ -321,7 +339,7 @@ def _numbers(
     digest = card_digest(dict(card))
     name = str(card.get("name", "?"))
     for score, value in result.scores.items():
-        if score.startswith("num_") or value is None:
+        if is_count(score) or value is None:
             continue
         if not isinstance(value, Mapping):
             key = (result.task, name)

@@ -267,7 +267,8 @@ def _held_out(model: FrozenModel, results: Results, trained: TrainedProbe) -> Re
         rule="cosine similarity; all captions of an image",
     )
     scores = {**training["held_out"], "num_images": training["num_held_out"]}
-    return _stored(model, results, trained, protocol, scores, {})
+    chance = scores.pop("chance")
+    return _stored(model, results, trained, protocol, scores, {}, chance)
 
 
 def _score(
@@ -291,13 +292,15 @@ def _score(
     protocol = trained.protocol.replace(
         data=task.name, rule=task.rule, limit=results.limit or trained.protocol.limit
     )
-    values = {**scores.values, "chance": scores.chance, "num_images": scores.num}
+    values = {**scores.values, "num_images": scores.num}
     inputs = {"data": results.fingerprint(task.files, beside=task.texts)}
     counts = {
         "num_reused": cached.num_reused,
         "num_unreadable": cached.num_unreadable,
     }
-    return _stored(cache.model, results, trained, protocol, values, inputs, **counts)
+    return _stored(
+        cache.model, results, trained, protocol, values, inputs, scores.chance, **counts
+    )
 
 
 def _stored(
@@ -307,6 +310,7 @@ def _stored(
     protocol: AlignTextProtocol,
     scores: dict[str, Any],
     inputs: dict[str, str],
+    chance: dict[str, float],
     **provenance: Any,
 ) -> Result:
     result = results.result(
@@ -316,6 +320,7 @@ def _stored(
         protocol,
         scores,
         {"pairs": trained.config["pairs"], **inputs},
+        chance,
         feature=trained.config["feature"],
         probe=str(trained.folder),
         training=trained.config["training"],

@@ -47,6 +47,7 @@ def make_given(tmp_path: Path, model: str | FrozenModel, **options: Any) -> Give
         return {name: options.pop(name) for name in names if name in options}
 
     options = {"output": str(tmp_path / "out"), "accelerator": "cpu", **options}
+    options.setdefault("controls", False)  # twice the time
     devices = Devices(**{"batch_size": 8, "num_workers": 0, **take(Devices)})
     results = Results(devices, **take(Results))
     if isinstance(model, str):
@@ -104,6 +105,6 @@ def run_options(tmp_path: Path) -> list[str]:
     """Options of a command on tiny images."""
     return [
         *("--output", str(tmp_path / "out"), "--accelerator", "cpu"),
-        *("--batch_size", "8", "--num_workers", "0"),
+        *("--batch_size", "8", "--num_workers", "0", "--controls", "false"),
         *("--resize", str(IMAGE_SIZE), "--crop", str(IMAGE_SIZE)),
     ]

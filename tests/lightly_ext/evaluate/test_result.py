@@ -28,9 +28,13 @@ class TestResult:
     def test_to_markdown(self, tmp_path: Path) -> None:
         RESULT.save(tmp_path)
         text = (tmp_path / "result.md").read_text()
-        assert text.startswith("# knn: my model on Food-101\n\n| score | |\n| ---")
+        head = "# knn: my model on Food-101\n\n| score |  | chance | untrained |\n| ---"
+        assert text.startswith(head)
         lines = text.splitlines()
-        assert "| accuracy | 0.123457 |" in lines
+        assert "| accuracy | 0.123457 | not told | not told |" in lines
+        assert "| num_test | 25250 |  |  |" in lines
+        told = replace(RESULT, chance={"accuracy": 0.01}, untrained={"accuracy": 0.1})
+        assert "| accuracy | 0.123457 | 0.01 | 0.1 |" in told.to_markdown()
         assert "| neighbours | 20 |" in lines and "| temperature | 0.07 |" in lines
         assert "| unreadable | train 0, test 2 |" in lines
         # What a protocol does not use is not on its card.

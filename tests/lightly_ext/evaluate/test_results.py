@@ -223,7 +223,8 @@ class TestIdentity:
         self, given: Given, field: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = make_result(given).digest
-        changed = dataclasses.replace(given.model.origin, **{field: "another"})
+        another = {"weights taken": "teacher"} if field == "facts" else "another"
+        changed = dataclasses.replace(given.model.origin, **{field: another})
         monkeypatch.setattr(given.model, "origin", changed)
         assert (make_result(given).digest != before) == (field != "source")
 

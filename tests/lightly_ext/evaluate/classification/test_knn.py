@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from lightly_ext.data import read_image
 from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_image_folders
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.features import POOLED
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.images import ImageFiles, centre_crop
 from lightly_ext.evaluate.result import Result
 from lightly_ext.metrics import knn_accuracy
+from stellar_plugin.checkpoints import read_checkpoint, untrained_encoder
 from stellar_plugin.protocols import KNN
 from tests.lightly_ext.evaluate.small import (
     SIZES,
@@ -50,6 +56,52 @@ class TestRunKnn:
         assert stored.scores == result.scores and stored.protocol == card
         other = run_knn(*given, str(data), neighbours=6)
         assert given.results.folder(other) != given.results.folder(result)
+
+    def test_run_knn__chance_and_the_untrained_architecture(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = write_classes(tmp_path / "set", num=6)
+        for i in range(3):  # training images are cats most often, test images never
+            shutil.copyfile(
+                data / f"train/eel/000{i}.png", data / f"train/cat/a{i}.png"
+            )
+        for path in (data / "val/cat").iterdir():
+            shutil.copyfile(data / "train/dog" / path.name, path)
+        source = write_model(tmp_path / "model")
+        given = _given(tmp_path, source, controls=None)
+        result = run_knn(*given, str(data), neighbours=3)
+        # Weights of the seed, built by hand.
+        torch.manual_seed(0)
+        by_hand = untrained_encoder(read_checkpoint(source))
+        crop = centre_crop(KNN.replace(**SIZES), "bicubic")
+        found = find_classification_set(str(data))
+
+        def features(files: ImageFiles) -> Tensor:
+            images = [read_image(files.root / name) for name in files.names]
+            model = FrozenModel(by_hand, given.model.origin)
+            return model.pooled(torch.stack([crop(i) for i in images]), "sparse")
+
+        expected = knn_accuracy(
+            features(found.train),
+            found.train.label_tensor,
+            features(found.test),
+            found.test.label_tensor,
+            num_neighbours=3,
+        )
+        stored = Result.load(given.results.folder(result) / "result.json")
+        assert stored.untrained["accuracy"] == pytest.approx(float(expected))
+        assert stored.chance == {"accuracy": 6 / 18}
+        said = capsys.readouterr().out
+        levels = f"(chance 0.333333, untrained {stored.untrained['accuracy']:.6g})"
+        assert f"accuracy {stored.scores['accuracy']:.6g} {levels}" in said
+        # A result of its own, in the place that --untrained has; it is found again.
+        alone = _given(tmp_path, source, untrained=True)
+        untrained = run_knn(*alone, str(data), neighbours=3)
+        paths = set((tmp_path / "out").glob("knn-*"))
+        assert paths == {given.results.folder(result), alone.results.folder(untrained)}
+        assert untrained.scores == stored.untrained
+        run_knn(*given, str(data), neighbours=3)
+        assert "The same architecture, untrained" not in capsys.readouterr().out
 
     def test_run_knn__a_place_for_each_measurement(self, tmp_path: Path) -> None:
         model = write_model(tmp_path / "model")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from lightly_ext.evaluate.classification import linear
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
 from lightly_ext.evaluate.classification.probe_data import FeatureRows, ViewFeatures
 from lightly_ext.evaluate.classification.probe_training import LOG_NAME, ProbeTraining
-from lightly_ext.evaluate.classification.split import split_set
+from lightly_ext.evaluate.classification.split import label_chance, split_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
@@ -49,6 +50,28 @@ def _given(tmp_path: Path, **options: Any) -> Given:
 def _stored(tmp_path: Path) -> Result:
     (path,) = (tmp_path / "out").glob("linear*/result.json")
     return Result.load(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ([4, 4, 4, 4, 4, 4, 4], [1, 5, 0, 2, 3, 3, 1]),  # all alike
+        ([9, 2, 2, 2, 4, 2, 0], [3, 0, 1, 7, 2, 2, 0]),  # the last of five are tied
+        ([5, 5, 1, 0, 0, 0, 0], [1, 2, 3, 0, 0, 4, 5]),
+    ],
+)
+def test_label_chance__mean_over_all_guesses(train: list[int], test: list[int]) -> None:
+    labels = [torch.arange(7).repeat_interleave(torch.tensor(n)) for n in (train, test)]
+    for name, value in label_chance(*labels, num_classes=7).items():
+        k = 5 if name == "top5" else 1
+        guesses = list(itertools.combinations(range(7), k))
+        most = max(sum(train[c] for c in guess) for guess in guesses)
+        best = [g for g in guesses if sum(train[c] for c in g) == most]
+        hits = [sum(test[c] for c in guess) / sum(test) for guess in best]
+        assert value == pytest.approx(sum(hits) / len(hits))
+    assert label_chance(*labels, num_classes=7).keys() == {"accuracy", "top5"}
+    balanced = torch.arange(4).repeat(3)
+    assert label_chance(balanced, labels[1] % 4, 4) == {"accuracy": pytest.approx(0.25)}
 
 
 class TestRunLinear:

@@ -131,6 +131,7 @@ class TestRunWhere:
         y, x = np.mgrid[:SIZE, :SIZE] // 16
         grid = _brute_force([2 * y + x] * 5, masks)
         expected.update({f"grid_{name}": value for name, value in grid.items()})
+        assert result.chance == pytest.approx(grid)
         assert result.scores.pop("num_images") == 5  # type: ignore[attr-defined]
         assert result.scores == pytest.approx(expected, abs=1e-12)
         assert len(set(expected.values())) > 6

@@ -98,6 +98,13 @@ class TestPretrained:
             assert (to_uint8(expected).int() - decoded.int()).abs().max() <= 1
         assert result.scores["num_images"] == 9
         assert {"fid", "lpips", "psnr_db", "ssim"} <= set(result.scores)
+        # Chance: each image in its mean colour, as a decoding, in the same metric.
+        crops = _crops(given, images)
+        flat = crops.float().mean((2, 3), keepdim=True).expand(crops.shape)
+        by_hand = ImageScores(tiny_networks(given.devices), [""], crops.device)
+        by_hand.update(crops, [flat.round().to(torch.uint8)])
+        expected = by_hand.compute()["psnr_db"]
+        assert result.chance == {"psnr_db": pytest.approx(expected, rel=1e-6)}
         assert result.protocol["name"] == "reconstruction-pretrained"
         assert result.protocol["networks"] == ["tiny"]
         assert "cannot be compared" in result.provenance["note"]

@@ -226,6 +226,41 @@ class TestBuildTables:
         (table,) = build_tables([make_result("a", 0.5, BOARDS.replace(limit=8))])
         assert table.columns[0].data == "boards (limited to 8 images)"
 
+    def test_build_tables__chance_and_untrained_beside_the_score(self) -> None:
+        def result(value: float, run: int, **model: Any) -> Result:
+            options = {"precision": "32-true", "seed": run}
+            identity = {"model": model, "options": options, "inputs": {"data": "x"}}
+            made = make_result("a", value, seed=run, sha256=model["sha256"])
+            return replace(made, identity=identity, chance={"accuracy": 0.125})
+
+        def random(value: float, seed: int) -> Result:
+            # Of another name: what it is tells, not what it is called.
+            weights = f"random weights of seed {seed}"
+            made = result(value, seed, sha256=weights, seed=seed, facts={})
+            return replace(made, model="chosen name")
+
+        trained = [result(0.5 + s / 4, s, sha256=f"abc{s}") for s in (0, 1)]
+        other = replace(trained[0], task="knn", model="b", untrained={"accuracy": 0.25})
+        results = [*trained, random(0.375, 0), random(0.5, 1), other]
+        (table,) = build_tables(results)
+        found = {
+            row.title: (cell.text("accuracy"), *cell.beside("accuracy"))
+            for (row, _), cell in table.cells.items()
+        }
+        assert found == {
+            "a": (
+                "62.50 [50.00, 75.00], n 2",
+                "12.50",
+                "43.75 [37.50, 50.00], n 2",
+            ),
+            "chosen name (untrained)": (
+                "43.75 [37.50, 50.00], n 2",
+                "12.50",
+                "not told",
+            ),
+            "b": ("50.00", "12.50", "25.00"),
+        }
+
 
 class TestLearningGains:
     def test_learning_gains__against_the_best_untrained_feature(self) -> None:
@@ -476,11 +511,12 @@ class TestPages:
         lines = to_markdown(self._report("a|b")).splitlines()
         start = lines.index("## knn")
         assert lines[start + 2 : start + 6] == [
-            "| model | A. boards: accuracy, % "
-            "| B. boards (limited to 8 images): accuracy, % |",
-            "| --- | --- | --- |",
-            "| a\\|b | 62.50 [50.00, 75.00], n 2 | 12.50 |",
-            "| a (untrained) | 25.00 |  |",
+            "| model | A. boards: accuracy, % | chance | untrained "
+            "| B. boards (limited to 8 images): accuracy, % | chance | untrained |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| a\\|b | 62.50 [50.00, 75.00], n 2 | not told | not told "
+            "| 12.50 | not told | not told |",
+            "| a (untrained) | 25.00 | not told |  |  |  |  |",
         ]
         assert (
             "| a\\|b | A. boards: accuracy, % | 62.50 [50.00, 75.00], n 2 | 25.00 (a "

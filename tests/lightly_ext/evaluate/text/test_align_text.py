@@ -123,7 +123,7 @@ def test_align_text__every_score_above_chance(
     assert len(results) == 5
     for result in results.values():
         assert result.protocol["data"] == result.data
-        for name, chance in result.scores["chance"].items():
+        for name, chance in result.chance.items():
             factor = 1.15 if name.endswith("5") else 2.5
             assert result.scores[name] > factor * chance, (result.data, name)
         assert before[:16] in result.protocol["networks"][0]
