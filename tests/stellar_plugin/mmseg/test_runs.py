@@ -110,6 +110,8 @@ def test_baseline__part_of_the_run(build: Build, tmp_path: Path) -> None:
         **{f"model.backbone.{name}": value for name, value in vit.items()},
         "model.backbone.model_name": "vit_tiny_patch16_224",
         "model.backbone.num_queries": 0,
+        # What nothing tells of a file of timm's names alone.
+        "model.backbone.pos_antialias": True,
         "train_cfg.max_iters": 3,
         "default_hooks.checkpoint.interval": 1,
         "default_hooks.checkpoint.max_keep_ckpts": -1,
