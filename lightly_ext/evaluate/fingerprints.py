@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,18 +33,11 @@ CHUNK = 64
 SETTLED_NS = 2 * 10**9
 
 
-class Known(NamedTuple):
-    """What is remembered of a file.
-
-    Attributes:
-        stamp: Its size, and the times in ns when content and inode changed last.
-        sha256: Hash of its content in hexadecimal, empty if it cannot be opened.
-        settled: Whether another content would have another stamp.
-    """
-
-    stamp: tuple[int, int, int]
-    sha256: bytes
-    settled: bool = True
+# Size of a file, and the times in ns when content and inode changed last; None where
+# another content could have the same.
+Stamp = tuple[int, int, int]
+# Stamp and hash; plain tuples, as there may be millions.
+Known = tuple[Stamp | None, bytes]
 
 
 def content_hashes(
@@ -101,37 +94,38 @@ def fingerprint(
 def _hashes(
     devices: Devices, cache: Path, root: Path, names: Sequence[str]
 ) -> list[bytes]:
-    root = root.resolve()
-    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    folder = str(root.resolve())
+    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     memo = cache / FOLDER / f"{place}.npz"
     known = _load(memo)
     found: list[Known] = []
     try:
         with ThreadPool(NUM_THREADS) as threads:
-            looked = threads.imap(partial(_look, root, known), names, chunksize=CHUNK)
+            looked = threads.imap(partial(_look, folder, known), names, chunksize=CHUNK)
             found += devices.progress(looked, "contents of files", len(names))
     finally:
-        new = {n: e for n, e in zip(names, found, strict=False) if e.settled}
+        new = {name: e for name, e in zip(names, found, strict=False) if e[0]}
         if any(known.get(name) != entry for name, entry in new.items()):
             _store(memo, {**known, **new})
-    return [entry.sha256 for entry in found]
+    return [sha256 for _, sha256 in found]
 
 
-def _look(root: Path, known: Mapping[str, Known], name: str) -> Known:
-    path = root / name
+def _look(folder: str, known: Mapping[str, Known], name: str) -> Known:
+    path = os.path.join(folder, name)
     try:
         stamp = _stamp(path)
-        if name in known and known[name].stamp == stamp:
-            return known[name]
-        sha256 = file_sha256(path).encode()
-        age = time.time_ns() - max(stamp[1:])
-        return Known(stamp, sha256, age > SETTLED_NS and _stamp(path) == stamp)
+        found = known.get(name)
+        if found is not None and found[0] == stamp:
+            return found
+        sha256 = file_sha256(Path(path)).encode()
+        settled = time.time_ns() - max(stamp[1:]) > SETTLED_NS
+        return stamp if settled and _stamp(path) == stamp else None, sha256
     except OSError:
-        return Known((0, 0, 0), b"", settled=False)
+        return None, b""
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    stat = path.stat()
+def _stamp(path: str) -> Stamp:
+    stat = os.stat(path)
     # The last one changes with every replacement, also where the other is put back.
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
@@ -143,15 +137,15 @@ def _load(memo: Path) -> dict[str, Known]:
     try:
         with np.load(memo, allow_pickle=False) as arrays:
             names, stamps, hashes = (arrays[name].tolist() for name in COLUMNS)
-        rows = zip(map(os.fsdecode, names), stamps, hashes, strict=True)
-        return {name: Known((*stamp,), sha256) for name, stamp, sha256 in rows}
+        entries = zip(map(tuple, stamps), hashes, strict=True)
+        return dict(zip(map(os.fsdecode, names), entries, strict=True))
     except Exception:  # numpy and zipfile raise anything on broken files
         return {}
 
 
 def _store(memo: Path, known: Mapping[str, Known]) -> None:
     names = [os.fsencode(name) for name in known]
-    stamps, hashes, _ = zip(*known.values(), strict=True)
+    stamps, hashes = zip(*known.values(), strict=True)
     memo.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: other runs may write at the same time.
     new = memo.with_name(f".{uuid.uuid4().hex}.npz")
