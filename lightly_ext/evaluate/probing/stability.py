@@ -78,9 +78,9 @@ def run_stability(
             `model` is, their features are "auto".
 
     Returns:
-        One result per model, the first model first. Its scores are `cosine_distance` by
-        the scale of the crop, and `cosine_distance_other_image`: features that are all
-        alike are stable too.
+        One result per model, the first model first; the plot is stored with that one,
+        named by the others. Scores are `cosine_distance` by the scale of the crop, and
+        `cosine_distance_other_image`: features that are all alike are stable too.
 
     Raises:
         ValueError: If a model does not have the feature, or the crop is larger than
@@ -109,7 +109,8 @@ def run_stability(
         result, curves[label] = _run_model(run, results, name, files, protocol)
         found.append(result)
     if devices.rank == 0:
-        _plot(results.folder(found[0]) / "stability.png", curves, name)
+        others = "".join(f"-{result.digest}" for result in found[1:])
+        _plot(results.folder(found[0]) / f"stability{others}.png", curves, name)
     return found
 
 

@@ -116,7 +116,7 @@ class TestRunStability:
         data = str(tmp_path / "boards" / "train")
         options = [*run_options(tmp_path), "--data", data]
         main(["stability", "--model", source, *options, "--against", other])
-        folders = sorted((tmp_path / "out").iterdir())
+        folders = sorted((tmp_path / "out").glob("stability-*"))
         names = [folder.name.split("-")[2] for folder in folders]
         assert names == ["larger", "tiny"]
         stored = [json.loads((f / "result.json").read_text()) for f in folders]
@@ -126,8 +126,10 @@ class TestRunStability:
             distances = list(scores["cosine_distance"].values())
             assert scores["num_images"] == 4
             assert distances[0] > distances[-1] == pytest.approx(0, abs=1e-12)
-        assert (folders[1] / "stability.png").stat().st_size < 100_000
-        assert not (folders[0] / "stability.png").exists()
+        digest = folders[0].name.rpartition("-")[2]
+        plot = folders[1] / f"stability-{digest}.png"  # that of this comparison
+        assert plot.stat().st_size < 100_000
+        assert not list(folders[0].glob("*.png"))
 
     def test_run_stability__features_of_other_models(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 2)
