@@ -272,17 +272,24 @@ def timm_model(name: str) -> nn.Module:
     """
     try:
         cfg = timm.get_pretrained_cfg(name)
-        if cfg is not None and cfg.hf_hub_id:
-            # timm takes a lost connection for a file that is not there, and asks for
-            # the next one, each for half a minute.
-            with _from_hub(cfg.hf_hub_id):
-                _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
+    except RuntimeError as error:  # no such tag
+        raise _no_weights(name, error) from error
+    if cfg is not None and cfg.hf_hub_id:
+        # timm takes a lost connection for a file that is not there, and asks for the
+        # next one, each for half a minute.
+        with _from_hub(cfg.hf_hub_id):
+            _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
+    try:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(
-            f"timm gives no weights for '{name}': {error} Download them yourself and "
-            "give their path."
-        ) from error
+        raise _no_weights(name, error) from error
+
+
+def _no_weights(name: str, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"timm gives no weights for '{name}': {error} Download them yourself and give "
+        "their path."
+    )
 
 
 def _read_timm(name: str) -> RawCheckpoint:

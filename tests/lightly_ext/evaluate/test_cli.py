@@ -50,6 +50,7 @@ class TestMain:
         force: bool,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         given: dict[str, Any] = {}
 
@@ -68,6 +69,12 @@ class TestMain:
         model = write_model(tmp_path / "model")
         main(["efficiency", "--model", model, *options, *places, "--data", "b"])
         assert given == {"data": "b", "force": force, "untrained": untrained}
+        said = f"Model, {tmp_path.name}{' (untrained)' if untrained else ''}: "
+        said += "features auto: sparse"
+        if not untrained:
+            said += "; read as: STELLAR in layout 'stellar'; told by: names of layout "
+            said += "'stellar'"
+        assert f"{said}.\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
     def test_main__documented_commands_are_understood(

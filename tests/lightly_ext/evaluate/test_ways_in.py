@@ -13,11 +13,17 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.checkpoints import create_encoder, files
 from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.encoder import is_plain
+from stellar_plugin.protocols import KNN
 from tests.checkpoint_files import FILES, save, timm_vit
+from tests.lightly_ext.evaluate.small import make_given
 
 ARCHITECTURE = "test_vit"  # 160 px, 64 wide, which does not tell the 2 heads
 SIZES = [(160, 160), (96, 96), (64, 192), (208, 176)]
@@ -116,6 +122,24 @@ def test_features_of_timm(way: str, vit: VisionTransformer, tmp_path: Path) -> N
             "pos_antialias=True, activation=GELU, positions of 10 x 10 patches"
             + (", mean and std of ImageNet" if "classifier" not in way else "")
         )
+
+
+def test_kept_with_the_result(vit: VisionTransformer, tmp_path: Path) -> None:
+    content = {"state_dict_ema": vit.state_dict(), "state_dict": vit.state_dict()}
+    path = str(save(content, tmp_path / "a.pth"))
+
+    @evaluation
+    def run(model: FrozenModel, devices: Devices, results: Results) -> Result:
+        return results.result(model, "knn", "set", KNN, {}, {})
+
+    result = run(*make_given(tmp_path, load_frozen_model(path, model_kwargs=HEADS)))
+    assert result.provenance["weights"] == {
+        "read as": "layout 'timm'",
+        "told by": "nothing",
+        "weights taken": "those of 'state_dict_ema', not of state_dict",
+        "not told, assumed": "pos_antialias=True, activation=GELU, positions of "
+        "10 x 10 patches, mean and std of ImageNet",
+    }
 
 
 def test_untrained__as_trained(vit: VisionTransformer) -> None:
