@@ -171,7 +171,7 @@ class TestRunRank:
         run_rank(*_given(tmp_path, first, limit=3), data, [other], force=True)
         assert len(fakes.calls) == 12
         write_images(tmp_path / "set" / "val" / "cat", 1, seed=5)  # replaced images
-        run_rank(*_given(tmp_path, first), data, [other])
+        run_rank(*_given(tmp_path, first), data, [other], force=True)
         assert len(fakes.calls) == 16
 
     def test_run_rank__other_weights_are_evaluated(
