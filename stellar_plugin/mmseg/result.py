@@ -156,7 +156,10 @@ class SegmentationResultHook(Hook):
             self._origin = dict(trained.get("provenance", foreign))
         elif runner._resume:
             known = trained.get("provenance", UNKNOWN_WEIGHTS)
-            self._origin = {name: known.get(name, NOT_TOLD) for name in UNKNOWN_WEIGHTS}
+            of_weights = {
+                n: known[n] for n in (*UNKNOWN_WEIGHTS, "weights") if n in known
+            }
+            self._origin = {**UNKNOWN_WEIGHTS, **of_weights}
             self._before = trained.get("asked", {})
 
     def after_val_epoch(

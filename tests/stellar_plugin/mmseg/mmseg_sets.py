@@ -155,7 +155,7 @@ def train_resume_test(
     """The three commands of a user; the last without the file trained from."""
     train = [mim, "train", "mmseg", config, "--gpus", "0"]
     output = run([*train, "--cfg-options", *options], folder)
-    assert "StellarViT weights from" in output
+    assert "StellarViT weights: " in output
     assert "Iter(train) [2/2]" in output
 
     more = [*options, "train_cfg.max_iters=4"]
