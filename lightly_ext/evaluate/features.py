@@ -145,9 +145,12 @@ class FeatureCache:
             )
         if len(todo):
             images = EvaluationImages(files, transform)
-            loader = devices.loader(images, stored.share(todo))
+            loader = devices.loader(images, stored.share(_distinct(hashes, todo)))
             batches = devices.progress(loader, kind, len(loader))
             stored.fill(_filled(devices, compute, batches, hashes))
+            devices.fabric.barrier()
+            if devices.rank == 0:
+                stored.fill(_reused(stored, folder, hashes))
         devices.fabric.barrier()
         return _opened(devices, files, folder, list(shapes), num_reused)
 
@@ -208,12 +211,12 @@ def check_unreadable(num_unreadable: int, files: ImageFiles, text: str = "") -> 
 def _reused(
     stored: ResumableArrays, folder: Path, hashes: NDArray[np.bytes_]
 ) -> Iterator[Filled]:
-    """Rows of the same contents in other folders, for what is not done yet."""
+    """Rows of the same contents in all folders, for what is not done yet."""
     wanted = np.flatnonzero(stored.state != DONE)
     others = (path.parent for path in folder.parent.glob(f"[!.]*/{STATE}.npy"))
     for other in sorted(others):
-        if other == folder or not len(wanted):
-            continue
+        if not len(wanted):
+            return
         done = np.flatnonzero(np.load(other / f"{STATE}.npy") == DONE)
         names = np.load(other / f"{HASHES}.npy")[done].tolist()
         of_hash = dict(zip(names, done.tolist(), strict=True))
@@ -227,6 +230,13 @@ def _reused(
             values = {name: array[rows] for name, array in arrays.items()}
             yield Filled(np.array(chunk), DONE, chunk, values)
         wanted = np.setdiff1d(wanted, found)
+
+
+def _distinct(hashes: NDArray[np.bytes_], todo: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One image of each content, as copies of it have equal features; ascending."""
+    known = hashes[todo] != b""  # the others may be anything
+    firsts = np.unique(hashes[todo[known]], return_index=True)[1]
+    return np.union1d(todo[known][firsts], todo[~known])
 
 
 def _filled(
@@ -260,7 +270,7 @@ def _opened(
     num_reused: int,
 ) -> CachedFeatures:
     state = np.load(folder / f"{STATE}.npy")
-    unreadable = np.flatnonzero(state == UNREADABLE).tolist()
+    unreadable = np.flatnonzero(state != DONE).tolist()  # and copies of such
     say_unreadable(devices, files, unreadable)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     readable = torch.from_numpy(np.flatnonzero(state == DONE))

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from lightly.utils.benchmarking import knn_predict
 from torch import Tensor
 from torch.nn import functional as F
 
 from stellar_plugin.protocols import KNN
 
-# exp(1 / temperature) must fit into float32, and a sum of them too.
-MIN_TEMPERATURE = 0.0125
 QUERIES_AT_ONCE = 1024
-# 256 MiB in float32: all queries of ImageNet against its training set are 256 GB.
+# 512 MiB in float64: all queries of ImageNet against its training set are 512 GB.
 NUMBERS_AT_ONCE = 2**26
 
 
@@ -29,7 +26,9 @@ def knn_accuracy(
     """Accuracy of cosine-weighted voting among the nearest training features.
 
     A neighbour with cosine similarity c votes for its class with weight
-    exp(c / temperature), as in [0]. Computed in float32, whatever the features are.
+    exp(c / temperature), as in [0]. Of equally similar ones the first vote, of classes
+    with equal votes the first one wins: sums are computed in float64 and compared in
+    float32, so that no order of summation decides, and copies of an image are equal.
 
     - [0]: Unsupervised Feature Learning via Non-Parametric Instance-level
       Discrimination, 2018, https://arxiv.org/abs/1805.01978
@@ -53,7 +52,7 @@ def knn_accuracy(
 
     Raises:
         ValueError: If there are fewer training samples than neighbours, or the
-            temperature is too low for float32.
+            temperature is not positive.
     """
     check_knn_options(num_neighbours, temperature, len(train_features))
     voters = Voters(train_features, train_labels, num_neighbours, temperature)
@@ -79,7 +78,7 @@ class Voters:
     def __init__(
         self, features: Tensor, labels: Tensor, num_neighbours: int, temperature: float
     ) -> None:
-        self.bank = F.normalize(features.float(), dim=1).T
+        self.bank = F.normalize(features.double(), dim=1).T
         self.labels = labels
         self.num_classes = int(labels.max()) + 1
         self.num_neighbours = num_neighbours
@@ -87,7 +86,7 @@ class Voters:
 
     def blocks(self, features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cuts queries, so that similarities and votes of a block fit into memory."""
-        numbers = max(len(self.labels), self.num_neighbours * self.num_classes)
+        numbers = max(len(self.labels), self.num_classes)
         rows = max(1, min(QUERIES_AT_ONCE, NUMBERS_AT_ONCE // numbers))
         return list(zip(features.split(rows), labels.split(rows), strict=True))
 
@@ -95,15 +94,24 @@ class Voters:
         """Number of queries that get their own class, int64 without a shape."""
         device = self.bank.device
         with torch.autocast(device.type, enabled=False):
-            classes = knn_predict(
-                feature=F.normalize(features.to(device).float(), dim=1),
-                feature_bank=self.bank,
-                feature_labels=self.labels,
-                num_classes=self.num_classes,
-                knn_k=self.num_neighbours,
-                knn_t=self.temperature,
-            )[:, 0]
-        return (classes == labels.to(device)).sum()
+            queries = F.normalize(features.to(device).double(), dim=1)
+            similarities = (queries @ self.bank).float()
+        nearest = _nearest(similarities, self.num_neighbours)
+        weights = similarities.gather(1, nearest).double() / self.temperature
+        weights = (weights - weights.amax(dim=1, keepdim=True)).exp()
+        votes = weights.new_zeros(len(features), self.num_classes)
+        votes = votes.scatter_add(1, self.labels[nearest], weights).float()
+        return (votes.argmax(dim=1) == labels.to(device)).sum()
+
+
+def _nearest(similarities: Tensor, num: int) -> Tensor:
+    """Columns of the largest values of each row, of equal ones the first."""
+    values, columns = similarities.topk(min(num + 1, similarities.shape[1]), dim=1)
+    # Where the next one is equal too, `topk` leaves open which it takes.
+    tied = (values[:, num - 1 : num] == values[:, num:]).any(dim=1)
+    order = similarities[tied].argsort(dim=1, descending=True, stable=True)
+    columns[tied] = order[:, : columns.shape[1]]
+    return columns[:, :num]
 
 
 def check_knn_options(num_neighbours: int, temperature: float, num_train: int) -> None:
@@ -113,8 +121,5 @@ def check_knn_options(num_neighbours: int, temperature: float, num_train: int) -
             f"The number of neighbours must be in 1 to {num_train}, the number of "
             f"training samples, got {num_neighbours}."
         )
-    if not MIN_TEMPERATURE <= temperature < math.inf:
-        raise ValueError(
-            f"The temperature must be at least {MIN_TEMPERATURE}, got {temperature}: "
-            "votes are exp(similarity / temperature) in float32."
-        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"The temperature must be positive, got {temperature}.")

@@ -38,6 +38,9 @@ def run_knn(
 ) -> Result:
     """Accuracy of k nearest neighbours: nothing is trained.
 
+    Of equally similar training images the first in the list vote, of classes with equal
+    votes the first one wins.
+
     Args:
         model:
             What is evaluated.
@@ -100,7 +103,6 @@ def run_knn(
         )
     device = devices.device
     voters = Voters(bank.to(device), bank_labels.to(device), neighbours, temperature)
-    # Every process cuts the same blocks: others would round differently.
     share = voters.blocks(queries, labels)[devices.rank :: devices.world_size]
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for block in devices.progress(share, "neighbours", len(share)):

@@ -78,10 +78,24 @@ class TestFeatures:
         assert means.shape == (18, 3) and means.dtype == torch.float32
         first = cached.rows("first")
         assert first.shape == (18, 2, 2) and first.dtype == torch.float16
-        crop = centre_crop(PROTOCOL, "bicubic")
-        for i, name in enumerate(files.names):
-            image = crop(read_image(files.root / name)).float()
-            torch.testing.assert_close(means[i], image.mean(dim=(1, 2)))
+
+    def test_copies_of_an_image_are_computed_once(
+        self, given: Given, files: ImageFiles
+    ) -> None:
+        write_images(files.root, 40)
+        files = folder_images(files.root)
+        for name in files.names[10:]:
+            (files.root / name).write_bytes((files.root / files.names[3]).read_bytes())
+        for name in (files.names[1], files.names[20]):
+            (files.root / name).write_bytes(b"broken")
+        cached, sizes = computed(given, files[range(39, -1, -1)], kind="copies")
+        assert sizes == [4, 4, 2]  # of the 9 readable contents, and of the broken one
+        means = cached.rows("means")
+        copies = [*means[:19], means[35]]
+        assert torch.stack(copies).unique(dim=0).shape == (1, 3)
+        assert means.unique(dim=0).shape == (9, 3)
+        assert cached.readable.tolist() == [i for i in range(40) if i not in (19, 38)]
+        assert cached.num_unreadable == 2
 
     def test_a_second_time_from_files(self, given: Given, files: ImageFiles) -> None:
         cached, _ = computed(given, files)

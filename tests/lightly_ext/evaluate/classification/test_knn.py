@@ -151,7 +151,7 @@ class TestRunKnn:
         ("options", "match"),
         [
             ({"neighbours": 7}, "neighbours must be in 1 to 6.*got 7"),
-            ({"temperature": 0.0}, "temperature must be at least"),
+            ({"temperature": 0.0}, "temperature must be positive"),
             ({"features": "tokens"}, "features must be 'auto' or one of"),
         ],
     )
