@@ -50,7 +50,17 @@ class PatchGridSegmentor(EncoderDecoder):
                 Normalised images with shape (batch_size, 3, height, width).
             data_samples:
                 Their labels, which may be missing; replaced by labels on the grid.
+
+        Raises:
+            ValueError: If an image is flipped: nothing flips its map back, as the mean
+                over views of test-time augmentation needs it.
         """
+        if any(sample.get("flip") for sample in data_samples or ()):
+            raise ValueError(
+                "PatchGridSegmentor does not flip maps back, and the mean over views "
+                "of TestTimeAug would be of maps that do not match: take RandomFlip "
+                "out of the pipeline of the test."
+            )
         logits = self._forward(inputs)
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]

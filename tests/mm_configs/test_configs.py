@@ -13,7 +13,6 @@ from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
 import mm_configs
-import stellar_plugin.mmseg  # noqa: F401
 from stellar_plugin.checkpoints.layouts import TIMM
 from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
 from stellar_plugin.mmseg.card.card import make_card, read_evaluation, read_training

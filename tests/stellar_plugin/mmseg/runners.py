@@ -12,7 +12,6 @@ from unittest import mock
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import stellar_plugin.mmseg  # noqa: F401
 from tests.stellar_plugin.mmseg.mmseg_sets import REPOSITORY, WRITERS, tiny
 
 SETS = tempfile.TemporaryDirectory()

@@ -35,10 +35,7 @@ from tests.stellar_plugin.mmseg.runners import built, resnet_config, tiny_config
 
 Options = dict[str, Any]
 
-
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @TRANSFORMS.register_module()

@@ -7,8 +7,6 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-import stellar_plugin.mmseg  # noqa: F401
-
 
 def build(**kwargs: object) -> torch.nn.Module:
     torch.manual_seed(0)

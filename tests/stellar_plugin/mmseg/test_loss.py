@@ -5,8 +5,6 @@ import torch
 from mmseg.models.losses import DiceLoss
 from mmseg.registry import MODELS
 
-import stellar_plugin.mmseg  # noqa: F401
-
 
 def build(**kwargs: object) -> torch.nn.Module:
     return MODELS.build({"type": "LabelledDiceLoss", **kwargs})

@@ -36,6 +36,8 @@ from tests.stellar_plugin.mmseg.runners import (
 Warned = Callable[[], str]
 WHOLE = {"mIoU", "aAcc", "mAcc"}
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 
 @METRICS.register_module()
 class Sharpness(BaseMetric):
@@ -64,11 +66,6 @@ class OwnLossHead(FCNHead):
 class Interrupt(Hook):
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
-
-
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

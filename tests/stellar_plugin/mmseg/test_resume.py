@@ -15,8 +15,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-import stellar_plugin.mmseg  # noqa: F401
-
 SCHEDULE = [
     {"type": "PolyLR", "power": 0.9, "eta_min": 1e-5, "begin": 0, "by_epoch": False},
     {"type": "WarmUpLR", "fraction": 0.5, "begin": 0, "by_epoch": False},

@@ -4,8 +4,6 @@ import pytest
 import torch
 from mmseg.registry import PARAM_SCHEDULERS
 
-import stellar_plugin.mmseg  # noqa: F401
-
 FRACTION = 1500 / 40000
 
 

@@ -15,7 +15,6 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-import stellar_plugin.mmseg  # noqa: F401
 from tests.stellar_plugin.mmseg.mmseg_sets import MODEL_NAME, NUM_QUERIES, VIT
 
 
@@ -211,6 +210,14 @@ class TestPatchGridSegmentor:
             (result,) = self.build().eval().predict(torch.randn(1, 3, 32, 32))
         assert result.pred_sem_seg.shape == (2, 2)
         assert "gt_sem_seg" not in result
+
+    def test_predict__flipped(self) -> None:
+        image, same = torch.randn(1, 3, 32, 32), SegDataSample(metainfo={"flip": False})
+        flipped = SegDataSample(metainfo={"flip": True, "flip_direction": "vertical"})
+        model = self.build().eval()
+        model.predict(image, [same])
+        with pytest.raises(ValueError, match="take RandomFlip out of the pipeline"):
+            model.predict(image, [flipped])
 
     def test_predict__two_classes_by_one_logit(self) -> None:
         model = self.build()

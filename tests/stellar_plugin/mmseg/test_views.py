@@ -5,8 +5,6 @@ import pytest
 import torch
 from mmseg.registry import TRANSFORMS
 
-import stellar_plugin.mmseg  # noqa: F401
-
 
 def build(name: str, **kwargs: object) -> object:
     cfg = {"type": "TorchvisionTransform", "name": name, **kwargs}

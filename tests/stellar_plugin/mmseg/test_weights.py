@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
+from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -69,9 +70,6 @@ def logits(model: nn.Module) -> Tensor:
 
 def inference(path: Path, **kwargs: Any) -> nn.Module:
     """The model of mmseg's inference API."""
-    # Not before stellar_plugin.mmseg, which the stock packages need.
-    from mmseg.apis import init_model
-
     return init_model(Config({"model": config(**kwargs)}), str(path), device="cpu")
 
 
