@@ -90,23 +90,21 @@ def _measure_knn(sizes: Sizes, arguments: argparse.Namespace, report: Report) ->
     bank_size, num_queries = (2000, 100) if arguments.tiny else (1_281_167, 2048)
     labels = torch.randint(CLASSES, (bank_size,), device=device)
     queries = random_tokens(num_queries, sizes.width, device=device)
-    query_labels = torch.randint(CLASSES, (num_queries,), device=device)
     voters = Voters(
         random_tokens(bank_size, sizes.width, device=device),
         labels,
         NEIGHBOURS,
         TEMPERATURE,
     )
-    blocks = voters.blocks(queries, query_labels)
 
     def vote() -> None:
-        for block in blocks:
-            voters.num_correct(*block)
+        for block in queries.split(voters.rows_at_once):
+            voters.classes(block)
 
     ms = median_ms(vote, device, 3, warm_up=1)
     report.values(
         knn_bank=bank_size,
-        knn_rows_at_once=len(blocks[0][0]),
+        knn_rows_at_once=voters.rows_at_once,
         knn_queries_per_s=1000 * num_queries / ms,
         knn_extra_gib=extra_gib(vote, device),
         knn_bank_gib=voters.bank.nbytes / 2**30,

@@ -89,12 +89,26 @@ class FeatureCache:
     def pooled(
         self, files: ImageFiles, protocol: CropProtocol, feature: str
     ) -> CachedFeatures:
-        """One vector per image, the float32 array `POOLED`; see `features`."""
+        """One vector per image, the float32 array `POOLED`; see `features`.
+
+        Raises:
+            RuntimeError: If the features of an image are not finite.
+        """
 
         def compute(images: Tensor) -> dict[str, Tensor]:
             return {POOLED: self.model.pooled(images, feature)}
 
-        return self.features(files, protocol, f"pooled {feature}", compute)
+        cached = self.features(files, protocol, f"pooled {feature}", compute)
+        for rows in cached.readable.split(CHUNK):
+            finite = np.isfinite(cached.arrays[POOLED][rows.numpy()]).all(axis=1)
+            if not finite.all():
+                first = files.names[int(rows[int(finite.argmin())])]
+                raise RuntimeError(
+                    f"Features of '{self.model.origin.name}' are not finite at "
+                    f"precision {self.devices.precision} for '{printable(first)}': use "
+                    "--precision 32-true, or other weights."
+                )
+        return cached
 
     def features(
         self, files: ImageFiles, protocol: CropProtocol, kind: str, compute: Compute

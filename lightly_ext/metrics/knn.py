@@ -56,9 +56,9 @@ def knn_accuracy(
     """
     check_knn_options(num_neighbours, temperature, len(train_features))
     voters = Voters(train_features, train_labels, num_neighbours, temperature)
-    blocks = voters.blocks(test_features, test_labels)
-    correct = sum(voters.num_correct(*block) for block in blocks)
-    return int(correct) / len(test_labels)
+    blocks = test_features.split(voters.rows_at_once)
+    classes = torch.cat([voters.classes(block) for block in blocks])
+    return int((classes == test_labels.to(classes.device)).sum()) / len(test_labels)
 
 
 class Voters:
@@ -84,24 +84,23 @@ class Voters:
         self.num_neighbours = num_neighbours
         self.temperature = temperature
 
-    def blocks(self, features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Cuts queries, so that similarities and votes of a block fit into memory."""
+    @property
+    def rows_at_once(self) -> int:
+        """Number of queries whose similarities and votes fit into memory."""
         numbers = max(len(self.labels), self.num_classes)
-        rows = max(1, min(QUERIES_AT_ONCE, NUMBERS_AT_ONCE // numbers))
-        return list(zip(features.split(rows), labels.split(rows), strict=True))
+        return max(1, min(QUERIES_AT_ONCE, NUMBERS_AT_ONCE // numbers))
 
-    def num_correct(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Number of queries that get their own class, int64 without a shape."""
-        device = self.bank.device
-        with torch.autocast(device.type, enabled=False):
-            queries = F.normalize(features.to(device).double(), dim=1)
+    def classes(self, features: Tensor) -> Tensor:
+        """Classes of queries (num_queries, dim), int64 with shape (num_queries,)."""
+        with torch.autocast(self.bank.device.type, enabled=False):
+            queries = F.normalize(features.to(self.bank.device).double(), dim=1)
             similarities = (queries @ self.bank).float()
         nearest = _nearest(similarities, self.num_neighbours)
         weights = similarities.gather(1, nearest).double() / self.temperature
         weights = (weights - weights.amax(dim=1, keepdim=True)).exp()
         votes = weights.new_zeros(len(features), self.num_classes)
         votes = votes.scatter_add(1, self.labels[nearest], weights).float()
-        return (votes.argmax(dim=1) == labels.to(device)).sum()
+        return votes.argmax(dim=1)
 
 
 def _nearest(similarities: Tensor, num: int) -> Tensor:

@@ -158,29 +158,30 @@ def _tested(
     """Scores the trained network and stores the result."""
     data, split = module.split.data, module.split
     held_out = data.train[split.held_out.tolist()]
-    watched, held_out_unreadable = module.score(held_out)
-    scores, test_unreadable = module.score(data.test)
+    watched, guesses = module.guess(held_out), module.guess(data.test)
     result = results.result(
         model,
         "finetune",
         data.name,
         module.protocol,
-        {**scores, "num_test": len(data.test) - test_unreadable},
+        {**guesses.scores, "num_test": len(guesses.labels)},
         inputs,
         label_chance(
             data.train.label_tensor[split.kept],
-            data.test.label_tensor,
+            guesses.labels,
             split.num_classes,
         ),
         feature=module.feature,
         num_train=len(split.kept),
-        num_held_out=len(held_out) - held_out_unreadable,
-        held_out_accuracy=watched["accuracy"],
+        num_held_out=len(watched.labels),
+        held_out_accuracy=watched.scores["accuracy"],
         unreadable={
             "train": module.num_unreadable,
-            "held_out": held_out_unreadable,
-            "test": test_unreadable,
+            "held_out": watched.num_unreadable,
+            "test": guesses.num_unreadable,
         },
     )
+    if results.devices.rank == 0:
+        guesses.save(results.folder(result))
     results.save(result)
     return result

@@ -14,7 +14,12 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from lightly_ext.data import EpochSampler, SeededViews
-from lightly_ext.evaluate.classification.split import Split, accuracies
+from lightly_ext.evaluate.classification.guesses import (
+    Guesses,
+    best_guesses,
+    collect_guesses,
+)
+from lightly_ext.evaluate.classification.split import Split
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import check_unreadable
 from lightly_ext.evaluate.frozen_model import FrozenModel, pool
@@ -25,7 +30,6 @@ from lightly_ext.evaluate.images import (
     centre_crop,
     train_crop,
 )
-from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.training import with_warmup_and_cosine
 from stellar_plugin.protocols import FINETUNE_WARMUP, AugmentedClassifierProtocol
 
@@ -158,37 +162,33 @@ class FineTuning(LightningModule):
         self.num_unreadable = int(self._reduced(self._unreadable))
         check_unreadable(self.num_unreadable, self._files)
         files = self.split.data.train[self.split.held_out.tolist()]
-        scores = self.score(files)[0]
-        self.log("held_out_accuracy", scores["accuracy"], prog_bar=True)
+        accuracy = self.guess(files).scores["accuracy"]
+        self.log("held_out_accuracy", accuracy, prog_bar=True)
         self.log("unreadable", float(self.num_unreadable))
 
-    def score(self, files: ImageFiles) -> tuple[dict[str, float], int]:
-        """Scores the classifier on centre crops; every image counts exactly once.
+    def guess(self, files: ImageFiles) -> Guesses:
+        """Guesses of centre crops, each image in one process.
 
-        Returns:
-            Scores, and the number of unreadable images.
+        Raises:
+            RuntimeError: If more than 5 % are unreadable, or logits are not finite.
         """
         devices = self.devices
         crop = centre_crop(self.protocol, self._interpolation)
-        metrics = accuracies(self.split.num_classes).to(devices.device)
-        labels, num_unreadable = files.label_tensor, torch.tensor(0)
         if devices.world_size > 1:
             for buffer in self.buffers():  # of batch norm, where each has its own
                 torch.distributed.broadcast(buffer, src=0)
         self.eval()
+        found = []
         with torch.no_grad(), devices.fabric.autocast():
             for batch in devices.loader(EvaluationImages(files, crop)):
-                readable = batch.readable
-                num_unreadable += (~readable).sum()
-                if readable.any():
-                    known = labels[batch.number[readable]].to(self.device)
-                    logits = self(devices.fabric.to_device(batch.image[readable]))
-                    metrics.update(logits.float(), known)
+                numbers = batch.number[batch.readable]
+                if len(numbers):
+                    images = devices.fabric.to_device(batch.image[batch.readable])
+                    found.append((numbers, best_guesses(self(images))))
         self.train()
-        total = int(reduce_sum(devices, num_unreadable))
-        check_unreadable(total, files)
-        scores = {name: float(value) for name, value in metrics.compute().items()}
-        return scores, total
+        guesses = collect_guesses(devices, files, found)
+        check_unreadable(guesses.num_unreadable, files)
+        return guesses
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate for each step."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
+from lightly_ext.evaluate.classification.guesses import collect_guesses
 from lightly_ext.evaluate.classification.split import label_chance
 from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import POOLED, FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
-from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.metrics import Voters, check_knn_options
@@ -67,25 +65,25 @@ def run_knn(
         ValueError: If an option or the data set is impossible.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    found = results.required(
+    data_set = results.required(
         check_knn,
         data=data,
         features=features,
         neighbours=neighbours,
         temperature=temperature,
     )
-    train, test = found.train, found.test
+    train, test = data_set.train, data_set.test
     protocol = results.protocol(
         model,
         KNN,
-        data=found.name,
+        data=data_set.name,
         features=features,
         neighbours=neighbours,
         temperature=temperature,
     )
     feature = model.resolve_feature(features)
     devices.say(
-        f"{found.name}: {len(train)} training images, {len(test)} test images, "
+        f"{data_set.name}: {len(train)} training images, {len(test)} test images, "
         f"{len(train.classes)} classes; {feature} features."
     )
     results.announce(model, protocol)
@@ -95,26 +93,21 @@ def run_knn(
     bank, queries = voting.rows(POOLED), asked.rows(POOLED)
     check_knn_options(neighbours, temperature, len(bank))  # of the readable ones
     bank_labels = train.label_tensor[voting.readable]
-    labels = test.label_tensor[asked.readable]
-    if not (bank.isfinite().all() and queries.isfinite().all()):
-        raise RuntimeError(
-            f"Features of '{model.origin.name}' are not finite at precision "
-            f"{devices.precision}: use --precision 32-true."
-        )
     device = devices.device
     voters = Voters(bank.to(device), bank_labels.to(device), neighbours, temperature)
-    share = voters.blocks(queries, labels)[devices.rank :: devices.world_size]
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for block in devices.progress(share, "neighbours", len(share)):
-        correct += voters.num_correct(*block)
-    accuracy = int(reduce_sum(devices, correct)) / len(labels)
-    chance = label_chance(bank_labels, labels, len(train.classes))
+    rows = voters.rows_at_once
+    blocks = list(zip(asked.readable.split(rows), queries.split(rows), strict=True))
+    share = blocks[devices.rank :: devices.world_size]
+    shown = devices.progress(share, "neighbours", len(share))
+    found = ((numbers, voters.classes(block)[:, None]) for numbers, block in shown)
+    guesses = collect_guesses(devices, test, found, num_guesses=1)
+    chance = label_chance(bank_labels, guesses.labels, len(train.classes))
     result = results.result(
         model,
         "knn",
-        found.name,
+        data_set.name,
         protocol,
-        {"accuracy": accuracy, "num_test": len(labels)},
+        {**guesses.scores, "num_test": len(guesses.labels)},
         {"data": results.fingerprint(train, test)},
         {"accuracy": chance["accuracy"]},
         feature=feature,
@@ -122,5 +115,7 @@ def run_knn(
         num_reused=voting.num_reused + asked.num_reused,
         unreadable={"train": voting.num_unreadable, "test": asked.num_unreadable},
     )
+    if devices.rank == 0:
+        guesses.save(results.folder(result))
     results.save(result)
     return result

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 
 from lightly_ext.data import epoch_order
+from lightly_ext.evaluate.classification.guesses import (
+    Guesses,
+    best_guesses,
+    collect_guesses,
+)
 from lightly_ext.evaluate.classification.probe_data import (
     BLOCK,
     Block,
@@ -22,13 +27,13 @@ from lightly_ext.evaluate.classification.probe_heads import HeadOptions, ProbeHe
 from lightly_ext.evaluate.classification.probe_training import ProbeTraining
 from lightly_ext.evaluate.classification.split import (
     Split,
-    accuracies,
     label_chance,
     split_set,
 )
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.reduction import reduce_sum
 from lightly_ext.evaluate.result import Result
@@ -269,11 +274,12 @@ def _probe(
     held_out_accuracies = history[-1]["held_out"]
     # The first of equal ones.
     best = held_out_accuracies.index(max(held_out_accuracies))
+    guesses = _test(devices, heads, best, test, run.split.data.test)
     result = run.result(
-        _test(devices, heads, best, test),
+        {**guesses.scores, "num_test": len(test)},
         label_chance(
             run.split.data.train.label_tensor[run.split.kept],
-            test.labels[test.rows],
+            guesses.labels,
             run.split.num_classes,
         ),
         num_train=history[-1]["num_images"],
@@ -286,25 +292,27 @@ def _probe(
         },
         **_choice(run, held_out_accuracies, best),
     )
+    if devices.rank == 0:
+        guesses.save(run.results.folder(result))
     run.results.save(result)
     training.finish()
     return result
 
 
 def _test(
-    devices: Devices, heads: ProbeHeads, best: int, test: FeatureRows
-) -> dict[str, Any]:
-    """Scores of a head, to which every process contributes a share of the images."""
+    devices: Devices, heads: ProbeHeads, best: int, test: FeatureRows, files: ImageFiles
+) -> Guesses:
+    """Guesses of a head, to which every process contributes a share of the images."""
     head = heads.module(best)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(reduce_sum(devices, parameter))
-        metrics = accuracies(heads.num_classes).to(devices.device)
         share = torch.arange(devices.rank, len(test), devices.world_size)
-        for features, labels in test.blocks(order=share):
-            metrics.update(head(features), labels)
-    scores = {name: float(value) for name, value in metrics.compute().items()}
-    return {**scores, "num_test": len(test)}
+        blocks = zip(
+            test.rows[share].split(BLOCK), test.blocks(order=share), strict=True
+        )
+        found = [(numbers, best_guesses(head(x))) for numbers, (x, _) in blocks]
+    return collect_guesses(devices, files, found)
 
 
 def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which images of a classification set train, choose and test; how it is scored."""
+"""Which images of a classification set train, choose and test; the score of chance."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
+from lightly_ext.evaluate.classification.guesses import TOP_K
 from lightly_ext.evaluate.datasets import ClassificationSet, find_classification_set
 from lightly_ext.evaluate.devices import Devices
 from stellar_plugin.protocols import HELD_OUT, HELD_OUT_SEED
-
-TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def hold_out(numbers: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def label_chance(train: Tensor, test: Tensor, num_classes: int) -> dict[str, float]:
-    """What `accuracies` gives to who knows how often each class occurs, but no image.
+    """Scores of guesses by who knows how often each class occurs, but no image.
 
     The guesses are the most frequent classes of the training images; of equally
     frequent ones every choice counts alike, so for balanced classes this is k / C.
@@ -128,18 +125,3 @@ def label_chance(train: Tensor, test: Tensor, num_classes: int) -> dict[str, flo
 
     found = {"accuracy": chance(1)}
     return {**found, f"top{TOP_K}": chance(TOP_K)} if num_classes > TOP_K else found
-
-
-def accuracies(num_classes: int) -> MetricCollection:
-    """Accuracy and, with more than five classes, accuracy of the five best guesses.
-
-    Counts images, so every process may contribute as many as it has.
-    """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro")
-    }
-    if num_classes > TOP_K:
-        metrics[f"top{TOP_K}"] = MulticlassAccuracy(
-            num_classes, top_k=TOP_K, average="micro"
-        )
-    return MetricCollection(metrics)

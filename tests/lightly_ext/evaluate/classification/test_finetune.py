@@ -17,7 +17,7 @@ from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
 )
-from lightly_ext.evaluate.classification.split import accuracies, split_set
+from lightly_ext.evaluate.classification.split import split_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.result import Result
 from stellar_plugin.protocols import FINETUNE
@@ -92,15 +92,16 @@ class TestFineTuning:
             assert any("proj" in n for n in frozen) == (feature != "lowrank")
         assert not any(p.requires_grad for p in given.model.parameters())
 
-    def test_score__every_image_once(self, tmp_path: Path) -> None:
+    def test_guess__every_image_once(self, tmp_path: Path) -> None:
         given = _given(tmp_path)
         data = write_classes(tmp_path / "data", num=30)
         module = _module(given, data)
         files = module.split.data.test
         (files.root / files.names[7]).write_bytes(b"no image")
-        scores, num_unreadable = module.score(files)
-        assert num_unreadable == 1
-        assert scores["accuracy"] * 89 == pytest.approx(round(scores["accuracy"] * 89))
+        guesses = module.guess(files)
+        assert guesses.num_unreadable == 1 and len(guesses.labels) == 89
+        hits = guesses.scores["accuracy"] * 89
+        assert hits == pytest.approx(round(hits))
 
     def test_training_step__ignores_unreadable_images(self, tmp_path: Path) -> None:
         given = _given(tmp_path)
@@ -292,20 +293,6 @@ def test_images_at_once(
     stub: Any = Stub()
     stub.batch_size, stub.world_size = most, world_size
     assert images_at_once(stub, batch_size) == expected
-
-
-def test_accuracies__counts_of_the_best_and_of_the_best_five() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, 8, generator=generator)
-    labels = torch.randint(8, (200,), generator=generator)
-    metrics = accuracies(8)
-    for part in (slice(0, 150), slice(150, 200)):
-        metrics.update(logits[part], labels[part])
-    ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
-    scores = metrics.compute()
-    assert scores["accuracy"] == pytest.approx(float((ranks < 1).float().mean()))
-    assert scores["top5"] == pytest.approx(float((ranks < 5).float().mean()))
-    assert set(accuracies(5)) == {"accuracy"}
 
 
 def test_finetune__from_the_command_line(tmp_path: Path) -> None:
