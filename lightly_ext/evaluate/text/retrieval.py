@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.text.pairs import Pairs, find_pairs
-from lightly_ext.evaluate.text.tasks import EmbedTexts, Scores, TextTask
+from lightly_ext.evaluate.text.tasks import (
+    EmbedTexts,
+    Scores,
+    TextTask,
+    best_ranks,
+    similarities,
+)
 
 RECALL_AT = (1, 5)
 # As CLIP counts on COCO, whose images have five captions, a few of them six.
@@ -49,7 +55,8 @@ def recalls(images: Tensor, texts: Tensor, owners: Tensor) -> dict[str, float]:
     """Recall at 1 and 5 of texts to images ("t2i") and of images to texts ("i2t").
 
     A text finds its image if that is among the k most similar images. An image finds a
-    text if one of its own is among the k most similar texts.
+    text if one of its own is among the k most similar texts. Of equal ones the first in
+    the list goes first.
 
     Args:
         images:
@@ -70,18 +77,14 @@ def _recalls(
     name: str, queries: Tensor, others: Tensor, wanted: Tensor, labels: Tensor
 ) -> dict[str, float]:
     """How often the k most similar others have a label that a query wants."""
-    most = min(max(RECALL_AT), len(others))
-    hits = []
-    for rows, labels_wanted in zip(
-        queries.split(CHUNK), wanted.split(CHUNK), strict=True
-    ):
-        found = labels[(rows @ others.T).topk(most, dim=1).indices]
-        hits.append(found == labels_wanted[:, None])
-    hit = torch.cat(hits)
-    return {
-        f"{name}_recall_{k}": float(hit[:, :k].any(dim=1).double().mean())
-        for k in RECALL_AT
-    }
+    found = [
+        best_ranks(similarities(rows, others), rows_wanted[:, None] == labels)
+        for rows, rows_wanted in zip(
+            queries.split(CHUNK), wanted.split(CHUNK), strict=True
+        )
+    ]
+    ranks = torch.cat(found)
+    return {f"{name}_recall_{k}": float((ranks < k).double().mean()) for k in RECALL_AT}
 
 
 def recall_chance(counts: Tensor) -> dict[str, float]:

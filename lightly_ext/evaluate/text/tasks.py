@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.images import ImageFiles
@@ -65,3 +66,38 @@ class TextTask(ABC):
             embed_texts:
                 Embeds texts.
         """
+
+
+def similarities(first: Tensor, second: Tensor) -> Tensor:
+    """Products of the rows of two tensors, or of two stacks of them, float32.
+
+    Of equal rows exactly equal, wherever they stand: summed in float64.
+
+    Args:
+        first:
+            Tensor with shape (..., num_first, dim).
+        second:
+            Tensor with shape (..., num_second, dim).
+
+    Returns:
+        Tensor with shape (..., num_first, num_second).
+    """
+    return (first.double() @ second.double().mT).float()
+
+
+def best_ranks(values: Tensor, wanted: Tensor) -> Tensor:
+    """Rank of the best wanted column of each row, 0 for the first.
+
+    Args:
+        values:
+            Similarities; of equal ones the first column goes first. Tensor with shape
+            (num_rows, num_columns).
+        wanted:
+            At least one column of each row, bool with the same shape.
+
+    Returns:
+        int64 tensor with shape (num_rows,).
+    """
+    best, column = values.masked_fill(~wanted, -torch.inf).max(dim=1, keepdim=True)
+    before = torch.arange(values.shape[1], device=values.device) < column
+    return ((values > best) | ((values == best) & before)).sum(dim=1)

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.text.tasks import EmbedTexts, Scores, TextTask
+from lightly_ext.evaluate.text.tasks import (
+    EmbedTexts,
+    Scores,
+    TextTask,
+    similarities,
+)
 
 # Each of two choices is right by half; both right similarities are the two highest of
 # four in one of six orders.
@@ -73,8 +78,8 @@ class Winoground(TextTask):
     ) -> Scores:
         """Scores the examples of which both images are readable."""
         texts = embed_texts(list(chain.from_iterable(self.captions)))
-        _, similarities = pair_similarities(images, readable, texts)
-        return Scores(winoground_scores(similarities), CHANCE, len(similarities))
+        _, values = pair_similarities(images, readable, texts)
+        return Scores(winoground_scores(values), CHANCE, len(values))
 
 
 def pair_similarities(
@@ -101,7 +106,7 @@ def pair_similarities(
     known[numbers] = True
     whole = known.unflatten(0, (-1, 2)).all(dim=1).nonzero().flatten()
     of_texts, of_images = (x.unflatten(0, (-1, 2))[whole] for x in (texts, rows))
-    return whole, of_texts @ of_images.mT
+    return whole, similarities(of_texts, of_images)
 
 
 def winoground_scores(similarities: Tensor) -> dict[str, float]:

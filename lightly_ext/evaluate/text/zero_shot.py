@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.datasets import WORDNET_ID, find_classification_set
-from lightly_ext.evaluate.text.tasks import EmbedTexts, Scores, TextTask
+from lightly_ext.evaluate.text.tasks import (
+    EmbedTexts,
+    Scores,
+    TextTask,
+    best_ranks,
+    similarities,
+)
 
 TOP = (1, 5)
 
@@ -61,11 +68,10 @@ class ZeroShot(TextTask):
         classifier = class_embeddings(self.class_names, embed_texts)
         labels = self.files.label_tensor[readable].to(images.device)
         num_classes = len(self.class_names)
-        tops = [k for k in TOP if k < num_classes]
-        values = {
-            f"zero_shot_top{k}": top_accuracy(images @ classifier.T, labels, k)
-            for k in tops
-        }
+        tops = [k for k in TOP if k < num_classes or k == 1]
+        wanted = labels[:, None] == torch.arange(num_classes, device=labels.device)
+        ranks = best_ranks(similarities(images, classifier), wanted)
+        values = {f"zero_shot_top{k}": float((ranks < k).double().mean()) for k in tops}
         chance = {f"zero_shot_top{k}": k / num_classes for k in tops}
         return Scores(values, chance, len(images))
 
@@ -85,21 +91,6 @@ def class_embeddings(class_names: Sequence[str], embed_texts: EmbedTexts) -> Ten
     prompts = embed_texts([t(name) for name in class_names for t in templates])
     means = prompts.unflatten(0, (len(class_names), len(templates))).mean(dim=1)
     return F.normalize(means, dim=1)
-
-
-def top_accuracy(similarities: Tensor, labels: Tensor, k: int) -> float:
-    """How often the class is among the k most similar.
-
-    Args:
-        similarities:
-            Tensor with shape (num_images, num_classes).
-        labels:
-            Classes, int64 (num_images,).
-        k:
-            Number of guesses.
-    """
-    guesses = similarities.topk(k, dim=1).indices
-    return float((guesses == labels[:, None]).any(dim=1).double().mean())
 
 
 def folder_class_names(folders: Sequence[str]) -> list[str]:

@@ -31,16 +31,19 @@ def _random(counts: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
 def _brute_force(
     images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor
 ) -> dict[str, float]:
-    similarities = texts.double().numpy() @ images.double().numpy().T
+    # Of equal ones the first; copies are equal in float32.
+    similarities = (texts.double() @ images.double().T).float().numpy()
     whose = owners.numpy()
     expected = {}
     for k in (1, 5):
         found = [
-            whose[t] in np.argsort(-similarities[t])[:k] for t in range(len(texts))
+            whose[t] in np.argsort(-similarities[t], kind="stable")[:k]
+            for t in range(len(texts))
         ]
         expected[f"t2i_recall_{k}"] = float(np.mean(found))
         found = [
-            i in whose[np.argsort(-similarities[:, i])[:k]] for i in range(len(images))
+            i in whose[np.argsort(-similarities[:, i], kind="stable")[:k]]
+            for i in range(len(images))
         ]
         expected[f"i2t_recall_{k}"] = float(np.mean(found))
     return expected
@@ -50,6 +53,16 @@ def _brute_force(
 def test_recalls__brute_force(seed: int) -> None:
     values = _random(COUNTS, seed)
     assert recalls(*values) == pytest.approx(_brute_force(*values))
+
+
+def test_recalls__copies_of_images_and_texts() -> None:
+    images, texts, owners = _random(COUNTS, 3)
+    images[3:], texts[4:9] = images[1], texts[0]
+    expected = _brute_force(images, texts, owners)
+    assert recalls(images, texts, owners) == pytest.approx(expected)
+    # All alike is chance for texts: only the first image is ever found.
+    alike = recalls(images[:1].expand_as(images), texts, owners)
+    assert alike["t2i_recall_1"] == int(COUNTS[0]) / len(texts)
 
 
 def test_recalls__chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.text.tasks import best_ranks
 from lightly_ext.evaluate.text.tower import load_text_tower
 from lightly_ext.evaluate.text.zero_shot import (
     ZeroShot,
     class_embeddings,
     folder_class_names,
     read_class_names,
-    top_accuracy,
 )
 from tests.lightly_ext.evaluate.small import write_classes
 from tests.lightly_ext.evaluate.text.small_text import write_tower
@@ -31,11 +31,26 @@ def test_class_embeddings__as_open_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_accuracy__scikit_learn(k: int) -> None:
+def test_best_ranks__scikit_learn(k: int) -> None:
     torch.manual_seed(0)
     similarities, labels = torch.randn(50, 7), torch.randint(7, (50,))
     expected = top_k_accuracy_score(labels, similarities, k=k, labels=range(7))
-    assert top_accuracy(similarities, labels, k) == pytest.approx(expected)
+    ranks = best_ranks(similarities, labels[:, None] == torch.arange(7))
+    assert float((ranks < k).double().mean()) == pytest.approx(expected)
+
+
+def test_best_ranks__of_equal_columns_the_first_goes_first() -> None:
+    values = torch.tensor([[1.0, 3, 1, 3, 3]]).expand(5, 5)
+    assert best_ranks(values, torch.eye(5).bool()).tolist() == [3, 0, 4, 1, 2]
+    assert best_ranks(values[:1], torch.tensor([[1, 0, 1, 1, 1]]) > 0).tolist() == [1]
+
+
+def test_score__one_class_is_no_choice() -> None:
+    files = ImageFiles(Path("x"), ["0.jpg", "1.jpg"], [0, 0], ["cat"])
+    task = ZeroShot("set", files, "", ["cat"])
+    images = torch.eye(2)
+    scores = task.score(images, torch.arange(2), lambda t: torch.ones(len(t), 2))
+    assert scores == ({"zero_shot_top1": 1.0}, {"zero_shot_top1": 1.0}, 2)
 
 
 @pytest.mark.parametrize("num_classes", [4, 8])
