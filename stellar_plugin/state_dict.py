@@ -33,10 +33,11 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def shown(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - MAX_KEYS_SHOWN
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def shown(values: Sequence[object], most: int = MAX_KEYS_SHOWN) -> str:
+    """The first values as text, and how many more there are."""
+    more = len(values) - most
+    text = ", ".join(map(str, values[:most]))
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,8 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 from PIL import Image
 
+from stellar_plugin.state_dict import shown
+
 IGNORED = 255
 
 
@@ -108,14 +110,12 @@ class LoadConvertedAnnotations(LoadAnnotations):
                 )
             return np.asarray(image)
 
-    def _shown(self, codes: np.ndarray, most: int = 8) -> str:
+    def _shown(self, codes: np.ndarray) -> str:
         """The first few values or colours, as text."""
-        named = [
-            str([code >> 16, code >> 8 & 255, code & 255] if self.colours else code)
-            for code in codes[:most].tolist()
-        ]
-        kind = "the colours" if self.colours else "the values"
-        return f"{kind} {', '.join(named)}" + (", ..." if len(codes) > most else "")
+        if not self.colours:
+            return f"the values {shown(codes.tolist())}"
+        colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
+        return f"the colours {shown(colours.tolist())}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.codes)} values)"

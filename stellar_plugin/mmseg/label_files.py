@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from stellar_plugin.mmseg.datasets import first_step, loader
+from stellar_plugin.state_dict import shown
 
 HINT = (
     "Values that stand for classes in another way (masks of 0 and 255, colours, "
@@ -59,7 +62,7 @@ def read_labels(
     except OSError as error:  # of Pillow, which does not name the file
         raise ValueError(f"{where} is no image that can be read.") from error
     check_labels(torch.from_numpy(labels), num_classes, ignored, where)
-    _check_size(dataset, info, labels.shape, where)
+    _check_image_size(dataset, info, labels.shape, where)
     return labels, content.startswith(b"\xff\xd8\xff")
 
 
@@ -97,10 +100,30 @@ def check_labels(labels: Tensor, num_classes: int, ignored: int, where: str) -> 
         )
 
 
-def loader(dataset: BaseDataset) -> LoadAnnotations | None:
-    """What loads label files in the pipeline of a set, if anything does."""
-    step: LoadAnnotations | None = _first(dataset, LoadAnnotations)
-    return step
+def check_size(
+    size: tuple[int, ...], expected: tuple[int, ...], where: str, image: str
+) -> None:
+    """Checks the size of one label map.
+
+    Args:
+        size:
+            Its height and width, in pixels.
+        expected:
+            Those of its image.
+        where:
+            What the error calls the map.
+        image:
+            What it calls the image.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if size != expected:
+        raise ValueError(
+            f"{where} is {size[0]} x {size[1]} pixels (height x width), {image} is "
+            f"{expected[0]} x {expected[1]}. Resize the label map by nearest "
+            "neighbour, or mend what pairs images with label files."
+        )
 
 
 def keeps_values(dataset: BaseDataset) -> bool:
@@ -115,28 +138,8 @@ def called(dataset: BaseDataset) -> str:
     return f"{type(dataset).__name__} in '{getattr(dataset, 'data_root', None)}'"
 
 
-def shown(values: Sequence[object], most: int = 8) -> str:
-    """Values as text, the first few of many."""
-    text = ", ".join(map(str, values[:most]))
-    return f"{text}, ..." if len(values) > most else text
-
-
 def _is_mmsegs(load: LoadAnnotations | None) -> bool:
     return getattr(type(load), "_load_seg_map", 0) is LoadAnnotations._load_seg_map
-
-
-def _steps(transforms: Iterable[Any]) -> Iterator[Any]:
-    """Transforms of a pipeline, also those inside of others, such as TestTimeAug."""
-    for step in transforms:
-        yield step
-        for name in ("transforms", "subroutines"):
-            inner = getattr(step, name, ())
-            yield from _steps(inner if isinstance(inner, list | tuple) else [inner])
-
-
-def _first(dataset: BaseDataset, kind: type) -> Any:
-    steps = _steps([dataset.pipeline])
-    return next((step for step in steps if isinstance(step, kind)), None)
 
 
 def _check_file(
@@ -174,21 +177,17 @@ def _check_depth(content: bytes, load: LoadAnnotations, where: str) -> None:
         )
 
 
-def _check_size(
+def _check_image_size(
     dataset: BaseDataset, info: dict[str, Any], size: tuple[int, ...], where: str
 ) -> None:
-    """Checks that a label map is as large as its image."""
-    load = _first(dataset, LoadImageFromFile)
+    """Checks that a label map is as large as its image file."""
+    load = first_step(dataset, LoadImageFromFile)
     if load is None or _header_size(info["img_path"], load) == size:
         return
     image = load(info)  # by the pipeline, which may turn it as its EXIF data say
-    if image is not None and tuple(image["ori_shape"][:2]) != size:
-        raise ValueError(
-            f"{where} is {size[0]} x {size[1]} pixels (height x width), its image "
-            f"'{info['img_path']}' is {image['ori_shape'][0]} x "
-            f"{image['ori_shape'][1]}. Resize the label map by nearest neighbour, or "
-            "mend what pairs images with label files."
-        )
+    if image is not None:
+        named = f"its image '{info['img_path']}'"
+        check_size(size, tuple(image["ori_shape"][:2]), where, named)
 
 
 def _header_size(path: str, load: LoadImageFromFile) -> tuple[int, int] | None:

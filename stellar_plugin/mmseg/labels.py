@@ -13,15 +13,16 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.structures import SegDataSample
 
+from stellar_plugin.mmseg.datasets import loader, parts_of
 from stellar_plugin.mmseg.label_files import (
     HINT,
     called,
     check_labels,
+    check_size,
     keeps_values,
-    loader,
     read_labels,
-    shown,
 )
+from stellar_plugin.state_dict import shown
 
 # Label files of a split that are read, evenly spread: a wrong numbering shows in most.
 NUM_READ = 50
@@ -142,13 +143,9 @@ def check_batch(batch: Mapping[str, Any], num_classes: int, ignored: int) -> Non
         where = f"The label map of '{sample.metainfo.get('img_path')}'"
         check_labels(labels, num_classes, ignored, where)
         size, seen = tuple(labels.shape[-2:]), tuple(image.shape[-2:])
-        original = tuple(sample.metainfo.get("ori_shape") or seen)[:2]
-        if size not in (seen, original):
-            raise ValueError(
-                f"{where} is {size[0]} x {size[1]} pixels (height x width), its image "
-                f"{original[0]} x {original[1]}. Resize the label map by nearest "
-                "neighbour, or mend what pairs images with label files."
-            )
+        if size != seen:
+            original = tuple(sample.metainfo.get("ori_shape") or seen)[:2]
+            check_size(size, original, where, "its image")
 
 
 def table(counts: Sequence[LabelCounts], classes: Sequence[str]) -> str:
@@ -180,13 +177,6 @@ def table(counts: Sequence[LabelCounts], classes: Sequence[str]) -> str:
     if len(classes) > len(listed):
         lines.append(f"  and {len(classes) - len(listed)} classes that are rarer")
     return "\n".join(lines)
-
-
-def parts_of(dataset: BaseDataset) -> list[BaseDataset]:
-    """The sets inside ConcatDataset, RepeatDataset and the like, or the set itself."""
-    inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
-    inner = list(getattr(dataset, "datasets", inner))
-    return [part for each in inner for part in parts_of(each)] or [dataset]
 
 
 def _check_classes(dataset: BaseDataset, num_classes: int) -> None:

@@ -36,9 +36,9 @@ from stellar_plugin.mmseg.card.provenance import (
     versions,
     weights_origin,
 )
+from stellar_plugin.mmseg.datasets import name_files
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
 from stellar_plugin.mmseg.metric import NUM_CLASSES, BatchJaccard
-from stellar_plugin.mmseg.pipeline import name_files
 from stellar_plugin.mmseg.stored import as_json, read_scores, write_result
 from stellar_plugin.mmseg.weights import check_checkpoint, check_file
 from stellar_plugin.protocols import NOT_TOLD

@@ -23,12 +23,6 @@ def num_classes(model: Any) -> int:
     return int(heads(model)[-1].num_classes)
 
 
-def inner_sets(dataset: Any) -> list[Any]:
-    """The sets inside ConcatDataset, RepeatDataset and the like."""
-    inner = [dataset.dataset] if hasattr(dataset, "dataset") else []
-    return list(getattr(dataset, "datasets", inner))
-
-
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
     """The wrappers of the optimisers, mostly one."""
     wrapper = runner.optim_wrapper

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mmseg.datasets.transforms import LoadAnnotations
 from torch.utils.data import Subset
 
-from stellar_plugin.mmseg.card.built import inner_sets, num_classes
+from stellar_plugin.mmseg.card.built import num_classes, only
 from stellar_plugin.mmseg.card.described import described, settings
-from stellar_plugin.mmseg.card.transforms import flattened, steps_of
-from stellar_plugin.mmseg.labels import parts_of
+from stellar_plugin.mmseg.datasets import inner_sets, loader, parts_of
 from stellar_plugin.protocols import SEGMENTATION_PAPER, SegmentationProtocol
 
 # Parts of the sets that the protocols call by their own names.
@@ -75,14 +73,10 @@ def _state(wrapper: Any) -> set[str]:
 
 
 def _ignores_zero(dataset: Any) -> bool:
-    (zero,) = {
-        any(
-            step.reduce_zero_label
-            if getattr(step, "reduce_zero_label", None) is not None
-            else bool(getattr(leaf, "reduce_zero_label", False))
-            for step in flattened(steps_of(leaf))
-            if isinstance(step, LoadAnnotations)
-        )
-        for leaf in parts_of(dataset)
-    }
-    return zero
+    zero = []
+    for part in parts_of(dataset):
+        load = loader(part)
+        own = getattr(load, "reduce_zero_label", None)
+        own = getattr(part, "reduce_zero_label", False) if own is None else own
+        zero.append(load is not None and bool(own))
+    return bool(only(zero))

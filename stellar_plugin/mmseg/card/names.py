@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 
 from stellar_plugin.mmseg.card.described import joined
-from stellar_plugin.mmseg.labels import parts_of
+from stellar_plugin.mmseg.datasets import parts_of
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import SegmentationProtocol, segmentation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcv.transforms import LoadImageFromFile, RandomResize, TestTimeAug
@@ -16,8 +16,8 @@ from mmseg.datasets.transforms import (
 )
 from torchvision.transforms import v2
 
-from stellar_plugin.mmseg.card.built import inner_sets
 from stellar_plugin.mmseg.card.described import described, settings
+from stellar_plugin.mmseg.datasets import flattened, inner_sets
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
 from stellar_plugin.mmseg.views import TorchvisionTransform
 from stellar_plugin.protocols import NOT_TOLD, SEGMENTATION, SEGMENTATION_PAPER
@@ -34,17 +34,6 @@ def steps_of(dataset: Any) -> list[Any]:
     return steps + [
         s for s, kind in zip(own, kinds, strict=True) if kind not in skipped
     ]
-
-
-def flattened(steps: Sequence[Any]) -> Iterator[Any]:
-    """Transforms, those of containers too."""
-    for step in steps:
-        yield step
-        for name in ("transforms", "subroutines"):
-            inner = getattr(step, name, None)
-            inner = getattr(inner, "transforms", inner)
-            if isinstance(inner, (list, tuple)):
-                yield from flattened(inner)
 
 
 def is_like(step: Any, kind: type, *unsaid: str, **values: Any) -> bool:

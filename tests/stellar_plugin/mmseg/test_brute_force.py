@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from stellar_plugin.mmseg.pipeline import name_files
+from stellar_plugin.mmseg.datasets import name_files
 from tests.stellar_plugin.mmseg.mmseg_sets import MODEL_NAME, NUM_QUERIES, VIT
 
 CLASSES = ("a", "b", "c", "d", "e")
