@@ -74,7 +74,7 @@ def test_arrows__are_seen() -> None:
     assert arrows("lightly_ext.evaluate", "lightly_ext.metrics")
     assert arrows("lightly_ext.demo", "lightly_ext.pretrain")
     assert arrows("stellar_plugin.mmseg", "mmseg")
-    assert arrows("lightly_ext.metrics", "lightly")
+    assert arrows("lightly_ext.pretrain", "lightly")
 
 
 @pytest.mark.parametrize(
