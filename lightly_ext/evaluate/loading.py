@@ -116,7 +116,7 @@ def load_like(model: FrozenModel, source: str) -> FrozenModel:
 
     Args:
         model:
-            The one.
+            The one, whose `model_kwargs` tell of its own file alone.
         source:
             As `model` of `load_frozen_model`.
     """
@@ -157,7 +157,7 @@ def load_stellar(model: FrozenModel) -> Stellar:
 
     Args:
         model:
-            Its encoder, whose weights it has.
+            Its encoder, which it shares.
 
     Raises:
         ValueError: If the model is not STELLAR.
@@ -168,13 +168,17 @@ def load_stellar(model: FrozenModel) -> Stellar:
             f"This needs a STELLAR model with its decoder, '{origin.source}' is "
             f"{origin.method}."
         )
+    checkpoint = read_checkpoint(origin.source)
+    num_heads = origin.arguments.get("num_heads")
     if origin.seed is None:
-        stellar = Stellar.from_pretrained(origin.source)
+        stellar = Stellar.from_checkpoint(checkpoint, num_heads=num_heads)
     else:
+        config = {**model_config(checkpoint, num_heads), **origin.arguments}
         with torch.random.fork_rng():
-            torch.manual_seed(origin.seed)  # as in load_frozen_model
-            config = model_config(read_checkpoint(origin.source))
+            torch.manual_seed(origin.seed)
             stellar = Stellar(**config).eval()
+    assert isinstance(model.backbone, StellarEncoder)
+    stellar.encoder = model.backbone  # also as `model_kwargs` have it
     return stellar.requires_grad_(False).to(model.mean.device)
 
 

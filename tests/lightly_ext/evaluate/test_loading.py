@@ -10,9 +10,11 @@ from lightly_ext.evaluate.loading import (
     load_frozen_model,
     load_like,
     load_stellar,
+    load_untrained,
     short_name,
 )
 from stellar_plugin import Stellar
+from stellar_plugin.hashes import architecture_sha256
 from tests.checkpoint_files import (
     prefixed,
     save,
@@ -208,12 +210,42 @@ class TestLoadStellar:
         assert all(v.equal(expected[k]) for k, v in stellar.state_dict().items())
         assert not any(p.requires_grad for p in stellar.parameters())
 
-    def test_untrained__with_the_encoder_of_the_run(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("untrained", [False, True])
+    def test_with_the_encoder_of_the_run(self, tmp_path: Path, untrained: bool) -> None:
         source = write_model(tmp_path / "model")
-        frozen = load_frozen_model(source, untrained=True, seed=4)
-        encoder = frozen.backbone.state_dict()
-        ours = load_stellar(frozen).encoder.state_dict()
-        assert all(v.equal(ours[k]) for k, v in encoder.items())
+        given = {"img_size": 64}
+        frozen = load_frozen_model(
+            source, untrained=untrained, seed=4, model_kwargs=given
+        )
+        images = torch.rand(2, 3, 64, 64)
+        stellar = load_stellar(frozen)
+        assert stellar.encoder is frozen.backbone
+        seen = frozen(images)
+        expected = stellar.decode(seen.lowrank, seen.grid_size).clamp(0, 1)
+        assert stellar.reconstruct(frozen.normalize(images)).equal(expected)
+        again = load_stellar(frozen)
+        assert again.reconstruct(frozen.normalize(images)).equal(expected)
+
+
+class TestLoadUntrained:
+    def test_architecture_is_that_of_the_model_with_its_arguments(
+        self, tmp_path: Path
+    ) -> None:
+        source = write_model(tmp_path / "model")
+        given = {"img_size": 64}
+        trained = load_frozen_model(source, model_kwargs=given)
+        untrained = load_untrained(trained, seed=4)
+        as_named = load_frozen_model(source, untrained=True, seed=4, model_kwargs=given)
+        backbones = trained.backbone, untrained.backbone, as_named.backbone
+        assert len({architecture_sha256(backbone) for backbone in backbones}) == 1
+        plain = load_frozen_model(source, untrained=True).backbone
+        assert architecture_sha256(plain) != architecture_sha256(trained.backbone)
+        expected = as_named.state_dict()
+        assert all(v.equal(expected[k]) for k, v in untrained.state_dict().items())
+        whole = [load_stellar(model) for model in (trained, untrained, as_named)]
+        assert len({architecture_sha256(stellar) for stellar in whole}) == 1
+        ours, named = (stellar.state_dict() for stellar in whole[1:])
+        assert all(v.equal(named[k]) for k, v in ours.items())
 
     def test_only_of_stellar(self) -> None:
         frozen = load_frozen_model("timm:test_resnet", untrained=True)
