@@ -7,10 +7,13 @@ hidden beside it, which `remove_partial` takes away.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors.torch import save_model
@@ -30,7 +33,7 @@ def partial(path: Path) -> Path:
 
 def remove_partial(folder: Path) -> None:
     """Removes what killed processes left unfinished in a folder."""
-    for path in folder.glob(f".*{PARTIAL}"):
+    for path in folder.glob(f".*{PARTIAL}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -55,18 +58,32 @@ def move(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a file to write, of the same suffix, that then takes the place of a path.
+
+    Each call has a file of its own, as several processes may replace the same path.
+    """
+    new = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}{path.suffix}")
+    try:
+        yield new
+        sync(new)
+        move(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file of text as a whole; bytes of names that are no text are escaped."""
-    partial(path).write_text(text, encoding="utf-8", errors="backslashreplace")
-    sync(partial(path))
-    move(partial(path), path)
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def replace_weights(path: Path, module: nn.Module) -> None:
     """Writes the weights of a module as a safetensors file, as a whole."""
-    save_model(module, str(partial(path)))
-    sync(partial(path))
-    move(partial(path), path)
+    with replacing(path) as new:
+        save_model(module, str(new))
 
 
 def replace_link(link: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
+from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.efficiency_parts import Part, model_parts
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -252,7 +253,7 @@ def _write(devices: Devices, results: Results, result: Result, times: Times) -> 
         table.add_row(*row)
     devices.console.print(table)
     text = f"Median (IQR), {result.data}\n\n{markdown_table([head, *rows])}\n"
-    (folder / "efficiency.md").write_text(text)
+    replace_text(folder / "efficiency.md", text)
     medians = {
         _words(name): {float(b): time.median for b, time in known.items()}
         for name, known in times.items()

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import ImageFiles
 from stellar_plugin.hashes import file_sha256
@@ -147,7 +147,5 @@ def _store(memo: Path, known: Mapping[str, Known]) -> None:
     names = [os.fsencode(name) for name in known]
     stamps, hashes = zip(*known.values(), strict=True)
     memo.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: other runs may write at the same time.
-    new = memo.with_name(f".{uuid.uuid4().hex}.npz")
-    np.savez(new, names=names, stamps=stamps, hashes=hashes)
-    os.replace(new, memo)
+    with replacing(memo) as new:
+        np.savez(new, names=names, stamps=stamps, hashes=hashes)

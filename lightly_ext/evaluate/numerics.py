@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 
@@ -96,9 +95,8 @@ def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) ->
     path = folder / KNOWN
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".{uuid.uuid4().hex}.npz"
-        np.savez(new, **known)  # type: ignore[arg-type]
-        os.replace(new, path)
+        with replacing(path) as new:
+            np.savez(new, **known)  # type: ignore[arg-type]
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = dict(arrays)

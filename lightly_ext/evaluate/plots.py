@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lightly_ext.durable import replacing
+
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; markers tell
 # series apart in grey as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -74,7 +76,8 @@ def save_line_plot(
     figure.savefig(pixels, dpi=150)
     # A plot has few colours; as a palette it takes a third of the bytes.
     picture = Image.open(pixels).convert("RGB")
-    picture.quantize(dither=Image.Dither.NONE).save(path, optimize=True)
+    with replacing(path) as new:
+        picture.quantize(dither=Image.Dither.NONE).save(new, optimize=True)
 
 
 def _draw(

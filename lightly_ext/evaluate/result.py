@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightly_ext.durable import replace_text
 from stellar_plugin.protocols import card_digest
 
 RESULT_NAME = "result.json"
@@ -174,13 +174,6 @@ def shown_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(shown_value(v) for v in value)
     return str(value)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole, the old one or the new one."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

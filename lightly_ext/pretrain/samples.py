@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightly_ext.data import ImageFolderDataset, SingleViewTransform
 from lightly_ext.data.listing import printable
-from lightly_ext.durable import move, partial
+from lightly_ext.durable import replacing
 from stellar_plugin.visualize import (
     Uint8Array,
     reconstruction_rows,
@@ -97,8 +97,8 @@ def draw_samples(module: Any, images: Tensor) -> tuple[Uint8Array, Uint8Array]:
 def save_picture(picture: Uint8Array, path: Path) -> None:
     """Writes a JPEG as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(partial(path), format="jpeg", quality=QUALITY)
-    move(partial(path), path)
+    with replacing(path) as new:
+        Image.fromarray(picture).save(new, format="jpeg", quality=QUALITY)
 
 
 def _small(row: Uint8Array) -> Uint8Array:

@@ -108,9 +108,11 @@ class TestReplaceText:
         full = OSError(errno.ENOSPC, "full")
         monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
         with pytest.raises(OSError, match="full"):
-            replace_text(path, "new \udcff")
-        assert path.read_text() == "old"
-        assert partial(path).read_text() == "new \\udcff"
+            replace_text(path, "new")
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["text"]
+        monkeypatch.undo()
+        replace_text(path, "new \udcff")
+        assert path.read_text() == "new \\udcff"
 
 
 def test_replace__names_are_on_the_disk_behind_each_move(

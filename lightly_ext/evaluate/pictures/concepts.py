@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightly_ext.durable import replace_text, replacing
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
@@ -312,10 +313,11 @@ def _write(
     )
     title = f"Concepts of {result.model} in {result.data}"
     page = render_gallery(title, f"{LEAD} {legend}", rows, facts)
-    (folder / PAGE).write_text(page, encoding="utf-8")
-    (folder / NEIGHBOURS).write_text(found.to_json())
+    replace_text(folder / PAGE, page)
+    replace_text(folder / NEIGHBOURS, found.to_json())
     picture = draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE, legend)
-    picture.save(folder / PICTURE)
+    with replacing(folder / PICTURE) as new:
+        picture.save(new)
     devices.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
 
 

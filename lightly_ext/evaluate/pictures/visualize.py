@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightly_ext.data import printable
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -310,7 +311,8 @@ def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
     written = []
     for start in range(0, len(rows), ROWS_PER_SHEET):
         path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
-        draw_sheet(rows[start : start + ROWS_PER_SHEET], legend).save(path)
+        with replacing(path) as new:
+            draw_sheet(rows[start : start + ROWS_PER_SHEET], legend).save(new)
         written.append(path)
     return written
 
@@ -333,6 +335,8 @@ def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Pat
         titled = [(title, enlarged(picture)) for title, picture in pictures.items()]
         starts = range(0, len(titled), TOKEN_COLUMNS)
         path = folder / f"tokens_{i + 1:02d}_{Path(shown_name(name)).stem[:60]}.png"
-        draw_sheet([titled[k : k + TOKEN_COLUMNS] for k in starts], legend).save(path)
+        with replacing(path) as new:
+            sheet = [titled[k : k + TOKEN_COLUMNS] for k in starts]
+            draw_sheet(sheet, legend).save(new)
         written.append(path)
     return written

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from lightly_ext.durable import replace_text, replacing
 from lightly_ext.evaluate.classification.linear import check_linear, run_linear
 from lightly_ext.evaluate.datasets import ClassificationSet
 from lightly_ext.evaluate.devices import Devices
@@ -305,7 +306,7 @@ def _save(model: FrozenModel, results: Results, points: Sequence[RankPoint]) -> 
     result = replace(result, model=names, provenance=provenance)
     folder = results.save(result, control=False)
     if results.devices.rank == 0:
-        (folder / "rank.md").write_text(_markdown(points))
+        replace_text(folder / "rank.md", _markdown(points))
         _plot(scores, folder / "rank.png")
     return result
 
@@ -339,4 +340,5 @@ def _plot(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
         axes.tick_params(axis="y", colors=colour)
     left.set(xlabel="number of sparse tokens r")
     left.set_xticks([int(r) for r in scores["fid"]])
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with replacing(path) as new:
+        figure.savefig(new, dpi=150, metadata={"Software": None})

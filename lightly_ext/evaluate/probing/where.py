@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -334,7 +335,8 @@ def _save_picture(
         "Labels in grey, the lighter the higher; background and ignored px are black. "
         f"{TOKEN_COLOURS}"
     )
-    draw_rows(names, rows, legend).save(path, optimize=True)
+    with replacing(path) as new:
+        draw_rows(names, rows, legend).save(new, optimize=True)
 
 
 def grey_labels(masks: Tensor, values: LabelValues) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
@@ -146,5 +147,6 @@ def save_pictures(
     names = [files.names[i] for i in batch.number[batch.readable].tolist()]
     path = folder / "reconstruction.png"
     legend = TOKEN_COLOURS if autoencoder.model.has_localization else ""
-    draw_rows(names, rows, legend).save(path)
+    with replacing(path) as new:
+        draw_rows(names, rows, legend).save(new)
     devices.say(f"Pictures in {path}.")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
@@ -44,10 +45,10 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
     report = Report(tables, notes, len(found))
     folder = Path(output) if output else folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
+    replace_text(folder / "report.md", to_markdown(report))
+    replace_text(folder / "report.html", to_html(report))
     text = json.dumps(to_json(report), indent=2)
-    (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
+    replace_text(folder / "report.json", f"{text}\n")
     print(f"{len(found)} results, {len(tables)} tables: {folder / 'report.html'}")
     return folder
 

@@ -79,7 +79,7 @@ class TestResult:
     ) -> None:
         RESULT.save(tmp_path)
 
-        def full(path: Path, text: str) -> None:
+        def full(path: Path, text: str, **options: str) -> None:
             path.write_bytes(text[:9].encode())
             raise OSError("no space left on device")
 
