@@ -66,8 +66,7 @@ def _begin(values: dict[str, Any], check: Callable[..., Any]) -> dict[str, Any]:
 
     devices = Devices(**take(Devices))
     results = Results(devices, **take(Results))
-    needed = set(inspect.signature(check).parameters)
-    results.look_ahead(check, **{k: v for k, v in values.items() if k in needed})
+    results.look_ahead(check, values)
     model = load_frozen_model(**take(load_frozen_model), seed=devices.seed)
     devices.say(model.origin.reading)
     return {"model": model.to(devices.device), "devices": devices, "results": results}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -111,6 +111,11 @@ class Devices:
             num_workers=self.num_workers if len(chosen) > self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
+
+    def of_first(self, compute: Callable[[], T]) -> T:
+        """What the first process computes, in all processes."""
+        found: Any = compute() if self.rank == 0 else None
+        return self.fabric.broadcast(found)
 
     def progress(self, steps: Iterable[T], text: str, total: int) -> Iterable[T]:
         """Shows a progress bar in the first process."""

@@ -87,7 +87,7 @@ def run_efficiency(
         ValueError: If an option is impossible, or the model is not STELLAR with its
             decoder.
     """
-    results.required(check_efficiency, batch_sizes=batch_sizes, max_seconds=max_seconds)
+    results.required(check_efficiency)
     form = MEMORY_FORMATS[memory_format]
     stellar = _stellar(model).to(memory_format=form)
     protocol = _protocol(model, results, batch_sizes, memory_format)

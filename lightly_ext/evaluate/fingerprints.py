@@ -59,8 +59,8 @@ def content_hashes(
         Hexadecimal hashes with shape (len(names),), empty for files that cannot be
         opened.
     """
-    found = _hashes(devices, cache, root, names) if devices.rank == 0 else None
-    return np.array(devices.fabric.broadcast(found), dtype="S64")
+    found = devices.of_first(lambda: _hashes(devices, cache, root, names))
+    return np.array(found, dtype="S64")
 
 
 def fingerprint(

@@ -70,11 +70,10 @@ def numerics_folder(
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     tolerance = TOLERANCE.get(identity["precision"], HALF_TOLERANCE)
-    folder = cache
-    if devices.rank == 0:
-        folders = (cache / f"{digest}-{i}" for i in count())
-        folder = next(f for f in folders if _holds(f, known, tolerance))
-    return devices.fabric.broadcast(folder)
+    folders = (cache / f"{digest}-{i}" for i in count())
+    return devices.of_first(
+        lambda: next(f for f in folders if _holds(f, known, tolerance))
+    )
 
 
 def known_image() -> Tensor:

@@ -121,22 +121,31 @@ class Results:
         self._asked: dict[str, Any] | None = None
         self._run: Callable[..., Any] | None = None
 
-    def look_ahead(self, check: Callable[..., Any], **options: Any) -> None:
-        """Finds what a task needs before its model is loaded; see `required`."""
+    def look_ahead(self, check: Callable[..., Any], asked: dict[str, Any]) -> None:
+        """Finds what a task needs before its model is loaded; see `required`.
+
+        Args:
+            check:
+                As for `required`.
+            asked:
+                Options that the task will be called with.
+        """
+        options = _depends_on(check, asked)
         self._ahead[_call(check, options)] = check(self, **options)
 
-    def required(self, check: Callable[..., T], **options: Any) -> T:
+    def required(self, check: Callable[..., T]) -> T:
         """What a task needs beside its model; every task begins with it.
 
         Args:
             check:
-                `check_TASK`, beside `run_TASK`: raises if something is missing.
-            options:
-                Its arguments, those of the task's that it depends on.
+                `check_TASK`, beside `run_TASK`: raises if something is missing. Gets
+                the options of the run that it has arguments for.
 
         Returns:
             What it found, now or by `look_ahead`.
         """
+        assert self._asked is not None, "a task is decorated with `evaluation`"
+        options = _depends_on(check, self._asked)
         call = _call(check, options)
         return self._ahead.pop(call) if call in self._ahead else check(self, **options)
 
@@ -348,12 +357,13 @@ class Results:
         return self._scores_of(result.control) or {}
 
     def _scores_of(self, measurement: str | None) -> Mapping[str, Any] | None:
-        """Scores of a stored measurement; the first process looks, all receive them."""
-        found = None
-        if self.devices.rank == 0:
+        """Scores of a stored measurement; another run may store it meanwhile."""
+
+        def find() -> Mapping[str, Any] | None:
             stored = {r.measurement: r.scores for _, r in self.stored()}
-            found = stored.get(str(measurement))
-        return self.devices.fabric.broadcast(found)
+            return stored.get(str(measurement))
+
+        return self.devices.of_first(find)
 
     def _run_untrained(self) -> None:
         """Runs the task as it was called, with random weights of the run's seed."""
@@ -409,6 +419,12 @@ def _device_name(device: torch.device) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text).strip("_")
+
+
+def _depends_on(check: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that a check has arguments for, beside `results`."""
+    _, *names = inspect.signature(check).parameters
+    return {name: asked[name] for name in names}
 
 
 def _call(check: Callable[..., Any], options: dict[str, Any]) -> str:

@@ -96,8 +96,7 @@ def run_finetune(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or the loss is not finite.
     """
-    options = {"epochs": epochs, "lr": lr, "train_batch_size": train_batch_size}
-    split = results.required(check_finetune, data=data, features=features, **options)
+    split = results.required(check_finetune)
     batch_size = train_batch_size or FINETUNE.batch_sizes[0]
     protocol = results.protocol(
         model,

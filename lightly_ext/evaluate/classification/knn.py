@@ -65,13 +65,7 @@ def run_knn(
         ValueError: If an option or the data set is impossible.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    data_set = results.required(
-        check_knn,
-        data=data,
-        features=features,
-        neighbours=neighbours,
-        temperature=temperature,
-    )
+    data_set = results.required(check_knn)
     train, test = data_set.train, data_set.test
     protocol = results.protocol(
         model,

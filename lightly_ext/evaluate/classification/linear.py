@@ -113,14 +113,7 @@ def run_linear(
         ValueError: If an option or the data set does not allow to train.
         RuntimeError: If too many images are unreadable, or features are not finite.
     """
-    split = results.required(
-        check_linear,
-        data=data,
-        features=features,
-        epochs=epochs,
-        lrs=lrs,
-        batch_sizes=batch_sizes,
-    )
+    split = results.required(check_linear)
     protocol = results.protocol(
         model,
         protocol,

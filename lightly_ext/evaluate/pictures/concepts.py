@@ -140,15 +140,7 @@ def run_concepts(
         ValueError: If an option is impossible, an image is not in the folder, or the
             model has no tokens, no localization or no prototypes.
     """
-    name, files = results.required(
-        check_concepts,
-        data=data,
-        query=query,
-        prototypes=prototypes,
-        num_queries=num_queries,
-        num_neighbours=num_neighbours,
-        threshold=threshold,
-    )
+    name, files = results.required(check_concepts)
     model.require_localization()
     plan = plan_search(model, devices, files, query, prototypes, choose, num_queries)
     wanted = ", ".join(query or prototypes or [f"{num_queries} {WHAT[choose]}"])

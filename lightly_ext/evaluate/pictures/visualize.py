@@ -130,13 +130,7 @@ def run_visualize(
     Raises:
         ValueError: If an option is impossible, or no image is readable.
     """
-    name, files = results.required(
-        check_visualize,
-        data=data,
-        num_images=num_images,
-        tokens=tokens,
-        threshold=threshold,
-    )
+    name, files = results.required(check_visualize)
     if tokens:
         model.require_localization()
     protocol = results.protocol(model, VISUALIZE, data=f"{len(files)} images of {name}")

@@ -80,7 +80,7 @@ def run_equivariance(
     Raises:
         ValueError: If the model has no S and L, or a crop does not fit into an image.
     """
-    name, files = results.required(check_equivariance, data=data)
+    name, files = results.required(check_equivariance)
     model.require_localization()
     protocol = results.protocol(model, EQUIVARIANCE, data=name)
     if results.sizes["resize"] is None:  # the size of the model may leave no room

@@ -129,22 +129,13 @@ def run_rank(
         FileNotFoundError: If a file is missing.
         ValueError: If models have no tokens or equally many, or cannot be compared.
     """
-    classes, images, decoded_set, files = results.required(
-        check_rank,
-        data=data,
-        others=others,
-        images=images,
-        inception=inception,
-        lpips_net=lpips_net,
-        tokenizer=tokenizer,
-        force=force,
-    )
+    classes, images, decoded_set, files = results.required(check_rank)
     models = models_by_rank(model, others)
     networks = load_networks(devices, inception, lpips_net).identity
     probed = {"data": results.fingerprint(classes.train, classes.test)}
     decoded_of = {"data": results.fingerprint(files)}
-    plans = []  # of all models, before the first of them reads an image
-    for of_rank in models.values():
+    stored = {}  # of all models, before the first of them reads an image
+    for num_tokens, of_rank in models.items():
         given = (of_rank, devices, results)
         probe = results.protocol(of_rank, LINEAR, data=classes.name)
         decoding = results.protocol(
@@ -158,12 +149,10 @@ def run_rank(
             )
         probe_run = results.of_run(run_linear, *given, data)
         linear = stored_result(probe_run, of_rank, probe, probed)
-        plans.append((decoded, linear))
+        stored[num_tokens] = decoded, linear
     points = []
-    for (num_tokens, of_rank), (decoded, linear) in zip(
-        models.items(), plans, strict=True
-    ):
-        given = (of_rank, devices, results)
+    for num_tokens, (decoded, linear) in stored.items():
+        given = (models[num_tokens], devices, results)
         # Its checks are the stricter ones, and it takes less time.
         decoded = decoded or run_reconstruction(
             *given,
@@ -210,8 +199,6 @@ def stored_result(
 ) -> Result | None:
     """A result of an earlier run that the same run would only repeat.
 
-    The first process looks, all receive it: another run may store one meanwhile.
-
     Args:
         results:
             Where results are kept, of the run.
@@ -223,29 +210,22 @@ def stored_result(
             Fingerprints of the data.
     """
     identity = results.identity(model, protocol, inputs)
-    found = None
-    if results.devices.rank == 0:
-        found = _find_stored(results, model, protocol, identity)
-    return results.devices.fabric.broadcast(found)
+    wanted = _chosen(protocol.card())
+
+    def find() -> Result | None:
+        for path, result in results.stored():
+            if _chosen(result.protocol) == wanted and result.identity == identity:
+                results.devices.say(
+                    f"{model.origin.name}: {result.task} is stored in {path.parent}."
+                )
+                return result
+        return None
+
+    return results.devices.of_first(find)  # another run may store one meanwhile
 
 
-def _find_stored(
-    results: Results,
-    model: FrozenModel,
-    protocol: Protocol,
-    identity: Mapping[str, Any],
-) -> Result | None:
-    for path, result in results.stored():
-        cards = [
-            {k: v for k, v in card.items() if k not in OF_WEIGHTS_AND_DATA}
-            for card in (result.protocol, protocol.card())
-        ]
-        if cards[0] == cards[1] and result.identity == identity:
-            results.devices.say(
-                f"{model.origin.name}: {result.task} is stored in {path.parent}."
-            )
-            return result
-    return None
+def _chosen(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in card.items() if k not in OF_WEIGHTS_AND_DATA}
 
 
 def _test_images(data: str, classes: ClassificationSet) -> str:

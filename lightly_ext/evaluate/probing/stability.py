@@ -86,7 +86,7 @@ def run_stability(
         ValueError: If a model does not have the feature, or the crop is larger than
             the image.
     """
-    name, files = results.required(check_stability, data=data, features=features)
+    name, files = results.required(check_stability)
     # All models first: what is wrong with the last one must not come out at the end.
     runs = {_label(model, features): (model, features)}
     for source in against or []:

@@ -113,14 +113,7 @@ def run_where(
         ValueError: If the model has no localization, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
-    name, files, paths, values = results.required(
-        check_where,
-        data=data,
-        masks=masks,
-        split=split,
-        background=background,
-        ignore=ignore,
-    )
+    name, files, paths, values = results.required(check_where)
     model.require_localization()
     protocol = results.protocol(model, WHERE, data=name, classes=str(values))
     images = MaskedImages(files, paths, protocol, model.origin.interpolation)

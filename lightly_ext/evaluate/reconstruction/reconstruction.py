@@ -138,18 +138,7 @@ def run_reconstruction(
         ValueError: If options do not fit the model or each other.
         RuntimeError: If too many images are unreadable.
     """
-    name, files, training_set = results.required(
-        check_reconstruction,
-        data=data,
-        form=form,
-        train=train,
-        tokenizer=tokenizer,
-        decoder=decoder,
-        epochs=epochs,
-        inception=inception,
-        lpips_net=lpips_net,
-        force=force,
-    )
+    name, files, training_set = results.required(check_reconstruction)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
     protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)

@@ -177,24 +177,7 @@ def run_align_text(
         ValueError: If an option is impossible, or data or weights of another layout.
         RuntimeError: If training was interrupted, or too many images are unreadable.
     """
-    tasks, pairs = results.required(
-        check_align_text,
-        data=data,
-        images=images,
-        features=features,
-        text_model=text_model,
-        text_weights=text_weights,
-        probe=probe,
-        zero_shot=zero_shot,
-        class_names=class_names,
-        retrieval=retrieval,
-        retrieval_images=retrieval_images,
-        winoground=winoground,
-        mmvp=mmvp,
-        epochs=epochs,
-        lr=lr,
-        pairs_per_batch=pairs_per_batch,
-    )
+    tasks, pairs = results.required(check_align_text)
     if pairs is not None:
         feature = resolve_tokens(model, features)
     tower = load_text_tower(text_model, text_weights).to(devices.device)

@@ -111,8 +111,8 @@ def test_images_have_the_size_of_the_model(
 
     required, left = Results.required, []
 
-    def watched(self: Results, check: Callable[..., Any], **options: Any) -> Any:
-        found = required(self, check, **options)
+    def watched(self: Results, check: Callable[..., Any]) -> Any:
+        found = required(self, check)
         left.append(len(self._ahead))
         return found
 
