@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,37 +15,42 @@ from mmseg.registry import HOOKS
 
 from stellar_plugin.mmseg.card.built import accumulative_counts, heads
 from stellar_plugin.mmseg.card.card import (
-    TRAINING_FIELDS,
-    Readings,
     differences,
     make_card,
     read_evaluation,
     read_training,
 )
-from stellar_plugin.mmseg.card.names import data_name, model_name
+from stellar_plugin.mmseg.card.names import read_names
 from stellar_plugin.mmseg.card.provenance import (
-    UNKNOWN_TEST,
     UNKNOWN_WEIGHTS,
-    images_sha256,
-    normalisation,
-    parameter_precision,
-    parameters,
-    tested_weights,
-    training_precision,
-    versions,
-    weights_origin,
+    read_images,
+    read_run,
+    read_test,
+    read_weights,
+)
+from stellar_plugin.mmseg.card.reading import Readings, read
+from stellar_plugin.mmseg.card.stages import (
+    TRAINING_FIELDS,
+    of_training,
+    reached,
+    resumed,
 )
 from stellar_plugin.mmseg.datasets import name_files
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
-from stellar_plugin.mmseg.metric import NUM_CLASSES, BatchJaccard
-from stellar_plugin.mmseg.stored import as_json, read_scores, write_result
+from stellar_plugin.mmseg.metric import BatchJaccard
+from stellar_plugin.mmseg.stored import (
+    as_json,
+    as_stored,
+    class_counts,
+    make_result,
+    read_scores,
+    write_result,
+)
 from stellar_plugin.mmseg.weights import check_checkpoint, check_file
 from stellar_plugin.protocols import NOT_TOLD
 
 RESULT_NAME = "result.json"
 META_KEY = "stellar"
-# What decides beside the card, the weights and the images.
-OPTIONS = ("seed", "precision", "mean", "std", "num_train_images")
 # What mmengine itself writes beside the weights.
 META_NAMES = {"seed": "seed", "iterations": "iter"}
 # Scores that mmsegmentation's metric and ours give in percent.
@@ -97,21 +101,11 @@ class SegmentationResultHook(Hook):
         """Reads what is trained, and on which weights, and shows the card."""
         self._training = self._noted(runner, read_training(runner))
         if self._before is not None:
-            rule = _resumed(self._before, self._training, runner.iter)
+            rule = resumed(self._before, self._training, runner.iter)
             self._training["rule"] = rule
         if not self._origin:
-            told = self._told(runner, "weights", weights_origin, runner)
-            self._origin = UNKNOWN_WEIGHTS if told == NOT_TOLD else told
-        told = self._told(runner, "parameters", parameters, runner)
-        self._origin = {
-            **self._origin,
-            **({"trained_parameters": told} if told == NOT_TOLD else told),
-            "seed": runner.seed,
-            "precision": self._told(runner, "precision", training_precision, runner),
-            "num_train_images": self._told(
-                runner, "num_train_images", lambda: len(runner.train_dataloader.dataset)
-            ),
-        }
+            self._origin = self._noted(runner, read_weights(runner))
+        self._origin |= self._noted(runner, read_run(runner))
         if isinstance(runner._val_loop, BaseLoop):
             self._show(runner, self._card(runner, runner.val_loop, self._training))
 
@@ -140,8 +134,7 @@ class SegmentationResultHook(Hook):
             "asked": self._training,
             "provenance": {**self._origin, "iterations": iteration},
         }
-        # Of plain values alone: torch loads nothing else.
-        meta[META_KEY] = json.loads(as_json(stored))
+        meta[META_KEY] = as_stored(stored)  # torch loads nothing but plain values
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Checks the weights; takes the training's part of card and provenance."""
@@ -150,7 +143,7 @@ class SegmentationResultHook(Hook):
         trained = meta.get(META_KEY, {})
         if not isinstance(runner._train_loop, BaseLoop):
             card = trained.get("card")
-            self._training = None if card is None else _of_training(card)
+            self._training = None if card is None else of_training(card)
             known = {name: meta.get(key, NOT_TOLD) for name, key in META_NAMES.items()}
             foreign = {"checkpoint": str(runner._load_from), **known}
             self._origin = dict(trained.get("provenance", foreign))
@@ -192,8 +185,7 @@ class SegmentationResultHook(Hook):
         self, runner: Runner, metrics: Mapping[str, Any], loop: BaseLoop
     ) -> None:
         if is_main_process():
-            tested = self._told(runner, "tested weights", tested_weights, runner)
-            tested = UNKNOWN_TEST if tested == NOT_TOLD else tested
+            tested = self._noted(runner, read_test(runner))
             unknown = {"checkpoint": NOT_TOLD, "sha256": tested["tested_sha256"]}
             origin = {**unknown, **self._origin, **tested}
             self._store(runner, metrics, loop, self._training, origin)
@@ -206,60 +198,20 @@ class SegmentationResultHook(Hook):
         training: Mapping[str, Any] | None,
         origin: Mapping[str, Any],
     ) -> None:
-        percent = self._told(runner, "metrics", _in_percent, loop)
-        counted = {n for n in metrics if n.rpartition("/")[2] == NUM_CLASSES}
-        read = read_scores(
-            {n: value for n, value in metrics.items() if n not in counted},
-            set() if percent == NOT_TOLD else percent,
-        )
-        scores = self._noted(runner, read)
-        counts = [metrics[name] for name in sorted(counted)]
+        scores = self._noted(runner, read_scores(metrics, _in_percent(loop)))
         if not scores:
             self._warn(runner, f"no result is stored: no score in {sorted(metrics)}")
             return
         card = self._card(runner, loop, training)
-        of = self._provenance(runner, loop, card, origin)
-        result = {
-            "task": "segmentation",
-            "model": self._told(runner, "model", model_name, runner),
-            "data": self._told(runner, "data", data_name, runner),
-            "scores": scores,
-            "protocol": card,
-            "provenance": {
-                **of,
-                "num_classes_in_mean": counts[0] if len(counts) == 1 else counts,
-            },
-            "identity": {
-                "model": {"sha256": of["sha256"]},
-                "options": {name: of.get(name, NOT_TOLD) for name in OPTIONS},
-                "inputs": {"images": of["images_sha256"]},
-            },
-        }
-        self._write(runner, result)
-
-    def _provenance(
-        self,
-        runner: Runner,
-        loop: BaseLoop,
-        card: Mapping[str, Any],
-        origin: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        def dataset() -> Any:
-            return loop.dataloader.dataset
-
-        normal = self._told(runner, "mean and std", normalisation, runner)
-        told = {
-            "num_images": lambda: len(dataset()),
-            "images_sha256": lambda: images_sha256(dataset()),
-            "precision": lambda: _precision(origin.get("precision"), loop, runner),
-            "published_and_here": lambda: differences(runner, card),
-            "versions": versions,
-        }
-        return {
+        images = read_images(runner, loop, trained=origin.get("precision"))
+        provenance = {
             **origin,
-            **({"mean": normal, "std": normal} if normal == NOT_TOLD else normal),
-            **{name: self._told(runner, name, read) for name, read in told.items()},
+            **self._noted(runner, images),
+            "published_and_here": differences(runner, card),
+            "num_classes_in_mean": class_counts(metrics),
         }
+        names = self._noted(runner, read_names(runner))
+        self._write(runner, make_result(names, scores, card, provenance))
 
     def _write(self, runner: Runner, result: dict[str, Any]) -> None:
         path = Path(runner.work_dir) / RESULT_NAME
@@ -283,28 +235,18 @@ class SegmentationResultHook(Hook):
 
     def _reached(self, runner: Runner, iteration: int, epoch: int) -> dict[str, Any]:
         """The training's card at some iteration."""
-        counts = self._told(runner, "gathered gradients", accumulative_counts, runner)
-        steps = iteration if counts == NOT_TOLD else math.ceil(iteration / counts)
-        return _reached(self._training or {}, steps, epoch)
+        done = read(
+            {"steps": lambda: math.ceil(iteration / accumulative_counts(runner))}
+        )
+        steps = self._noted(runner, done)["steps"]
+        return reached(self._training or {}, steps, epoch)
 
     def _show(self, runner: Runner, card: Mapping[str, Any]) -> None:
         lines = [f"  {name}: {value}" for name, value in card.items()]
-        told = self._told(runner, "differences", differences, runner, card)
-        changed = {} if told == NOT_TOLD else told
+        changed = differences(runner, card)
         lines += ["Published, and different here:"] if changed else []
         lines += [f"  {n}: {old}, here {new}" for n, (old, new) in changed.items()]
         runner.logger.info("\n".join(["Protocol:", *lines]))
-
-    def _told(
-        self, runner: Runner, what: str, read: Callable[..., Any], *args: Any
-    ) -> Any:
-        """What a function reads, or "not told" with a warning that says why."""
-        try:
-            return read(*args)
-        # Of somebody else's classes anything may be missing.
-        except Exception as error:
-            self._warn(runner, f"{what} not told: {error!r}")
-            return NOT_TOLD
 
     def _check(
         self, runner: Runner, what: str, check: Callable[..., None], *args: Any
@@ -331,49 +273,9 @@ class SegmentationResultHook(Hook):
 
 def _in_percent(loop: BaseLoop) -> set[str]:
     """Names of the scores that are known to be in percent."""
-    known = [
-        m for m in loop.evaluator.metrics if isinstance(m, IoUMetric | BatchJaccard)
-    ]
+    metrics = getattr(loop.evaluator, "metrics", ())
+    known = [m for m in metrics if isinstance(m, IoUMetric | BatchJaccard)]
     return {f"{m.prefix}/{n}" if m.prefix else n for m in known for n in PERCENT}
-
-
-def _of_training(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What training decided on; of the split its part."""
-    fields = {k: card[k] for k in (*TRAINING_FIELDS, "limit") if k in card}
-    return {**fields, "split": str(card.get("split", NOT_TOLD)).partition(" / ")[0]}
-
-
-def _resumed(
-    before: Mapping[str, Any], now: Mapping[str, Any], iteration: int
-) -> str | None:
-    """The rule of a run that was resumed, with what was other before."""
-    if not before:
-        told = "how it was trained before is not told"
-    else:
-        now = json.loads(as_json(now))
-        names = [n for n in TRAINING_FIELDS if before.get(n) != now.get(n)]
-        told = ", ".join(f"before it {n} {before.get(n)}" for n in names)
-    rule = now.get("rule")
-    if not told:
-        return rule
-    return f"{f'{rule}; ' if rule else ''}resumed at iteration {iteration}, {told}"
-
-
-def _reached(card: Mapping[str, Any], steps: int, epochs: int) -> dict[str, Any]:
-    """The card of training that may be cut short."""
-    reached = {"iterations": steps, "epochs": epochs}
-    card = dict(card)
-    for name, done in reached.items():
-        asked = card.get(name)
-        if isinstance(asked, int) and done < asked:
-            card["schedule"] = f"{card['schedule']}, stopped after {done} of {asked}"
-            card[name] = done
-    return card
-
-
-def _precision(trained: str | None, loop: Any, runner: Runner) -> str:
-    tested = "16-mixed" if getattr(loop, "fp16", False) else parameter_precision(runner)
-    return tested if trained in (tested, None) else f"{tested}, trained in {trained}"
 
 
 def _check_labels(runner: Runner) -> None:

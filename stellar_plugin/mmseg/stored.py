@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stellar_plugin.mmseg.card.card import Readings
-from stellar_plugin.protocols import card_digest
+from stellar_plugin.mmseg.card.reading import Readings
+from stellar_plugin.mmseg.metric import NUM_CLASSES
+from stellar_plugin.protocols import NOT_TOLD, card_digest
 
+# What decides beside the card, the weights and the images.
+OPTIONS = ("seed", "precision", "mean", "std", "num_train_images")
 # What two runs of the same thing may differ in.
 INCIDENTAL = {"versions", "checkpoint", "tested", "num_classes_in_mean"}
 
@@ -21,8 +24,8 @@ def read_scores(metrics: Mapping[str, Any], percent: set[str]) -> Readings:
 
     Args:
         metrics:
-            What the metrics returned. What is no number is left out, infinite and NaN
-            is None; names that would be the same stay whole.
+            What the metrics returned. Numbers of classes and what is no number are
+            left out, infinite and NaN is None; names that would be the same stay whole.
         percent:
             Names of scores in percent; they become fractions.
     """
@@ -30,6 +33,8 @@ def read_scores(metrics: Mapping[str, Any], percent: set[str]) -> Readings:
     scores: dict[str, Any] = {}
     notes = []
     for name, last in zip(metrics, short, strict=True):
+        if last == NUM_CLASSES:
+            continue
         try:
             value = float(metrics[name])
         except (TypeError, ValueError, RuntimeError):
@@ -44,9 +49,55 @@ def read_scores(metrics: Mapping[str, Any], percent: set[str]) -> Readings:
     return Readings(scores, notes)
 
 
+def class_counts(metrics: Mapping[str, Any]) -> Any:
+    """Over how many classes the mean is; of several metrics a list, by their names."""
+    names = [n for n in sorted(metrics) if n.rpartition("/")[2] == NUM_CLASSES]
+    counts = [metrics[name] for name in names]
+    return counts[0] if len(counts) == 1 else counts
+
+
+def make_result(
+    names: Mapping[str, Any],
+    scores: Mapping[str, float | None],
+    card: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A result in the form of its file, with its identity.
+
+    Args:
+        names:
+            What "model" and "data" are called.
+        scores:
+            Fractions by name.
+        card:
+            The protocol card.
+        provenance:
+            Where the numbers come from.
+    """
+    options = {name: provenance.get(name, NOT_TOLD) for name in OPTIONS}
+    return {
+        "task": "segmentation",
+        **names,
+        "scores": scores,
+        "protocol": card,
+        "provenance": provenance,
+        "identity": {
+            "model": {"sha256": provenance["sha256"]},
+            "options": options,
+            "inputs": {"images": provenance["images_sha256"]},
+        },
+    }
+
+
 def as_json(result: Mapping[str, Any]) -> str:
     """A result as JSON, which has no NaN and no infinity: null."""
     return json.dumps(_finite(result), indent=2, allow_nan=False, default=str) + "\n"
+
+
+def as_stored(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as it is read back: of plain values alone."""
+    stored: dict[str, Any] = json.loads(as_json(result))
+    return stored
 
 
 def write_result(path: Path, text: str) -> Path | None:

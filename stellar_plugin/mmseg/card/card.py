@@ -7,17 +7,18 @@ cannot be read is "not told", with a note that says why, and ends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.runner import Runner
 
 from stellar_plugin.mmseg.card.built import num_classes
 from stellar_plugin.mmseg.card.data import classes_of, limit_of, part_of, smallest
-from stellar_plugin.mmseg.card.described import joined, plain
+from stellar_plugin.mmseg.card.described import plain
 from stellar_plugin.mmseg.card.metric import averaging_of
 from stellar_plugin.mmseg.card.model import backbone_of, features_of, head_of, losses_of
 from stellar_plugin.mmseg.card.names import data_name, evaluation_names, published
+from stellar_plugin.mmseg.card.reading import Readers, Readings, read
 from stellar_plugin.mmseg.card.training import (
     batch_size_of,
     clip_of,
@@ -33,21 +34,6 @@ from stellar_plugin.protocols import CARD_FIELDS, NOT_TOLD, SEGMENTATION
 
 # What a config may say of its data, as no built object knows it.
 SAID = ("source", "split", "classes")
-# Fields that training decides on; a test takes them from the checkpoint.
-TRAINING_FIELDS = (
-    *("train_views", "train_scale", "train_ratio", "backbone", "loss", "optimizer"),
-    *("lrs", "batch_sizes", "weight_decay", "clip", "epochs", "iterations"),
-    *("warmup", "schedule", "rule"),
-)
-# Groups of fields by what reads them.
-Readers = Mapping[tuple[str, ...], Callable[[], dict[str, Any]]]
-
-
-class Readings(NamedTuple):
-    """Fields of a card, and why some of them are not told."""
-
-    fields: dict[str, Any]
-    notes: list[str]
 
 
 def read_training(runner: Runner) -> Readings:
@@ -64,19 +50,19 @@ def read_training(runner: Runner) -> Readings:
 
     readers: Readers = {
         ("train_views", "train_scale", "train_ratio"): lambda: train_views(dataset()),
-        ("split",): lambda: {"split": part_of(dataset())},
-        ("limit",): lambda: {"limit": limit_of(dataset())},
-        ("backbone",): lambda: {"backbone": backbone_of(runner)},
-        ("loss",): lambda: {"loss": losses_of(inner(runner.model))},
-        ("optimizer",): lambda: {"optimizer": optimizer_of(runner)},
+        "split": lambda: part_of(dataset()),
+        "limit": lambda: limit_of(dataset()),
+        "backbone": lambda: backbone_of(runner),
+        "loss": lambda: losses_of(inner(runner.model)),
+        "optimizer": lambda: optimizer_of(runner),
         ("lrs", "weight_decay"): lambda: rates_of(runner),
-        ("batch_sizes",): lambda: {"batch_sizes": (batch_size_of(runner),)},
-        ("clip",): lambda: {"clip": clip_of(runner)},
+        "batch_sizes": lambda: (batch_size_of(runner),),
+        "clip": lambda: clip_of(runner),
         ("epochs", "iterations"): lambda: length_of(runner),
         ("warmup", "schedule"): lambda: schedule_of(runner),
-        ("rule",): lambda: {"rule": rule_of(runner)},
+        "rule": lambda: rule_of(runner),
     }
-    return _read(readers)
+    return read(readers)
 
 
 def read_evaluation(runner: Runner, loop: Any) -> Readings:
@@ -94,19 +80,19 @@ def read_evaluation(runner: Runner, loop: Any) -> Readings:
         return loop.dataloader.dataset
 
     readers: Readers = {
-        ("split",): lambda: {"split": part_of(dataset())},
-        ("limit",): lambda: {"limit": limit_of(dataset())},
-        ("features",): lambda: {"features": features_of(model)},
-        ("head",): lambda: {"head": head_of(model)},
-        ("num_classes",): lambda: {"num_classes": num_classes(model)},
-        ("classes",): lambda: {"classes": classes_of(model, dataset(), named)},
+        "split": lambda: part_of(dataset()),
+        "limit": lambda: limit_of(dataset()),
+        "features": lambda: features_of(model),
+        "head": lambda: head_of(model),
+        "num_classes": lambda: num_classes(model),
+        "classes": lambda: classes_of(model, dataset(), named),
         (
             *("resize", "longest", "crop", "stride"),
             *("test_views", "inference", "label_resolution"),
         ): lambda: test_views(model, dataset()),
         ("averaging", "evaluation_batch"): lambda: averaging_of(loop.evaluator.metrics),
     }
-    return _read(readers)
+    return read(readers)
 
 
 def make_card(
@@ -127,7 +113,7 @@ def make_card(
     """
     said, notes = evaluation_names(runner)
     named, fields = published(runner), dict(evaluation.fields)
-    data = _read({("data",): lambda: {"data": data_name(runner)}})
+    data = read({"data": lambda: data_name(runner)})
     changes = said.get("changes")
     changes = dict(changes) if isinstance(changes, Mapping) else {}
     for name in [n for n in changes if n not in SAID]:
@@ -158,16 +144,3 @@ def differences(runner: Runner, card: Mapping[str, Any]) -> dict[str, list[Any]]
     theirs = named.card()
     names = [name for name in CARD_FIELDS if theirs.get(name) != card.get(name)]
     return {name: [theirs.get(name), card.get(name)] for name in names}
-
-
-def _read(readers: Readers) -> Readings:
-    fields: dict[str, Any] = {}
-    notes = []
-    for names, reader in readers.items():
-        try:
-            fields |= reader()
-        # Of somebody else's classes anything may be missing.
-        except Exception as error:
-            fields |= dict.fromkeys(names, NOT_TOLD)
-            notes.append(f"{joined(names)} not told: {error!r}")
-    return Readings(fields, notes)

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 
 from stellar_plugin.mmseg.card.described import joined
+from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.datasets import parts_of
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import SegmentationProtocol, segmentation
@@ -35,6 +36,13 @@ def data_name(runner: Runner) -> str:
     loops = (runner._val_loop, runner._test_loop, runner._train_loop)
     built = [loop for loop in loops if isinstance(loop, BaseLoop)]
     return type(parts_of(built[0].dataloader.dataset)[0]).__name__
+
+
+def read_names(runner: Runner) -> Readings:
+    """Reads what model and data are called."""
+    return read(
+        {"model": lambda: model_name(runner), "data": lambda: data_name(runner)}
+    )
 
 
 def evaluation_names(runner: Runner) -> tuple[Mapping[str, Any], list[str]]:

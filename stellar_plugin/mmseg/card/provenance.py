@@ -16,17 +16,58 @@ from torch import nn
 
 from stellar_plugin.hashes import file_sha256, weights_sha256
 from stellar_plugin.mmseg.backbone import StellarViT
-from stellar_plugin.mmseg.card.built import (
-    optim_wrappers,
-    trained_parameters,
-)
+from stellar_plugin.mmseg.card.built import optim_wrappers, trained_parameters
 from stellar_plugin.mmseg.card.described import described
+from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import NOT_TOLD
 
 RANDOM = "random weights"
-UNKNOWN_TEST = {"tested": NOT_TOLD, "tested_sha256": NOT_TOLD}
 UNKNOWN_WEIGHTS = {"checkpoint": NOT_TOLD, "sha256": NOT_TOLD}
+
+
+def read_weights(runner: Runner) -> Readings:
+    """Reads which weights training begins with."""
+    return read({tuple(UNKNOWN_WEIGHTS): lambda: weights_origin(runner)})
+
+
+def read_run(runner: Runner) -> Readings:
+    """Reads what else a run's training comes from."""
+    return read(
+        {
+            ("parameters", "trained_parameters"): lambda: parameters(runner),
+            "seed": lambda: runner.seed,
+            "precision": lambda: training_precision(runner),
+            "num_train_images": lambda: len(runner.train_dataloader.dataset),
+        }
+    )
+
+
+def read_test(runner: Runner) -> Readings:
+    """Reads which weights are tested."""
+    return read({("tested", "tested_sha256"): lambda: tested_weights(runner)})
+
+
+def read_images(runner: Runner, loop: Any, trained: str | None) -> Readings:
+    """Reads which images are evaluated, how, and with which packages.
+
+    Args:
+        runner:
+            Runner with the model.
+        loop:
+            Its loop of validation or test.
+        trained:
+            Precision of training, None where there was none.
+    """
+    return read(
+        {
+            ("mean", "std"): lambda: normalisation(runner),
+            "num_images": lambda: len(loop.dataloader.dataset),
+            "images_sha256": lambda: images_sha256(loop.dataloader.dataset),
+            "precision": lambda: evaluation_precision(runner, loop, trained),
+            "versions": versions,
+        }
+    )
 
 
 def weights_origin(runner: Runner) -> dict[str, Any]:
@@ -90,8 +131,14 @@ def training_precision(runner: Runner) -> str:
     return " and ".join(sorted(names))
 
 
+def evaluation_precision(runner: Runner, loop: Any, trained: str | None) -> str:
+    """Precision of validation or test, and of training where that was another."""
+    tested = "16-mixed" if getattr(loop, "fp16", False) else parameter_precision(runner)
+    return tested if trained in (tested, None) else f"{tested}, trained in {trained}"
+
+
 def parameter_precision(runner: Runner) -> str:
-    """Precision of the parameters, which evaluation uses unless its loop has fp16."""
+    """Precision of the parameters."""
     bits = {p.dtype.itemsize * 8 for p in inner(runner.model).parameters()}
     return " and ".join(f"{n}-true" for n in sorted(bits))
 

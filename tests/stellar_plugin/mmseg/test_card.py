@@ -13,7 +13,6 @@ from mmseg.registry import TRANSFORMS
 from torch import nn
 
 from stellar_plugin.mmseg.card.card import (
-    Readings,
     differences,
     make_card,
     read_evaluation,
@@ -25,6 +24,7 @@ from stellar_plugin.mmseg.card.provenance import (
     parameters,
     weights_origin,
 )
+from stellar_plugin.mmseg.card.reading import Readings
 from stellar_plugin.protocols import (
     SEGMENTATION,
     SEGMENTATION_PAPER_VOC,

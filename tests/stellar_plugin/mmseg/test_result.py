@@ -18,14 +18,8 @@ from mmseg.registry import HOOKS, METRICS, MODELS
 from torch import Tensor
 
 from lightly_ext.evaluate.report.report import collect_results
-from stellar_plugin.mmseg.result import (
-    OPTIONS,
-    SegmentationResultHook,
-    _of_training,
-    _reached,
-    _resumed,
-)
-from stellar_plugin.mmseg.stored import as_json, read_scores, write_result
+from stellar_plugin.mmseg.result import SegmentationResultHook
+from stellar_plugin.mmseg.stored import OPTIONS, as_json, read_scores, write_result
 from stellar_plugin.protocols import SEGMENTATION
 from tests.stellar_plugin.mmseg.runners import (
     built,
@@ -356,56 +350,3 @@ class TestWriteResult:
         path.write_text("[1]")
         moved = write_result(path, as_json(result))
         assert moved is not None and moved.read_text() == "[1]"
-
-
-class TestReached:
-    @pytest.mark.parametrize(
-        ("card", "expected"),
-        [
-            (
-                {"iterations": 40, "schedule": "linear"},
-                {"iterations": 8, "schedule": "linear, stopped after 8 of 40"},
-            ),
-            (
-                {"epochs": 5, "schedule": "constant"},
-                {"epochs": 2, "schedule": "constant, stopped after 2 of 5"},
-            ),
-            (
-                {"iterations": 8, "schedule": "linear"},
-                {"iterations": 8, "schedule": "linear"},
-            ),
-            (
-                {"iterations": "not told", "schedule": "not told"},
-                {"iterations": "not told", "schedule": "not told"},
-            ),
-        ],
-    )
-    def test_part_of_the_run(
-        self, card: dict[str, object], expected: dict[str, object]
-    ) -> None:
-        assert _reached(card, steps=8, epochs=2) == expected
-
-
-class TestResumed:
-    def test_nothing_changed(self) -> None:
-        now = {"lrs": (1.0,), "rule": None, "split": "train"}
-        assert _resumed({"lrs": [1.0], "split": "train"}, now, 3) is None
-
-    def test_before_is_not_told(self) -> None:
-        assert _resumed({}, {"rule": "averaged weights"}, 3) == (
-            "averaged weights; resumed at iteration 3, how it was trained before is "
-            "not told"
-        )
-
-
-class TestOfTraining:
-    def test_what_training_decided_on(self) -> None:
-        card = {
-            "iterations": 4,
-            "lrs": [1.0],
-            "stride": 9,
-            "limit": 5,
-            "split": "a / b",
-        }
-        expected = {"iterations": 4, "lrs": [1.0], "limit": 5, "split": "a"}
-        assert _of_training(card) == expected
