@@ -42,13 +42,11 @@ class ViT(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.pos_embed is None or not self.dynamic_img_size or self.pos_antialias:
             return super()._pos_embed(x)
-        table, prefix = self.pos_embed, 0 if self.no_embed_class else 1
-        prefix *= self.num_prefix_tokens
+        table = self.pos_embed
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        grid = (x.shape[1], x.shape[2])
         position = resample_position(
-            table[:, prefix:],
-            self.patch_embed.grid_size,
-            (x.shape[1], x.shape[2]),
-            self.pos_antialias,
+            table[:, prefix:], self.patch_embed.grid_size, grid, antialias=False
         )
         tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
         size = x.shape[0]  # not len(x), which a traced export would take for a constant

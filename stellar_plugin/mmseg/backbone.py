@@ -15,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from stellar_plugin.checkpoints import (
+    LoadReport,
     encoder_config,
     load_encoder_weights,
     read_checkpoint,
@@ -228,6 +229,14 @@ class StellarViT(WholeModule):
                 f"{error} Its arguments are model.backbone.* of the config; without "
                 "model_name they are the checkpoint's."
             ) from error
+        self._check(report)
+        self.weights_path = report.path
+        self.weights_facts = report.facts
+        print_log(f"StellarViT weights: {report}", logger="current")
+        _warn_of_normalisation(report.config)
+
+    def _check(self, report: LoadReport) -> None:
+        """Refuses frozen random values, and positions that a test would resample."""
         lost = [n for n in report.missing if n == QUERY_KEY or self.feature != "dense"]
         if lost and self.frozen:
             raise ValueError(
@@ -242,19 +251,20 @@ class StellarViT(WholeModule):
                 "antialiasing, or does not tell: set pos_antialias=True, as timm "
                 "does, or False for weights of DINO or iBOT."
             )
-        self.weights_path = report.path
-        self.weights_facts = report.facts
-        print_log(f"StellarViT weights: {report}", logger="current")
-        imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-        for name, usual in imagenet.items():
-            value = report.config.get(name, usual)
-            if tuple(value) != usual:
-                print_log(
-                    f"The checkpoint's {name} is not ImageNet's: set model."
-                    f"data_preprocessor.{name} to {[255 * v for v in value]}.",
-                    logger="current",
-                    level=logging.WARNING,
-                )
+
+
+def _warn_of_normalisation(config: Mapping[str, Any]) -> None:
+    """Says where images of a checkpoint are not normalised as ImageNet's."""
+    imagenet = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    for name, usual in imagenet.items():
+        value = config.get(name, usual)
+        if tuple(value) != usual:
+            print_log(
+                f"The checkpoint's {name} is not ImageNet's: set model."
+                f"data_preprocessor.{name} to {[255 * v for v in value]}.",
+                logger="current",
+                level=logging.WARNING,
+            )
 
 
 def _cut(features: Tensor, height: float, width: float) -> Tensor:

@@ -260,6 +260,6 @@ def _warnings(counts: Sequence[LabelCounts], classes: Sequence[str]) -> Iterator
             )
         if count.num_jpeg:
             yield (
-                f"{count.num_jpeg} of {count.read} are JPEG files, whose values blur "
-                "where classes meet; save label maps as PNG."
+                f"JPEG files among {count.read}: {count.num_jpeg}; their values blur "
+                "where classes meet, save label maps as PNG."
             )

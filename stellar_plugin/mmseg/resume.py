@@ -8,10 +8,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.optim import _ParamScheduler
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from stellar_plugin.mmseg.weights import inner, problems
+from stellar_plugin.mmseg.weights import check_checkpoint, checkpoint_name
 
 # Where a checkpoint keeps the options that it was trained with.
 OPTIONS_KEY = "stellar_options"
@@ -97,10 +97,9 @@ def _changed(
 
 
 def _refuse(
-    runner: Runner, checkpoint: Mapping[str, Any], changed: Mapping[str, Any]
+    runner: Runner, checkpoint: dict[str, Any], changed: Mapping[str, Any]
 ) -> None:
-    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
-    where = f"Cannot resume from '{path}'"
+    where = f"Cannot resume from '{checkpoint_name(runner)}'"
     for name in FIXED:
         if name in changed:
             old, new = changed[name]
@@ -108,16 +107,13 @@ def _refuse(
                 f"{where}: {name} was {old!r} and is {new!r}, which a resumed run "
                 f"cannot change. {WAY_OUT}"
             )
-    state = checkpoint["state_dict"]
-    found = problems(inner(runner.model), state, getattr(state, "_metadata", {}))
+    check_checkpoint(runner, checkpoint)
     ours = runner.optim_wrapper.optimizer.param_groups
     theirs = checkpoint.get("optimizer", {}).get("param_groups", ours)
     if [len(g["params"]) for g in ours] != [len(g["params"]) for g in theirs]:
-        found = found or "other parameters are trained (model.backbone.frozen)"
-    if found:
         raise ValueError(
-            f"{where}: its model is not that of this config, and options of the model "
-            f"cannot change; {found}. {WAY_OUT}"
+            f"{where}: other parameters are trained (model.backbone.frozen), which a "
+            f"resumed run cannot change. {WAY_OUT}"
         )
     meta, train_cfg = checkpoint["meta"], runner.cfg["train_cfg"]
     for done, name in ((meta["iter"], "max_iters"), (meta["epoch"], "max_epochs")):

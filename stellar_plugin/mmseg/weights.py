@@ -105,7 +105,7 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         ValueError: If something is missing, left over, of another shape or trained with
             other settings and the run tests or resumes; or if nothing fits at all.
     """
-    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+    path = checkpoint_name(runner)
     model = inner(runner.model)
     state, metadata = _take_state(checkpoint)
     for name, module in model.named_modules():
@@ -134,6 +134,11 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
             f"'{path}' gives {len(fits)} of the {len(ours)} tensors of this model, the "
             f"others stay as initialised; {found}."
         )
+
+
+def checkpoint_name(runner: Runner) -> str:
+    """The checkpoint that a run loads: the one it names, or its own latest."""
+    return str(runner._load_from or find_latest_checkpoint(runner.work_dir))
 
 
 def inner(model: Any) -> Any:

@@ -48,6 +48,25 @@ def settings(thing: Any) -> dict[str, Any]:
     return dict(getattr(thing, "__dict__", {}))
 
 
+def is_like(thing: Any, kind: type, *unsaid: str, **values: Any) -> bool:
+    """Whether an object is of this class and set to these values, else as by default.
+
+    Args:
+        thing:
+            Transform, loss, ...
+        kind:
+            The class; subclasses do not count.
+        unsaid:
+            Names of settings that are not compared.
+        values:
+            Arguments of the class.
+    """
+    if type(thing) is not kind:
+        return False
+    mine, usual = settings(thing), settings(kind(**values))
+    return all(mine[k] == usual[k] for k in mine.keys() - UNSAID - {*unsaid})
+
+
 def joined(items: Sequence[Any]) -> str:
     """Texts or numbers as "a, b and c"."""
     texts = [f"{x:g}" if isinstance(x, float) else str(x) for x in items]

@@ -11,8 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stellar_plugin.mmseg.backbone import StellarViT
 from stellar_plugin.mmseg.card.built import heads, trained_parameters
-from stellar_plugin.mmseg.card.described import described, joined
-from stellar_plugin.mmseg.card.transforms import is_like
+from stellar_plugin.mmseg.card.described import described, is_like, joined
 from stellar_plugin.mmseg.head import LinearProbeHead
 from stellar_plugin.mmseg.loss import LabelledDiceLoss
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor

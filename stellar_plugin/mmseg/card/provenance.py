@@ -77,21 +77,19 @@ def weights_origin(runner: Runner) -> dict[str, Any]:
     of the backbone's values. `StellarViT` says how it read them.
     """
     backbone = inner(runner.model).backbone
-    name = str(runner._load_from or _pretrained(runner, backbone))
-    path = Path(getattr(backbone, "weights_path", None) or name)
-    path = Path(name) if runner._load_from else path
+    if runner._load_from:
+        name = str(runner._load_from)
+        sha256 = file_or_weights_sha256(Path(name), backbone)
+        return {"checkpoint": name, "sha256": sha256}
+    name = _pretrained(runner, backbone)
     if name == RANDOM:
         trained = trained_parameters(runner) & {id(p) for p in backbone.parameters()}
-        return {
-            "checkpoint": f"trained from {name}" if trained else name,
-            "sha256": None,
-        }
-    origin: dict[str, Any] = {"checkpoint": name}
-    origin["sha256"] = file_or_weights_sha256(path, backbone)
+        name = f"trained from {name}" if trained else name
+        return {"checkpoint": name, "sha256": None}
+    path = Path(getattr(backbone, "weights_path", None) or name)
+    origin = {"checkpoint": name, "sha256": file_or_weights_sha256(path, backbone)}
     facts = getattr(backbone, "weights_facts", None)
-    if facts and not runner._load_from:
-        origin["weights"] = facts
-    return origin
+    return {**origin, "weights": facts} if facts else origin
 
 
 def tested_weights(runner: Runner) -> dict[str, Any]:

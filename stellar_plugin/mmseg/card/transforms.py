@@ -16,7 +16,7 @@ from mmseg.datasets.transforms import (
 )
 from torchvision.transforms import v2
 
-from stellar_plugin.mmseg.card.described import described, settings
+from stellar_plugin.mmseg.card.described import described, is_like
 from stellar_plugin.mmseg.datasets import flattened, inner_sets
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
 from stellar_plugin.mmseg.views import TorchvisionTransform
@@ -34,15 +34,6 @@ def steps_of(dataset: Any) -> list[Any]:
     return steps + [
         s for s, kind in zip(own, kinds, strict=True) if kind not in skipped
     ]
-
-
-def is_like(step: Any, kind: type, *unsaid: str, **values: Any) -> bool:
-    """Whether a transform is of this class and set to these values, else default."""
-    if type(step) is not kind:
-        return False
-    names = {"file_client_args", "backend_args", "resize", "training", *unsaid}
-    mine, usual = settings(step), settings(kind(**values))
-    return all(mine[k] == usual[k] for k in mine.keys() - names)
 
 
 def _quiet(step: Any) -> bool:

@@ -249,7 +249,7 @@ class TestCheckDatasets:
         labels = Image.fromarray(np.eye(8, dtype=np.uint8))
         labels.save(tmp_path / "labels/000.jpg", quality=100)
         check(dataset(tmp_path, 4, seg_map_suffix=".jpg"), 4)
-        assert said[-1].startswith("1 of 1 of 1 label files (train) are JPEG files")
+        assert said[-1].startswith("JPEG files among 1 of 1 label files (train): 1; ")
 
     def test_class_map_of_the_set(self, tmp_path: Path) -> None:
         # Two of VOC's classes: 15 (person) becomes 1, the others are ignored.
