@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import functools
 import inspect
-import json
-import platform
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +15,8 @@ import torch
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.fingerprints import fingerprint
-from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.identity import run_identity, run_provenance
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.loading import load_untrained
 from lightly_ext.evaluate.options import check_positive, check_writable
@@ -32,33 +28,11 @@ from lightly_ext.evaluate.result import (
     shown_value,
 )
 from lightly_ext.evaluate.sizes import described_sizes, image_sizes
-from stellar_plugin.checkpoints import WEIGHTS_NAME
-from stellar_plugin.hashes import architecture_sha256, file_sha256
 from stellar_plugin.protocols import Protocol
 
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T")
 Run = TypeVar("Run", bound=Callable[..., Any])
-PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "torchmetrics")
-# All options of a run decide on its result, but for these: they change no score, ...
-NOT_DECIDING = {
-    *("output", "batch_size", "num_workers", "accelerator", "devices"),
-    *("controls", "resume", "force", "against"),
-}
-# ... what these name is on the card in another form, ...
-ON_THE_CARD = {
-    *("protocol", "lr", "train_batch_size", "pairs_per_batch", "background", "ignore"),
-    *("inception", "lpips_net", "tokenizer", "text_weights"),
-}
-# ... and of these the contents decide, which a task tells as `inputs`.
-BY_CONTENT = {
-    *("data", "images", "train", "masks", "split", "others", "zero_shot"),
-    *("class_names", "retrieval", "retrieval_images", "winoground", "mmvp"),
-}
-# Folders of parts that are trained already.
-TRAINED_PARTS = {"decoder", "probe"}
-# Of a model's origin, the names that a user gave to it.
-NAMES = ("source", "name")
 
 
 def evaluation(run: Run) -> Run:
@@ -249,7 +223,7 @@ class Results:
             data,
             scores,
             protocol.card(),
-            {**provenance, **self._provenance(model)},
+            {**provenance, **run_provenance(model, self.devices)},
             self.identity(model, protocol, inputs),
             chance or {},
         )
@@ -268,32 +242,8 @@ class Results:
                 As for `result`.
         """
         assert self._asked is not None, "a task is decorated with `evaluation`"
-        origin = {
-            f.name: getattr(model.origin, f.name)
-            for f in fields(Origin)
-            if f.name not in NAMES
-        }
-        # Random weights are read from nowhere; how a method was found out decides not.
-        facts = {} if model.origin.untrained else dict(model.origin.facts)
-        origin["facts"] = {k: v for k, v in facts.items() if k != "told by"}
-        given = (*inspect.signature(Devices).parameters, *self._options)
-        options: dict[str, Any] = {n: getattr(self.devices, n, None) for n in given}
-        options |= {**self._options, **self._asked}
-        left_out = NOT_DECIDING | ON_THE_CARD | BY_CONTENT | {"model", "results"}
-        options = {
-            name: value
-            for name, value in options.items()
-            if name not in left_out and not hasattr(protocol, name)
-        }
-        options = {k: v for k, v in options.items() if v is not None}
-        for part in TRAINED_PARTS & options.keys():
-            options[part] = file_sha256(Path(options[part], WEIGHTS_NAME))
-        identity = {
-            "model": {"architecture": architecture_sha256(model.backbone), **origin},
-            "options": options,
-            "inputs": inputs,
-        }
-        return json.loads(json.dumps(identity))  # as it is stored
+        options = {**self._options, **self._asked}
+        return run_identity(model, self.devices, protocol, options, inputs)
 
     def folder(self, result: Result) -> Path:
         """Folder of a result: the same for the same run, another for any other."""
@@ -375,31 +325,6 @@ class Results:
             self.devices.fabric.seed_everything(self.devices.seed, verbose=False)
             evaluation(self._run)(**{**self._asked, "model": model, "results": results})
 
-    def _provenance(self, model: FrozenModel) -> dict[str, Any]:
-        origin, devices = model.origin, self.devices
-        return {
-            "model": origin.label,
-            "method": origin.method,
-            "sha256": origin.sha256,
-            "weights": origin.facts,
-            "mean": origin.mean,
-            "std": origin.std,
-            "interpolation": origin.interpolation,
-            "image_size": origin.image_size,
-            "crop_pct": origin.crop_pct,
-            "num_queries": model.num_queries,
-            "seed": devices.seed,
-            "precision": devices.precision,
-            "batch_size": devices.batch_size,
-            "device": f"{devices.world_size} x {_device_name(devices.device)}",
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in PACKAGES},
-            },
-            "date": datetime.date.today().isoformat(),
-            "command": " ".join(["stellar", *sys.argv[1:]]),
-        }
-
 
 def _shown_score(result: Result, name: str) -> str:
     text = f"{name} {shown_value(result.scores[name])}"
@@ -409,12 +334,6 @@ def _shown_score(result: Result, name: str) -> str:
     if is_untrained(result):
         return f"{text} (chance {chance})"
     return f"{text} (chance {chance}, untrained {untrained})"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()})"
 
 
 def _slug(text: str) -> str:

@@ -15,7 +15,7 @@ from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
 from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
-from lightly_ext.evaluate.reduction import count_unreadable, reduce_sum
+from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.model import resized
 from stellar_plugin.protocols import MOST_PSNR_DB, CropProtocol
@@ -60,7 +60,7 @@ def score_images(
     prefixes = ["", "tokenizer_"] if autoencoder.tokenizer is not None else [""]
     metrics = ImageScores(networks, prefixes, devices.device)
     unreadable: list[int] = []
-    flat = torch.zeros(2, dtype=torch.float64)  # sum of PSNR, and number of images
+    flat = ImageMeans(["psnr_db"])
     loader = devices.loader(images)
     for batch in devices.progress(loader, "reconstruction", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
@@ -68,11 +68,10 @@ def score_images(
         if len(readable):
             _, decoded = _decode(devices, autoencoder, readable)
             metrics.update(readable, decoded)
-            psnr = mean_colour_psnr(readable)
-            flat += torch.stack([psnr.sum(), torch.ones_like(psnr).sum()]).cpu()
-    total, count = reduce_sum(devices, flat).tolist()
+            flat.add("psnr_db", mean_colour_psnr(readable))
     num_unreadable = count_unreadable(devices, files, unreadable)
-    return metrics.compute(), {"psnr_db": total / max(count, 1)}, num_unreadable
+    chance = {name: mean.value for name, mean in flat.reduce(devices).items()}
+    return metrics.compute(), chance, num_unreadable
 
 
 def mean_colour_psnr(images: Tensor) -> Tensor:

@@ -15,14 +15,16 @@ import pytest
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
-from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
-from lightly_ext.evaluate.report.protocol_cards import known_protocols
-from lightly_ext.evaluate.result import Result
-from lightly_ext.evaluate.results import (
+from lightly_ext.evaluate.identity import (
     BY_CONTENT,
     NOT_DECIDING,
     ON_THE_CARD,
     TRAINED_PARTS,
+)
+from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
+from lightly_ext.evaluate.report.protocol_cards import known_protocols
+from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.results import (
     Results,
 )
 from stellar_cli.tasks import TASKS
