@@ -199,13 +199,17 @@ def say_unreadable(
     Raises:
         RuntimeError: If they are more than 5 %.
     """
-    if not unreadable:
-        return
+    if unreadable:
+        text = unreadable_text(files, unreadable)
+        check_unreadable(len(unreadable), files, text)
+        devices.say(f"Skipped: {text}.")
+
+
+def unreadable_text(files: ImageFiles, unreadable: Sequence[int]) -> str:
+    """How many of some images are unreadable, and the first of them."""
     first = ", ".join(printable(files.root / files.names[i]) for i in unreadable[:3])
-    text = f"{len(unreadable)} of {len(files)} images are unreadable ({first}"
-    text += ", ...)" if len(unreadable) > 3 else ")"
-    check_unreadable(len(unreadable), files, text)
-    devices.say(f"Skipped: {text}.")
+    more = ", ..." if len(unreadable) > 3 else ""
+    return f"{len(unreadable)} of {len(files)} images are unreadable ({first}{more})"
 
 
 def check_unreadable(num_unreadable: int, files: ImageFiles, text: str = "") -> None:

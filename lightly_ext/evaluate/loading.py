@@ -28,11 +28,8 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
-from stellar_plugin.checkpoints.recognise import (
-    WRAPPERS,
-    unwrap,
-    which_was_taken,
-)
+from stellar_plugin.checkpoints.load import ASSUMED, READ_AS, TAKEN, TOLD_BY
+from stellar_plugin.checkpoints.recognise import WRAPPERS, unwrap, which_was_taken
 from stellar_plugin.checkpoints.timm_models import settings_of
 from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.hashes import file_sha256, weights_sha256
@@ -83,9 +80,8 @@ def load_frozen_model(
             f"model is '{model}'; name the file as the model itself."
         )
     patches = model.partition(":")[0] == PATCHES and not Path(model).exists()
-    if arguments and (
-        patches or (timm_name is not None and not is_plain(_on_meta(timm_name)))
-    ):
+    is_vit = not patches if timm_name is None else is_plain(_on_meta(timm_name))
+    if arguments and not is_vit:
         raise ValueError(
             f"model_kwargs are arguments of ViTs, '{model}' is none; leave them out."
         )
@@ -93,14 +89,12 @@ def load_frozen_model(
         torch.manual_seed(seed)
         if patches:
             loaded = _of_patches(model)
-        elif timm_name is None:
+        elif timm_name is None or (is_vit and weights is None and not untrained):
             loaded = _of_checkpoint(model, untrained, arguments)
-        elif not is_plain(_on_meta(timm_name)):
-            loaded = _of_timm(timm_name, weights, untrained)
-        elif weights is None and not untrained:
-            loaded = _of_checkpoint(model, untrained, arguments)
-        else:
+        elif is_vit:
             loaded = _of_timm_vit(timm_name, weights, untrained, arguments)
+        else:
+            loaded = _of_timm(timm_name, weights, untrained)
     name = name or short_name(weights or model)
     if untrained:
         name = f"{name} (untrained)"
@@ -221,7 +215,7 @@ def _of_timm_vit(
         by_name = methods.of_timm(name)
         if by_name and not checkpoint.method and checkpoint.layout == TIMM_LAYOUT:
             checkpoint = replace(checkpoint, method=by_name)
-            facts["told by"] = f"timm's name {name}"
+            facts[TOLD_BY] = f"timm's name {name}"
     checkpoint = replace(
         checkpoint,
         config={**told, **checkpoint.config},
@@ -239,8 +233,8 @@ def _frozen(
     method, config, images = checkpoint.method, checkpoint.config, checkpoint.images
     facts = dict(facts or {})
     if facts and method is None and "mean" not in config:
-        untold = [facts.get("not told, assumed", ""), "mean and std of ImageNet"]
-        facts["not told, assumed"] = ", ".join(filter(None, untold))
+        untold = [facts.get(ASSUMED, ""), "mean and std of ImageNet"]
+        facts[ASSUMED] = ", ".join(filter(None, untold))
     origin = Origin(
         source,
         method.name if method else checkpoint.layout,
@@ -262,9 +256,9 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
     else:
         model = timm.create_model(name, num_classes=0)
     path = Path(weights or name)
-    facts = {"read as": f"timm's {type(model).__name__}", "told by": "timm's name"}
+    facts = {READ_AS: f"timm's {type(model).__name__}", TOLD_BY: "timm's name"}
     if weights is not None and (choice := _load_strictly(model, path)):
-        facts["weights taken"] = choice
+        facts[TAKEN] = choice
     digest = _sha256(path, model)
     data = resolve_data_config({}, model=model)
     origin = Origin(

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.result import NOT_TOLD
 
 # They read, resize and encode images, each version a little differently.
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "pillow")
@@ -86,7 +87,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:  # installed under another name, as pillow-simd is
-        return "not told"
+        return NOT_TOLD
 
 
 def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) -> bool:

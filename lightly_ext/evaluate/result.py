@@ -193,9 +193,8 @@ def escaped(text: str) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    lines = [f"| {title} | |", "| --- | --- |"]
-    lines += [f"| {name} | {shown_value(value)} |" for name, value in rows.items()]
-    return "\n".join(lines) + "\n"
+    texts = [(name, shown_value(value)) for name, value in rows.items()]
+    return f"{markdown_table([(title, ''), *texts])}\n"
 
 
 def _finite(value: Any) -> Any:

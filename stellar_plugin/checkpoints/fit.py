@@ -82,7 +82,7 @@ def encoder_settings(encoder: StellarEncoder) -> dict[str, Any]:
         "patch_size": encoder.patch_size,
         "num_heads": block.attn.num_heads,
         "activation": type(block.mlp.act).__name__,
-        "norm_eps": encoder.vit.blocks[0].norm1.eps,
+        "norm_eps": block.norm1.eps,
         "pos_antialias": encoder.pos_antialias,
     }
 

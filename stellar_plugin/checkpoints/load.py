@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What is said of how a file was read; results keep it by these names.
+READ_AS, TOLD_BY, TAKEN = "read as", "told by", "weights taken"
+RESAMPLED, ASSUMED = "resampled", "not told, assumed"
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -74,18 +78,18 @@ class LoadReport:
     def facts(self) -> dict[str, str]:
         """How the file was read, in words, for a record of the scores."""
         facts = {
-            "read as": self.read_as,
-            "told by": self.rule or "nothing",
-            "weights taken": self.choice,
-            "resampled": ", ".join(self.resized),
-            "not told, assumed": ", ".join(self.untold),
+            READ_AS: self.read_as,
+            TOLD_BY: self.rule or "nothing",
+            TAKEN: self.choice,
+            RESAMPLED: ", ".join(self.resized),
+            ASSUMED: ", ".join(self.untold),
         }
         return {name: text for name, text in facts.items() if text}
 
     def __str__(self) -> str:
         parts = {
             "missing, so as initialised": self.missing,
-            "resampled": self.resized,
+            RESAMPLED: self.resized,
             "unexpected": self.unexpected,
             "ignored": self.ignored,
         }
@@ -94,7 +98,7 @@ class LoadReport:
         found = (
             f"'{self.path}' read as {self.read_as}{told}: {len(self.matched)} matched"
         )
-        facts = {"taken": self.choice, "not told, assumed": ", ".join(self.untold)}
+        facts = {"taken": self.choice, ASSUMED: ", ".join(self.untold)}
         rest += [f"{name}: {text}" for name, text in facts.items() if text]
         return "; ".join([found, *rest]) + "."
 

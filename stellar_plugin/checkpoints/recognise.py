@@ -50,8 +50,6 @@ READERS = {
     TRANSFORMERS: read_transformers,
     TIMM: read_timm_like,
 }
-
-
 MAX_NESTING = 16
 
 
@@ -158,7 +156,7 @@ def which_was_taken(
         others:
             What stands in front of the names of the others.
     """
-    known = (*_method_wrappers(), *WRAPPERS)
+    known = _wrappers()
     beside = [name for name in left if name in known] + others
     taken = ".".join(filter(None, [*wrappers, prefix.rstrip(".")]))
     return f"those of '{taken}', not of {shown(beside)}" if beside else ""
@@ -179,7 +177,7 @@ def unwrap(content: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
     """
     wrappers: list[str] = []
     left: list[str] = []
-    known = (*_method_wrappers(), *WRAPPERS)
+    known = _wrappers()
     while len(wrappers) < MAX_NESTING:  # a pickle may hold itself
         inner = [w for w in known if isinstance(content.get(w), Mapping)]
         if not inner:
@@ -208,8 +206,10 @@ def _check_alike(tensors: State) -> None:
         raise ValueError(f"it holds tensors without values, or sparse: {shown(odd)}")
 
 
-def _method_wrappers() -> tuple[str, ...]:
-    return tuple(word for word in methods.wrappers() if word not in WRAPPERS)
+def _wrappers() -> tuple[str, ...]:
+    """All known wrappers, the one to prefer first."""
+    of_methods = (word for word in methods.wrappers() if word not in WRAPPERS)
+    return *of_methods, *WRAPPERS
 
 
 def _recognise(tensors: State, path: Path) -> tuple[str, str, list[str]]:
@@ -222,8 +222,7 @@ def _recognise(tensors: State, path: Path) -> tuple[str, str, list[str]]:
                 if name == anchor or name.endswith(f".{anchor}")
             ]
             if prefixes:
-                own = layout.name == STELLAR
-                words = PREFERRED_OWN if own else (*_method_wrappers(), *WRAPPERS)
+                words = PREFERRED_OWN if layout.name == STELLAR else _wrappers()
                 chosen = _preferred(prefixes, words, path)
                 others = [p.rstrip(".") for p in prefixes if p != chosen]
                 return layout.name, chosen, others

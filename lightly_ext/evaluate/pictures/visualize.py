@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightly_ext.data import printable
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import unreadable_text
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.loading import load_stellar
@@ -218,13 +218,13 @@ def _read(
     loader = devices.loader(EvaluationImages(files, transform), range(len(files)))
     batches = list(loader)
     readable = torch.cat([batch.readable for batch in batches])
-    broken = [printable(files.names[i]) for i in (~readable).nonzero()[:, 0].tolist()]
+    broken = (~readable).nonzero()[:, 0].tolist()
     if len(broken) == len(files):
         raise ValueError(
             f"None of the {len(files)} images in '{files.root}' is readable."
         )
     if broken:
-        devices.say(f"Skipped {len(broken)} unreadable: {', '.join(broken)}.")
+        devices.say(f"Skipped: {unreadable_text(files, broken)}.")
     names = [files.names[i] for i in readable.nonzero()[:, 0].tolist()]
     return names, torch.cat([batch.image for batch in batches])[readable]
 

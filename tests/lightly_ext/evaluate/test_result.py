@@ -37,6 +37,8 @@ class TestResult:
         assert "| accuracy | 0.123457 | 0.01 | 0.1 |" in told.to_markdown()
         assert "| neighbours | 20 |" in lines and "| temperature | 0.07 |" in lines
         assert "| unreadable | train 0, test 2 |" in lines
+        piped = replace(RESULT, provenance={"command": "stellar | tee <log>"})
+        assert "| command | stellar \\| tee &lt;log> |" in piped.to_markdown()
         # What a protocol does not use is not on its card.
         assert not any(line.startswith("| epochs") for line in lines)
 

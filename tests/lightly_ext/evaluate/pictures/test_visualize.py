@@ -134,7 +134,8 @@ class TestRunVisualize:
             ]
         )
         output = capsys.readouterr().out
-        assert "Skipped 1 unreadable: 0002.png." in output
+        text = f"1 of 5 images are unreadable ({folder / '0002.png'})"
+        assert f"Skipped: {text}." in output
         (sheet,) = tmp_path.glob("out/visualize-*/sheet_01.png")
         assert str(sheet) in output
         tokens = sorted(path.name for path in sheet.parent.glob("tokens_*.png"))
