@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
 from stellar_plugin.mmseg.card.card import make_card, read_evaluation, read_training
 from stellar_plugin.protocols import SEGMENTATION, SegmentationProtocol, segmentation
 from tests.stellar_plugin.mmseg.mmseg_sets import write_digit_boards
-from tests.stellar_plugin.mmseg.runners import built, named, tiny_config
+from tests.stellar_plugin.mmseg.runners import built, load, named, tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "mm_configs"
 # Classes of the community's and of the paper's family.
@@ -53,11 +52,6 @@ PROTOCOLS = {
     for name, protocol in vars(segmentation).items()
     if isinstance(protocol, SegmentationProtocol)
 }
-
-
-@lru_cache
-def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f"{name}.py")
 
 
 def settings(cfg: Config, part: str, step: str, name: str) -> list[Any]:

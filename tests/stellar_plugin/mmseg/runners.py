@@ -43,7 +43,7 @@ def tiny_config(name: str, folder: Path, options: dict[str, Any] | None = None) 
     data = shared_set(name.split("_")[1])
     cfg = copy.deepcopy(load(name))
     batch_size = cfg.train_dataloader.batch_size
-    tiny_options = {k: _plain(v) for k, v in tiny("nowhere", data).items()}
+    tiny_options = {k: plain(v) for k, v in tiny("nowhere", data).items()}
     cfg.merge_from_dict({**tiny_options, "train_dataloader.batch_size": batch_size})
     cfg.model.backbone.init_cfg = None
     cfg.merge_from_dict(options or {})
@@ -167,5 +167,6 @@ def built(cfg: Any) -> Runner:
     return runner
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as --cfg-options have it: paths as text."""
     return str(value) if isinstance(value, Path) else value

@@ -192,17 +192,6 @@ class TestOrdinaryConfigs:
             f"all: {SEGMENTATION.averaging}; own: Sharpness"
         )
 
-    def test_cascade(self, tmp_path: Path) -> None:
-        cfg = resnet_config(tmp_path, {"train_cfg.max_iters": 1})
-        first = cfg.model.decode_head.to_dict()
-        ocr = {"type": "OCRHead", "in_channels": 512, "in_index": 3, "channels": 8}
-        ocr |= {"ocr_channels": 4, "num_classes": 150, "norm_cfg": {"type": "BN"}}
-        cfg.model.update(type="CascadeEncoderDecoder", num_stages=2)
-        cfg.model.decode_head = [first, ocr]
-        result = trained(cfg, tmp_path)
-        assert result["protocol"]["num_classes"] == 150
-        assert result["scores"].keys() == WHOLE
-
     def test_augmented_test(self, tmp_path: Path) -> None:
         cfg = resnet_config(tmp_path, {"train_cfg.max_iters": 1})
         plain = trained(cfg, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner import Runner
 from timm import create_model
 from torch import Tensor
@@ -21,12 +21,12 @@ from stellar_plugin.protocols import (
     SEGMENTATION_VOC,
 )
 from tests.stellar_plugin.mmseg.mmseg_sets import (
-    REPOSITORY,
     VIT,
     WRITERS,
     tiny,
     write_checkpoint,
 )
+from tests.stellar_plugin.mmseg.runners import load, named, plain, quick_runner
 
 pytestmark = pytest.mark.slow
 
@@ -34,23 +34,15 @@ Build = Callable[..., Runner]
 
 
 @pytest.fixture
-def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Makes the runner of a config, as the tools of mmsegmentation do."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def build(tmp_path: Path, cpu: None) -> Build:
+    """Makes the runner of a config."""
 
     def build(name: str, options: dict[str, Any], folder: str = "work") -> Runner:
-        cfg = Config.fromfile(REPOSITORY / f"mm_configs/{name}.py")
-        cfg.merge_from_dict({k: _plain(v) for k, v in options.items()})
-        cfg.work_dir = str(tmp_path / folder)
-        cfg.experiment_name = f"{tmp_path.name}_{folder}"
-        cfg.randomness = {"seed": 0}
-        return Runner.from_cfg(cfg)
+        cfg = copy.deepcopy(load(name))
+        cfg.merge_from_dict({k: plain(v) for k, v in options.items()})
+        return quick_runner(named(cfg, tmp_path / folder))
 
     return build
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def result(tmp_path: Path, folder: str = "work") -> dict[str, Any]:
@@ -148,23 +140,3 @@ def test_finetune__trains_the_backbone(build: Build, tmp_path: Path) -> None:
     name = "backbone.encoder.vit.blocks.0.attn.qkv.weight"
     change = (before[name] - after[name]).abs().max().item()
     assert 0 < change < 1e-3  # two steps of 1e-4
-
-
-@pytest.mark.parametrize(
-    ("name", "num_classes", "message"),
-    [
-        ("stellar_voc", 20, "has 21 classes, model.decode_head.num_classes is 20"),
-        # Raw ids where train ids are meant.
-        ("stellar_cityscapes", 19, r"has the label values .*19 classes \(0 to 18\)"),
-    ],
-)
-def test_wrong_classes__said_before_training(
-    name: str, num_classes: int, message: str, build: Build, tmp_path: Path
-) -> None:
-    data = WRITERS[name.removeprefix("stellar_")](tmp_path / "data")
-    options = tiny(tmp_path / "nowhere", data)
-    options["model.decode_head.num_classes"] = num_classes
-    if name == "stellar_cityscapes":
-        options["train_dataloader.dataset.seg_map_suffix"] = "_gtFine_labelIds.png"
-    with pytest.raises(ValueError, match=message):
-        build(name, options).train()
