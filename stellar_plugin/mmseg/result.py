@@ -13,7 +13,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import HOOKS
 
-from stellar_plugin.mmseg.card.built import accumulative_counts, heads
+from stellar_plugin.mmseg.card.built import accumulative_counts, built_datasets, heads
 from stellar_plugin.mmseg.card.card import (
     differences,
     make_card,
@@ -148,11 +148,9 @@ class SegmentationResultHook(Hook):
             foreign = {"checkpoint": str(runner._load_from), **known}
             self._origin = dict(trained.get("provenance", foreign))
         elif runner._resume:
-            known = trained.get("provenance", UNKNOWN_WEIGHTS)
-            of_weights = {
-                n: known[n] for n in (*UNKNOWN_WEIGHTS, "weights") if n in known
-            }
-            self._origin = {**UNKNOWN_WEIGHTS, **of_weights}
+            known = trained.get("provenance", {})
+            names = (*UNKNOWN_WEIGHTS, "weights")
+            self._origin = UNKNOWN_WEIGHTS | {n: known[n] for n in names if n in known}
             self._before = trained.get("asked", {})
 
     def after_val_epoch(
@@ -279,16 +277,7 @@ def _in_percent(loop: BaseLoop) -> set[str]:
 
 
 def _check_labels(runner: Runner) -> None:
-    loops = {
-        "train": runner._train_loop,
-        "val": runner._val_loop,
-        "test": runner._test_loop,
-    }
-    datasets = {
-        name: loop.dataloader.dataset
-        for name, loop in loops.items()
-        if isinstance(loop, BaseLoop)
-    }
+    datasets = built_datasets(runner)
     name_files(datasets.values())
     head = heads(runner.model)[-1]
     check_datasets(datasets, head.num_classes, head.ignore_index)

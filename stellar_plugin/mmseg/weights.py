@@ -121,10 +121,8 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
             "alone belong to --cfg-options model.backbone.init_cfg.checkpoint=PATH."
         )
     # A head for training alone may be left out of a test.
-    beside = {name.split(".")[0] for name in state} - dict(
-        model.named_children()
-    ).keys()
-    state = {k: v for k, v in state.items() if k.split(".")[0] not in beside}
+    parts = dict(model.named_children())
+    state = {k: v for k, v in state.items() if k.split(".")[0] in parts}
     found = problems(model, state, metadata)
     training = isinstance(runner._train_loop, BaseLoop) and not runner._resume
     if found and not training:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from stellar_plugin.mmseg.weights import inner
@@ -21,6 +21,16 @@ def heads(model: Any) -> list[Any]:
 def num_classes(model: Any) -> int:
     """Classes of the last decode head."""
     return int(heads(model)[-1].num_classes)
+
+
+def built_datasets(runner: Runner) -> dict[str, Any]:
+    """Data sets of the loops that are built, by the name of the split."""
+    loops = {n: getattr(runner, f"_{n}_loop") for n in ("train", "val", "test")}
+    return {
+        name: loop.dataloader.dataset
+        for name, loop in loops.items()
+        if isinstance(loop, BaseLoop)
+    }
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
+from stellar_plugin.mmseg.card.built import built_datasets
 from stellar_plugin.mmseg.card.described import joined
 from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.datasets import parts_of
@@ -33,9 +34,9 @@ def data_name(runner: Runner) -> str:
     said, _ = evaluation_names(runner)
     if said.get("data"):
         return str(said["data"])
-    loops = (runner._val_loop, runner._test_loop, runner._train_loop)
-    built = [loop for loop in loops if isinstance(loop, BaseLoop)]
-    return type(parts_of(built[0].dataloader.dataset)[0]).__name__
+    datasets = built_datasets(runner)
+    evaluated = next(datasets[n] for n in ("val", "test", "train") if n in datasets)
+    return type(parts_of(evaluated)[0]).__name__
 
 
 def read_names(runner: Runner) -> Readings:
