@@ -11,6 +11,7 @@ from lightly_ext.evaluate.classification.finetune_module import (
 )
 from lightly_ext.evaluate.classification.split import Split, label_chance, split_set
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import say_unreadable
 from lightly_ext.evaluate.frozen_model import FrozenModel, check_feature_name
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.result import Result
@@ -158,6 +159,15 @@ def _tested(
     data, split = module.split.data, module.split
     held_out = data.train[split.held_out.tolist()]
     watched, guesses = module.guess(held_out), module.guess(data.test)
+    unreadable = {
+        "train": module.unreadable,
+        "held_out": watched.unreadable,
+        "test": guesses.unreadable,
+    }
+    for files, numbers in zip(
+        (module.files, held_out, data.test), unreadable.values(), strict=True
+    ):
+        say_unreadable(results.devices, files, numbers)
     result = results.result(
         model,
         "finetune",
@@ -171,14 +181,10 @@ def _tested(
             split.num_classes,
         ),
         feature=module.feature,
-        num_train=len(split.kept),
+        num_train=len(module.files) - len(module.unreadable),
         num_held_out=len(watched.labels),
         held_out_accuracy=watched.scores["accuracy"],
-        unreadable={
-            "train": module.num_unreadable,
-            "held_out": watched.num_unreadable,
-            "test": guesses.num_unreadable,
-        },
+        unreadable={part: len(numbers) for part, numbers in unreadable.items()},
     )
     if results.devices.rank == 0:
         guesses.save(results.folder(result))

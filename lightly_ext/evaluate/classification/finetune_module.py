@@ -52,8 +52,10 @@ class FineTuning(LightningModule):
             Where it runs.
         split:
             Images to train on, and to watch after every epoch.
-        num_unreadable:
-            Number of training images of the last epoch that could not be read.
+        files:
+            Images to train on.
+        unreadable:
+            Numbers of those that could not be read so far, ascending.
     """
 
     mean: Tensor
@@ -76,15 +78,15 @@ class FineTuning(LightningModule):
         self.protocol = protocol
         self.devices = devices
         self.split = split
-        self.num_unreadable = 0
+        self.unreadable: list[int] = []
         dim = _unfreeze(self.backbone, feature, protocol.crop, model.mean.device)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(devices.seed)
             linear = nn.Linear(dim, split.num_classes)
         self.head = nn.Sequential(nn.LayerNorm(dim), linear)
-        self._files = split.data.train[split.kept.tolist()]
-        self._labels = self._files.label_tensor
-        self._unreadable = torch.tensor(0)
+        self.files = split.data.train[split.kept.tolist()]
+        self._labels = self.files.label_tensor
+        self._unreadable = torch.zeros(len(self.files), dtype=torch.int64)
         self._finite = torch.tensor(1.0)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ class FineTuning(LightningModule):
         """Loads random crops, in shares that together make the protocol's batches."""
         devices, protocol = self.devices, self.protocol
         crop = train_crop(protocol, self._interpolation)
-        images = SeededViews(EvaluationImages(self._files, crop), devices.seed)
+        images = SeededViews(EvaluationImages(self.files, crop), devices.seed)
         sampler = EpochSampler(
             images, devices.rank, devices.world_size, protocol.batch_sizes[0]
         )
@@ -122,10 +124,11 @@ class FineTuning(LightningModule):
     def on_fit_start(self) -> None:
         """Moves what belongs to no module."""
         self._labels = self._labels.to(self.device)
+        self._unreadable[self.unreadable] = 1
+        self._unreadable = self._unreadable.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Starts to count."""
-        self._unreadable = torch.tensor(0, device=self.device)
+        """Starts to look at the loss."""
         self._finite = torch.tensor(1.0, device=self.device)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
@@ -135,7 +138,7 @@ class FineTuning(LightningModule):
             self(batch.image), self._labels[batch.number], reduction="none"
         )
         loss = torch.where(readable, losses, 0).sum() / readable.sum().clamp(min=1)
-        self._unreadable += (~readable).sum()
+        self._unreadable[batch.number] = (~readable).long()
         self._finite *= loss.detach().isfinite()
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -159,12 +162,13 @@ class FineTuning(LightningModule):
         Raises:
             RuntimeError: If more than 5 % of the training images are unreadable.
         """
-        self.num_unreadable = int(self._reduced(self._unreadable))
-        check_unreadable(self.num_unreadable, self._files)
+        found = self._reduced(self._unreadable).nonzero().flatten()
+        self.unreadable = found.tolist()
+        check_unreadable(len(self.unreadable), self.files)
         files = self.split.data.train[self.split.held_out.tolist()]
         accuracy = self.guess(files).scores["accuracy"]
         self.log("held_out_accuracy", accuracy, prog_bar=True)
-        self.log("unreadable", float(self.num_unreadable))
+        self.log("unreadable", float(len(self.unreadable)))
 
     def guess(self, files: ImageFiles) -> Guesses:
         """Guesses of centre crops, each image in one process.
@@ -187,7 +191,7 @@ class FineTuning(LightningModule):
                     found.append((numbers, best_guesses(self(images))))
         self.train()
         guesses = collect_guesses(devices, files, found)
-        check_unreadable(guesses.num_unreadable, files)
+        check_unreadable(len(guesses.unreadable), files)
         return guesses
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -200,12 +204,12 @@ class FineTuning(LightningModule):
         return with_warmup_and_cosine(self.trainer, optimizer, FINETUNE_WARMUP)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes how many images could not be read."""
-        checkpoint["num_unreadable"] = self.num_unreadable
+        """Notes which images could not be read."""
+        checkpoint["unreadable"] = self.unreadable
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers how many images could not be read."""
-        self.num_unreadable = checkpoint["num_unreadable"]
+        """Remembers which images could not be read."""
+        self.unreadable = checkpoint["unreadable"]
 
     def _reduced(self, value: Tensor) -> Tensor:
         total: Any = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")

@@ -42,9 +42,9 @@ class Guesses:
         return self.files.label_tensor[self.best[:, 0] != NO_GUESS]
 
     @property
-    def num_unreadable(self) -> int:
-        """Number of images without a guess."""
-        return len(self.files) - len(self.labels)
+    def unreadable(self) -> list[int]:
+        """Numbers of the images without a guess."""
+        return (self.best[:, 0] == NO_GUESS).nonzero().flatten().tolist()
 
     @property
     def scores(self) -> dict[str, float]:

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from lightly_ext.data import EpochSampler, SeededViews
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.features import POOLED, FeatureCache, check_unreadable
+from lightly_ext.evaluate.features import (
+    POOLED,
+    FeatureCache,
+    check_unreadable,
+    say_unreadable,
+)
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, train_crop
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
@@ -123,6 +128,7 @@ class ViewFeatures:
         self._devices = devices
         self._feature = feature
         crop = train_crop(protocol, model.origin.interpolation)
+        self._said: set[int] = set()  # unreadable images that were named
         self._views = SeededViews(EvaluationImages(files, crop), devices.seed)
 
     def blocks(self, epoch: int, size: int) -> Iterator[Block]:
@@ -147,19 +153,22 @@ class ViewFeatures:
         # Equal shares: in a collective every process waits for every other one.
         sampler = EpochSampler(self._views, devices.rank, devices.world_size)
         sampler.set_epoch(epoch)
-        labels, num_seen, num_unreadable = self.files.label_tensor, 0, 0
+        labels, num_seen, unreadable = self.files.label_tensor, 0, list[int]()
         for batch in devices.loader(self._views, list(sampler)):
             features = self._encode(batch.image)
-            numbers = torch.where(batch.readable, batch.number, -1)
+            numbers = torch.where(batch.readable, batch.number, -1 - batch.number)
             left = total - num_seen  # what lies behind is padding
             features = in_turn(devices, features)[:left]
             numbers = in_turn(devices, numbers.to(features.device))[:left]
             num_seen += len(numbers)
             readable = numbers >= 0
-            num_unreadable += int((~readable).sum())
-            check_unreadable(num_unreadable, self.files)
+            unreadable += (-1 - numbers[~readable]).tolist()
+            check_unreadable(len(unreadable), self.files)
             known = labels.to(numbers.device)[numbers[readable]]
             yield features[readable], known
+        if set(unreadable) - self._said:
+            say_unreadable(devices, self.files, sorted(unreadable))
+            self._said |= set(unreadable)
 
     def _encode(self, images: Tensor) -> Tensor:
         devices = self._devices

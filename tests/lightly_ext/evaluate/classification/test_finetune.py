@@ -99,7 +99,7 @@ class TestFineTuning:
         files = module.split.data.test
         (files.root / files.names[7]).write_bytes(b"no image")
         guesses = module.guess(files)
-        assert guesses.num_unreadable == 1 and len(guesses.labels) == 89
+        assert guesses.unreadable == [7] and len(guesses.labels) == 89
         hits = guesses.scores["accuracy"] * 89
         assert hits == pytest.approx(round(hits))
 
@@ -112,7 +112,7 @@ class TestFineTuning:
         batch = next(iter(module.train_dataloader()))
         readable = torch.arange(8) < 5
         loss = module.training_step(batch._replace(readable=readable), 0)
-        labels = module._files.label_tensor[torch.as_tensor(batch.number)]
+        labels = module.files.label_tensor[torch.as_tensor(batch.number)]
         expected = F.cross_entropy(module(batch.image)[:5], labels[:5])
         torch.testing.assert_close(loss, expected)
         nothing = batch._replace(readable=torch.zeros(8, dtype=torch.bool))

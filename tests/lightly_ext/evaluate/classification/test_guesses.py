@@ -53,7 +53,7 @@ def test_save__names_and_unreadable_images(devices: Devices, tmp_path: Path) -> 
     found = [(torch.tensor([2, 0]), torch.tensor([[1], [0]]))]
     guesses = collect_guesses(devices, _files([0, 1, 2], 3), found)
     assert guesses.best.tolist() == [[0], [NO_GUESS], [1]]
-    assert guesses.scores == {"accuracy": 0.5} and guesses.num_unreadable == 1
+    assert guesses.scores == {"accuracy": 0.5} and guesses.unreadable == [1]
     guesses.save(tmp_path / "new")
     rows = list(csv.reader((tmp_path / "new/guesses.csv").open()))
     assert rows == [
