@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def run(function: Callable[..., Any], folder: Path, world_size: int = 2) -> list
     """
     mp.spawn(_worker, (function, folder, world_size), nprocs=world_size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def say_as_torchrun(rank: int, world_size: int) -> None:
+    """Sets what torchrun tells the processes that it starts, for Lightning to see."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    names |= {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost")
 
 
 def _worker(

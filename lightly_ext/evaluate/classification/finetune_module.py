@@ -132,12 +132,15 @@ class FineTuning(LightningModule):
         self._finite = torch.tensor(1.0, device=self.device)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the readable images."""
+        """Mean cross-entropy, 0 for unreadable images.
+
+        So they change the weight of no other, however a batch is cut and shared.
+        """
         readable: Any = batch.readable
         losses = F.cross_entropy(
             self(batch.image), self._labels[batch.number], reduction="none"
         )
-        loss = torch.where(readable, losses, 0).sum() / readable.sum().clamp(min=1)
+        loss = torch.where(readable, losses, 0).mean()
         self._unreadable[batch.number] = (~readable).long()
         self._finite *= loss.detach().isfinite()
         self.log("loss", loss, prog_bar=True)

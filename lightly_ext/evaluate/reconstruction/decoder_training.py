@@ -60,12 +60,14 @@ class DecoderTraining(LightningModule):
         self.unreadable = torch.zeros(num_images, dtype=torch.bool)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """Returns the mean loss of the readable images."""
+        """Returns the mean loss, 0 for unreadable images.
+
+        So they change the weight of no other, however a batch is shared.
+        """
         images, number, readable = batch
         assert isinstance(number, Tensor) and isinstance(readable, Tensor)
         self.unreadable[number] |= ~readable
-        losses = self.autoencoder.losses(images) * readable
-        loss = losses.sum() / readable.sum().clamp(min=1)
+        loss = (self.autoencoder.losses(images) * readable).mean()
         self.log(
             "loss",
             loss,

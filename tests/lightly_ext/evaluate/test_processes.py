@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -151,10 +150,7 @@ def _of_process(
     folder: Path, source: str, whole: dict[Path, bytes], rank: int, world_size: int
 ) -> dict[str, Any]:
     """What one of several processes finds, started as torchrun does."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-    names |= {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost")
+    distributed.say_as_torchrun(rank, world_size)
     output = str(folder / "two")
     given = _given(folder, source, output=output, devices=world_size)
     data = folder / "set"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
 from lightly_ext.evaluate.probing.where import run_where, token_parts
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.visualize import token_palette
+from tests.lightly_ext.evaluate.probing.where_loops import brute_force
 from tests.lightly_ext.evaluate.small import Given, make_given, run_options, write_model
 
 PATCH = 8
@@ -76,60 +76,14 @@ def _random_set(num: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndar
     return tokens, masks
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / max((a | b).sum(), 1)
-
-
-def _brute_force(parts: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, float]:
-    """All scores, px by px, from maps of parts; background 0, ignored 255."""
-    valid = [mask != 255 for mask in masks]
-    roles = []
-    for half in (1, 0):  # of even images, decided on odd ones
-        role = []
-        for token in range(NUM_TOKENS):
-            won = [
-                m[(p == token) & v]
-                for p, m, v in list(zip(parts, masks, valid, strict=True))[half::2]
-            ]
-            values = np.concatenate(won)
-            role.append((values > 0).sum() > (values == 0).sum())
-        roles.append(np.array(role))
-    rows = []
-    for i, (part, mask, v) in enumerate(zip(parts, masks, valid, strict=True)):
-        part, foreground = part[v], mask[v] > 0
-        segments = [mask[v] == s for s in np.unique(mask[v]) if s > 0]
-        tokens = [part == t for t in range(NUM_TOKENS)]
-        ious = np.array([[_iou(t, s) for s in segments] for t in tokens])
-        subsets = itertools.product([False, True], repeat=NUM_TOKENS)
-        # Lacking tokens or segments stand for nothing, with IoU 0.
-        side = max(ious.shape)
-        padded = np.zeros((side, side))
-        padded[: ious.shape[0], : ious.shape[1]] = ious
-        sums = [
-            padded[list(order), range(side)].sum()
-            for order in itertools.permutations(range(side))
-        ]
-        rows.append(
-            {
-                "foreground_iou": _iou(roles[i % 2][part], foreground),
-                "foreground_iou_oracle": max(
-                    _iou(np.array(chosen)[part], foreground) for chosen in subsets
-                ),
-                "token_overlap": ious.max(axis=0).mean(),
-                "token_overlap_one_to_one": max(sums) / len(segments),
-            }
-        )
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
 class TestRunWhere:
-    def test_run_where__brute_force(self, tmp_path: Path) -> None:
+    def test_run_where_brute_force(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(5)
         result = run_where(*_given(tmp_path), **_write_set(tmp_path, tokens, masks))
         parts = [np.kron(t, np.ones((PATCH, PATCH), dtype=int)) for t in tokens]
-        expected = _brute_force(parts, masks)
+        expected = brute_force(parts, masks)
         y, x = np.mgrid[:SIZE, :SIZE] // 16
-        grid = _brute_force([2 * y + x] * 5, masks)
+        grid = brute_force([2 * y + x] * 5, masks)
         expected.update({f"grid_{name}": value for name, value in grid.items()})
         assert result.chance == pytest.approx(grid)
         assert result.scores.pop("num_images") == 5  # type: ignore[attr-defined]
