@@ -60,7 +60,14 @@ class LabelCounts:
     num_jpeg: int = 0
 
     def add(self, labels: np.ndarray, is_jpeg: bool) -> None:
-        """Counts one label map, whose other values are no class."""
+        """Counts one label map.
+
+        Args:
+            labels:
+                Classes, integers with shape (height, width); other values are no class.
+            is_jpeg:
+                Whether its file is a JPEG file.
+        """
         num_classes = len(self.pixels) - 1
         is_class = (labels >= 0) & (labels < num_classes)
         classes = np.where(is_class, labels, num_classes)

@@ -163,14 +163,6 @@ class TestOrdinaryConfigs:
         assert (tmp_path / "work/iter_1.pth").is_file()
         assert not (tmp_path / "work/result.json").exists()
 
-    def test_epochs_with_our_warm_up(self, tmp_path: Path) -> None:
-        cfg = resnet_config(tmp_path)
-        cfg.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": 2}
-        cfg.param_scheduler = [{"type": "WarmUpLR", "fraction": 0.5, "by_epoch": False}]
-        card = trained(cfg, tmp_path)["protocol"]
-        assert (card["epochs"], card["warmup"]) == (2, 2)  # of 4 iterations
-        assert "iterations" not in card
-
     def test_head_without_loss_and_other_metrics(
         self, tmp_path: Path, warned: Warned
     ) -> None:
