@@ -134,9 +134,14 @@ def without_absent(localization: Tensor) -> Tensor:
     return localization * (patches >= ABSENT_PATCHES)[..., None, :]
 
 
+def is_absent(mass: float, num_patches: int) -> bool:
+    """Whether a token with such a share of an image is absent, see `ABSENT_PATCHES`."""
+    return mass * num_patches < ABSENT_PATCHES
+
+
 def shown_mass(mass: float, num_patches: int) -> str:
     """Share of the image that a token has as text, and whether that is absent."""
-    absent = mass * num_patches < ABSENT_PATCHES
+    absent = is_absent(mass, num_patches)
     return f"absent, {mass:.2%}" if absent else f"{mass:.1%}"
 
 
@@ -270,10 +275,15 @@ def threshold_maps(maps: Tensor, threshold: float) -> Tensor:
     Raises:
         ValueError: If the threshold is not in [0, 1].
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    check_threshold(threshold)
     peak = maps.amax(dim=(-2, -1), keepdim=True)
     return ((maps > 0) & (maps >= threshold * peak)).to(maps.dtype)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises a ValueError unless a threshold is in [0, 1]."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
 
 
 def highlight(pictures: Uint8Array, weights: Tensor, colour: Uint8Array) -> Uint8Array:

@@ -52,10 +52,7 @@ def image_sizes(
 
 def described_sizes(origin: Origin, protocol: Protocol) -> str:
     """How images are cut, and what the model itself says of that."""
-    card = protocol.card()
-    text = f"Images: {card['crop']} x {card['crop']} px"
-    if "resize" in card:
-        text += f", from the middle of the image resized to {card['resize']} px"
+    text = f"Images: {described_cut(protocol)}"
     if origin.image_size is None:
         return f"{text}. The model has no size of its own."
     text += ". The model was made for {} x {} px".format(*origin.image_size)
@@ -63,6 +60,15 @@ def described_sizes(origin: Origin, protocol: Protocol) -> str:
         own = _resize(origin, origin.image_size[0])
         text += f", of {own} px resized (crop_pct {origin.crop_pct:g})"
     return f"{text}."
+
+
+def described_cut(protocol: Protocol) -> str:
+    """The part of an image that a protocol with a crop takes, in words."""
+    card = protocol.card()
+    text = f"{card['crop']} x {card['crop']} px"
+    if "resize" not in card:
+        return text
+    return f"{text}, from the middle of the image resized to {card['resize']} px"
 
 
 def _resize(origin: Origin, side: int) -> int:

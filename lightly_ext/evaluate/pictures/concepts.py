@@ -35,10 +35,13 @@ from lightly_ext.evaluate.pictures.token_index import (
 )
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
+from lightly_ext.evaluate.sizes import described_cut
 from stellar_plugin.protocols import CONCEPTS, CropProtocol
 from stellar_plugin.visualize import (
     ABSENT_PATCHES,
     Uint8Array,
+    check_threshold,
+    is_absent,
     shown_mass,
     threshold_maps,
     token_palette,
@@ -59,9 +62,8 @@ LEGEND = (
     "In colour: patches where the localization of the token is at least {threshold:g} "
     "of its maximum in the image. The colour is that of the token's number, counted "
     "from 0. Percent: the share of the image that it has; with less than "
-    "{absent:g} of one patch in all it is absent, and nothing is in colour. Images are "
-    "shown as the model gets them: {crop} x {crop} px, cut out of the middle of the "
-    "image resized to {resize} px."
+    "{absent:g} of one patch in all it is absent, and nothing is in colour. Images as "
+    "the model gets them: {cut}."
 )
 
 
@@ -78,8 +80,7 @@ def check_concepts(
     if query and prototypes:
         raise ValueError("Name tokens (query) or prototypes, not both.")
     check_positive(num_queries=num_queries, num_neighbours=num_neighbours)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    check_threshold(threshold)
     name, files = find_images(data, limit=results.limit)
     _check_number(len(files), files)
     return name, files
@@ -241,7 +242,7 @@ class Found:
         token_map = self.index.token_map(image, token)
         mass, num_patches = self.index.mass(image, token), token_map.numel()
         area = threshold_maps(token_map, self.threshold).numpy() > 0
-        if mass * num_patches < ABSENT_PATCHES:
+        if is_absent(mass, num_patches):
             area[:] = False
         note = f"token {token}, {shown_mass(mass, num_patches)}"
         if similarity is not None:
@@ -300,8 +301,7 @@ def _write(
     legend = LEGEND.format(
         threshold=found.threshold,
         absent=ABSENT_PATCHES,
-        crop=protocol.crop,
-        resize=protocol.resize,
+        cut=described_cut(protocol),
     )
     title = f"Concepts of {result.model} in {result.data}"
     page = render_gallery(title, f"{LEAD} {legend}", rows, facts)

@@ -24,12 +24,14 @@ from lightly_ext.evaluate.pictures.gallery import (
     shown_name,
 )
 from lightly_ext.evaluate.results import Results, evaluation
+from lightly_ext.evaluate.sizes import described_cut
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
     ABSENT_PATCHES,
     Uint8Array,
+    check_threshold,
     highlight,
     overlay_localization,
     shown_mass,
@@ -83,10 +85,10 @@ def check_visualize(
 ) -> tuple[str, ImageFiles]:
     """Checks the options, finds the images and their name; see `Results.required`."""
     check_positive(num_images=num_images)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
-    if threshold is not None and not tokens:
-        raise ValueError("threshold is about single tokens: add --tokens.")
+    if threshold is not None:
+        check_threshold(threshold)
+        if not tokens:
+            raise ValueError("threshold is about single tokens: add --tokens.")
     name, files = _find(data)
     return name, files.limited(results.limit).limited(num_images)
 
@@ -150,8 +152,8 @@ def run_visualize(
     folder = results.save(result, control=False)
     written = []
     if devices.rank == 0:
-        size = f"{protocol.crop} x {protocol.crop} px of {protocol.resize} px resized"
-        written = _write_sheets(seen, folder, f"Input as the model gets it, {size}.")
+        shown = f"Images as the model gets them: {described_cut(protocol)}."
+        written = _write_sheets(seen, folder, shown)
         if tokens:
             written += _write_tokens(seen, folder, threshold)
         devices.say("\n".join(str(path) for path in written))

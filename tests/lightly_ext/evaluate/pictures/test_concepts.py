@@ -285,7 +285,7 @@ class TestCommand:
             ]
         mass = shown_mass(concepts[0]["query"]["mass"], 4)
         assert page.captions[0].split() == f"{evil} token 2, {mass}".split()
-        assert "counted from 0" in text and "32 x 32 px, cut out" in text
+        assert "counted from 0" in text and "32 x 32 px, from the" in text
         card = json.loads((path.parent / "result.json").read_text())
         assert "at least 0.7 of its maximum" in card["protocol"]["rule"]
         assert card["scores"] == {"num_images": 23, "num_tokens": 23 * NUM_QUERIES}
