@@ -147,7 +147,7 @@ def _fit(module: FineTuning, folder: Path, resume: bool) -> None:
     )
     continued = resume and path.exists()
     if continued:
-        devices.say(f"Continues from '{path}'.")
+        devices.say(f"Continues the training in {folder}.")
     trainer.fit(module, ckpt_path=path if continued else None, weights_only=True)
     module.to(devices.device)  # Lightning leaves it on the CPU
 

@@ -141,7 +141,10 @@ class ProbeTraining:
         states = [torch.load(file, map_location="cpu") for file in files]
         self.heads.load_state({k: v for s in states for k, v in s["heads"].items()})
         self._history = states[0]["history"]
-        self.devices.say(f"Continues behind epoch {len(self._history)}.")
+        self.devices.say(
+            f"Continues the training in {self.folder}, behind epoch "
+            f"{len(self._history)}."
+        )
 
     def _checkpoints(self) -> list[Path]:
         paths = self.folder.glob("checkpoint-*")

@@ -227,7 +227,7 @@ class TestRunFinetune:
         run_finetune(*given, first, **FAST)
         other = run_finetune(*given, second, **FAST)
         assert other.scores["num_test"] == 27
-        assert "Continues from" not in capsys.readouterr().out
+        assert "Continues the training" not in capsys.readouterr().out
 
     def test_run_finetune__a_loss_that_is_not_finite(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -177,7 +177,7 @@ class TestRunLinear:
             with pytest.raises(KeyboardInterrupt):
                 run_linear(*given, first, epochs=2, **GRID)
         result = run_linear(*given, second, epochs=2, **GRID)
-        assert "Continues behind" not in capsys.readouterr().out
+        assert "Continues the training" not in capsys.readouterr().out
         assert result.provenance["num_train"] == 24
 
     def test_run_linear__unreadable_images_are_dropped_and_counted(
