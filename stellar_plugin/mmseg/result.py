@@ -20,13 +20,13 @@ from stellar_plugin.mmseg.card.card import (
     read_evaluation,
     read_training,
 )
-from stellar_plugin.mmseg.card.names import read_names
+from stellar_plugin.mmseg.card.names import data_name, model_name
 from stellar_plugin.mmseg.card.provenance import (
     UNKNOWN_WEIGHTS,
     read_images,
     read_run,
-    read_test,
-    read_weights,
+    tested_weights,
+    weights_origin,
 )
 from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.card.stages import (
@@ -104,7 +104,9 @@ class SegmentationResultHook(Hook):
             rule = resumed(self._before, self._training, runner.iter)
             self._training["rule"] = rule
         if not self._origin:
-            self._origin = self._noted(runner, read_weights(runner))
+            self._origin = self._noted(
+                runner, read({tuple(UNKNOWN_WEIGHTS): lambda: weights_origin(runner)})
+            )
         self._origin |= self._noted(runner, read_run(runner))
         if isinstance(runner._val_loop, BaseLoop):
             self._show(runner, self._card(runner, runner.val_loop, self._training))
@@ -183,7 +185,8 @@ class SegmentationResultHook(Hook):
         self, runner: Runner, metrics: Mapping[str, Any], loop: BaseLoop
     ) -> None:
         if is_main_process():
-            tested = self._noted(runner, read_test(runner))
+            names = ("tested", "tested_sha256")
+            tested = self._noted(runner, read({names: lambda: tested_weights(runner)}))
             unknown = {"checkpoint": NOT_TOLD, "sha256": tested["tested_sha256"]}
             origin = {**unknown, **self._origin, **tested}
             self._store(runner, metrics, loop, self._training, origin)
@@ -208,8 +211,11 @@ class SegmentationResultHook(Hook):
             "published_and_here": differences(runner, card),
             "num_classes_in_mean": class_counts(metrics),
         }
-        names = self._noted(runner, read_names(runner))
-        self._write(runner, make_result(names, scores, card, provenance))
+        names = read(
+            {"model": lambda: model_name(runner), "data": lambda: data_name(runner)}
+        )
+        named = self._noted(runner, names)
+        self._write(runner, make_result(named, scores, card, provenance))
 
     def _write(self, runner: Runner, result: dict[str, Any]) -> None:
         path = Path(runner.work_dir) / RESULT_NAME

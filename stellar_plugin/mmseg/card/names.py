@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 
 from stellar_plugin.mmseg.card.built import built_datasets
 from stellar_plugin.mmseg.card.described import joined
-from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.datasets import parts_of
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import SegmentationProtocol, segmentation
@@ -37,13 +36,6 @@ def data_name(runner: Runner) -> str:
     datasets = built_datasets(runner)
     evaluated = next(datasets[n] for n in ("val", "test", "train") if n in datasets)
     return type(parts_of(evaluated)[0]).__name__
-
-
-def read_names(runner: Runner) -> Readings:
-    """Reads what model and data are called."""
-    return read(
-        {"model": lambda: model_name(runner), "data": lambda: data_name(runner)}
-    )
 
 
 def evaluation_names(runner: Runner) -> tuple[Mapping[str, Any], list[str]]:

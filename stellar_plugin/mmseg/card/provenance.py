@@ -26,11 +26,6 @@ RANDOM = "random weights"
 UNKNOWN_WEIGHTS = {"checkpoint": NOT_TOLD, "sha256": NOT_TOLD}
 
 
-def read_weights(runner: Runner) -> Readings:
-    """Reads which weights training begins with."""
-    return read({tuple(UNKNOWN_WEIGHTS): lambda: weights_origin(runner)})
-
-
 def read_run(runner: Runner) -> Readings:
     """Reads what else a run's training comes from."""
     return read(
@@ -41,11 +36,6 @@ def read_run(runner: Runner) -> Readings:
             "num_train_images": lambda: len(runner.train_dataloader.dataset),
         }
     )
-
-
-def read_test(runner: Runner) -> Readings:
-    """Reads which weights are tested."""
-    return read({("tested", "tested_sha256"): lambda: tested_weights(runner)})
 
 
 def read_images(runner: Runner, loop: Any, trained: str | None) -> Readings:
