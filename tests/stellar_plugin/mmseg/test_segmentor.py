@@ -121,16 +121,6 @@ class TestSegmentor:
                 result.seg_logits.data[:, row, column], expected, rtol=1e-3, atol=1e-5
             )
 
-    def test_predict__one_crop_is_the_whole(self) -> None:
-        size = (41, 59)
-        images = torch.randn(1, 3, *size)
-        slide = {"mode": "slide", "crop_size": (64, 64), "stride": (32, 32)}
-        logits = [
-            build(cfg).eval().predict(images, [sample(size)])[0].seg_logits.data
-            for cfg in ({"mode": "whole"}, slide)
-        ]
-        torch.testing.assert_close(*logits)
-
     def test_loss__trains_the_head_and_nothing_else(self) -> None:
         model = build({"mode": "whole"}).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
