@@ -33,7 +33,7 @@ def partial(path: Path) -> Path:
 
 def remove_partial(folder: Path) -> None:
     """Removes what killed processes left unfinished in a folder."""
-    for path in folder.glob(f".*{PARTIAL}*"):
+    for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -60,11 +60,12 @@ def move(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a file to write, of the same suffix, that then takes the place of a path.
+    """Gives a file to write, which then takes the place of a path.
 
-    Each call has a file of its own, as several processes may replace the same path.
+    Each call has a file of its own, as several processes may replace the same path. Its
+    suffix tells no format: nobody shall take for whole what a kill left.
     """
-    new = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}{path.suffix}")
+    new = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
         yield new
         sync(new)

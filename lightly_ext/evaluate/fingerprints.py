@@ -147,5 +147,5 @@ def _store(memo: Path, known: Mapping[str, Known]) -> None:
     names = [os.fsencode(name) for name in known]
     stamps, hashes = zip(*known.values(), strict=True)
     memo.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(memo) as new:
-        np.savez(new, names=names, stamps=stamps, hashes=hashes)
+    with replacing(memo) as new, new.open("wb") as file:
+        np.savez(file, names=names, stamps=stamps, hashes=hashes)

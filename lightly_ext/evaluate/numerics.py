@@ -95,8 +95,8 @@ def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) ->
     path = folder / KNOWN
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as new:
-            np.savez(new, **known)  # type: ignore[arg-type]
+        with replacing(path) as new, new.open("wb") as file:
+            np.savez(file, **known)  # type: ignore[arg-type]
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = dict(arrays)

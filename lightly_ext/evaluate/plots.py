@@ -77,7 +77,7 @@ def save_line_plot(
     # A plot has few colours; as a palette it takes a third of the bytes.
     picture = Image.open(pixels).convert("RGB")
     with replacing(path) as new:
-        picture.quantize(dither=Image.Dither.NONE).save(new, optimize=True)
+        picture.quantize(dither=Image.Dither.NONE).save(new, "png", optimize=True)
 
 
 def _draw(

@@ -17,6 +17,7 @@ from lightly_ext.durable import (
     replace_folder,
     replace_link,
     replace_text,
+    replacing,
 )
 
 
@@ -113,6 +114,19 @@ class TestReplaceText:
         monkeypatch.undo()
         replace_text(path, "new \udcff")
         assert path.read_text() == "new \\udcff"
+
+
+def test_replacing__two_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        # What a kill leaves here is taken for no weights, and away.
+        assert not list(tmp_path.glob("*.safetensors"))
+    assert path.read_text() == "first" and os.listdir(tmp_path) == [path.name]
+    (tmp_path / first.name).touch()
+    remove_partial(tmp_path)
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_replace__names_are_on_the_disk_behind_each_move(

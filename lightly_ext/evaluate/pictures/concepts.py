@@ -309,7 +309,7 @@ def _write(
     replace_text(folder / NEIGHBOURS, found.to_json())
     picture = draw_gallery(rows[:ROWS_OF_PICTURE], NEIGHBOURS_OF_PICTURE, legend)
     with replacing(folder / PICTURE) as new:
-        picture.save(new)
+        picture.save(new, "png")
     devices.say("\n".join(str(folder / name) for name in (PAGE, PICTURE, NEIGHBOURS)))
 
 

@@ -308,7 +308,7 @@ def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
     for start in range(0, len(rows), ROWS_PER_SHEET):
         path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
         with replacing(path) as new:
-            draw_sheet(rows[start : start + ROWS_PER_SHEET], legend).save(new)
+            draw_sheet(rows[start : start + ROWS_PER_SHEET], legend).save(new, "png")
         written.append(path)
     return written
 
@@ -333,6 +333,6 @@ def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Pat
         path = folder / f"tokens_{i + 1:02d}_{Path(shown_name(name)).stem[:60]}.png"
         with replacing(path) as new:
             sheet = [titled[k : k + TOKEN_COLUMNS] for k in starts]
-            draw_sheet(sheet, legend).save(new)
+            draw_sheet(sheet, legend).save(new, "png")
         written.append(path)
     return written

@@ -321,4 +321,4 @@ def _plot(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
     left.set(xlabel="number of sparse tokens r")
     left.set_xticks([int(r) for r in scores["fid"]])
     with replacing(path) as new:
-        figure.savefig(new, dpi=150, metadata={"Software": None})
+        figure.savefig(new, format="png", dpi=150, metadata={"Software": None})

@@ -329,7 +329,7 @@ def _save_picture(
         f"{TOKEN_COLOURS}"
     )
     with replacing(path) as new:
-        draw_rows(names, rows, legend).save(new, optimize=True)
+        draw_rows(names, rows, legend).save(new, "png", optimize=True)
 
 
 def grey_labels(masks: Tensor, values: LabelValues) -> NDArray[np.uint8]:

@@ -147,5 +147,5 @@ def save_pictures(
     path = folder / "reconstruction.png"
     legend = TOKEN_COLOURS if autoencoder.model.has_localization else ""
     with replacing(path) as new:
-        draw_rows(names, rows, legend).save(new)
+        draw_rows(names, rows, legend).save(new, "png")
     devices.say(f"Pictures in {path}.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -257,8 +257,8 @@ class TestReuse:
         monkeypatch: pytest.MonkeyPatch,
         moment: str,
     ) -> None:
-        def torn(path: Path, **_: Any) -> None:
-            path.write_bytes(b"PK")
+        def torn(file: BinaryIO, **_: Any) -> None:
+            file.write(b"PK")
             raise KeyboardInterrupt
 
         def killed(*_: Any) -> None:

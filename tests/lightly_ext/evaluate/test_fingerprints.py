@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -138,8 +139,8 @@ class TestContentHashes:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def torn(path: Path, **arrays: object) -> None:
-            path.write_bytes(b"PK")
+        def torn(file: BinaryIO, **arrays: object) -> None:
+            file.write(b"PK")
             raise KeyboardInterrupt
 
         reads = Reads(monkeypatch)
