@@ -56,10 +56,9 @@ def read_labels(
     _check_file(path, info, dataset, load)
     content = fileio.get(path, backend_args=load.backend_args)
     try:
-        if _is_mmsegs(load):
-            _check_depth(content, load, where)
+        check_depth(path, load, where)
         labels = load(info)["gt_seg_map"].astype(np.int64)
-    except OSError as error:  # of Pillow, which does not name the file
+    except (OSError, AttributeError) as error:  # Pillow's, and OpenCV gives None
         raise ValueError(f"{where} is no image that can be read.") from error
     check_labels(torch.from_numpy(labels), num_classes, ignored, where)
     _check_image_size(dataset, info, labels.shape, where)
@@ -98,6 +97,47 @@ def check_labels(labels: Tensor, num_classes: int, ignored: int, where: str) -> 
             "'ignored'. Check reduce_zero_label, the suffix of the label files and "
             f"model.decode_head.num_classes. {HINT}"
         )
+
+
+def check_depth(path: str, load: LoadAnnotations, where: str) -> None:
+    """Checks that a label file has no values that mmsegmentation cuts off.
+
+    Args:
+        path:
+            The label file.
+        load:
+            What loads it; other loaders than mmsegmentation's cut nothing off.
+        where:
+            What the error calls the file.
+
+    Raises:
+        ValueError: If it has values beyond 8 bits.
+        OSError: If it cannot be read.
+    """
+    if not _is_mmsegs(load) or _has_8_bits(path, load):
+        return
+    content = fileio.get(path, backend_args=load.backend_args)
+    values = mmcv.imfrombytes(content, flag="unchanged", backend=load.imdecode_backend)
+    if values is None:
+        raise OSError("OpenCV reads nothing")
+    if (values != values.astype(np.uint8)).any():
+        raise ValueError(
+            f"{where} has values up to {values.max()}, of which mmsegmentation keeps "
+            f"8 bits (256 becomes 0). Save classes 0, 1, ... as 8-bit PNG. {HINT}"
+        )
+
+
+def _has_8_bits(path: str, load: LoadAnnotations) -> bool:
+    """Whether the header of a file says that values have 8 bits."""
+    try:
+        with (
+            fileio.get_local_path(path, backend_args=load.backend_args) as local,
+            Image.open(local) as image,
+        ):
+            # Pillow's names of 16 and 32 bits: I;16, I, F.
+            return not image.mode.startswith(("I", "F"))
+    except Exception:  # what Pillow refuses another reader may take
+        return False
 
 
 def check_size(
@@ -163,18 +203,6 @@ def _check_file(
         f"{called(dataset)}{found}. Check data_prefix.seg_map_path, img_suffix and "
         f"seg_map_suffix ('{getattr(dataset, 'seg_map_suffix', None)}')."
     )
-
-
-def _check_depth(content: bytes, load: LoadAnnotations, where: str) -> None:
-    """Checks that a file has no values that mmsegmentation cuts off."""
-    values = mmcv.imfrombytes(content, flag="unchanged", backend=load.imdecode_backend)
-    if values is None:
-        raise OSError("OpenCV reads nothing")
-    if (values != values.astype(np.uint8)).any():
-        raise ValueError(
-            f"{where} has values up to {values.max()}, of which mmsegmentation keeps "
-            f"8 bits (256 becomes 0). Save classes 0, 1, ... as 8-bit PNG. {HINT}"
-        )
 
 
 def _check_image_size(

@@ -35,9 +35,9 @@ from stellar_plugin.mmseg.card.stages import (
     reached,
     resumed,
 )
-from stellar_plugin.mmseg.datasets import name_files
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
 from stellar_plugin.mmseg.metric import BatchJaccard
+from stellar_plugin.mmseg.pipeline import name_files
 from stellar_plugin.mmseg.stored import (
     as_json,
     as_stored,

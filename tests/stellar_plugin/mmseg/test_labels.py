@@ -15,6 +15,7 @@ from PIL import Image
 
 from stellar_plugin.mmseg.label_files import check_labels
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
+from stellar_plugin.mmseg.pipeline import name_files
 
 
 def write(root: Path, maps: list[np.ndarray]) -> None:
@@ -199,6 +200,17 @@ class TestCheckDatasets:
         write(tmp_path, [np.array([[0, 258]], np.uint16)])  # would become 2
         with pytest.raises(ValueError, match=r"000\.png' of .* values up to 258, "):
             check(dataset(tmp_path, 4), 4)
+
+    def test_values_of_16_bits__in_any_file_that_is_read(self, tmp_path: Path) -> None:
+        write(
+            tmp_path, [np.array([[0, 3]], np.uint16), np.array([[0, 256]], np.uint16)]
+        )
+        read = dataset(tmp_path, 4)
+        assert read[1]["gt_seg_map"].tolist() == [[0, 0]] * 2
+        name_files([read])
+        assert read[0]["gt_seg_map"].tolist() == [[0, 3]] * 2
+        with pytest.raises(ValueError, match=r"001\.png' has values up to 256, "):
+            read[1]
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
     def test_colours__although_red_is_green_is_blue(
