@@ -99,8 +99,6 @@ class StellarEncoder(nn.Module):
         localization:
             Whether there are the two projections that localization is made of. False
             for an encoder that learns without reconstruction, which alone trains them.
-        any_antialias:
-            Whether `pos_antialias` was None.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
@@ -140,7 +138,7 @@ class StellarEncoder(nn.Module):
         self.vit = _create_vit(model_name, num_queries, vit_kwargs)
         self.num_queries = num_queries
         self.vit.pos_antialias = bool(pos_antialias)
-        self.any_antialias = pos_antialias is None
+        self._any_antialias = pos_antialias is None
         self.embed_dim: int = self.vit.embed_dim
         self.grid_size: tuple[int, int] = self.vit.patch_embed.grid_size
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
@@ -151,6 +149,11 @@ class StellarEncoder(nn.Module):
         if num_queries:
             queries = self.vit.reg_token[:, -num_queries:].detach()
             nn.init.normal_(queries, std=self.embed_dim**-0.5)
+
+    @property
+    def any_antialias(self) -> bool:
+        """Whether weights that are loaded decide on `pos_antialias`."""
+        return self._any_antialias  # hidden: no part of the architecture
 
     @property
     def pos_antialias(self) -> bool:

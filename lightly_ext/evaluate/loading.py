@@ -130,11 +130,11 @@ def load_untrained(model: FrozenModel, seed: int) -> FrozenModel:
         seed:
             Decides on the weights.
     """
+    arguments = dict(model.origin.arguments)
+    if isinstance(model.backbone, StellarEncoder):
+        arguments["pos_antialias"] = model.backbone.pos_antialias  # as weights told
     other = load_frozen_model(
-        model.origin.source,
-        untrained=True,
-        seed=seed,
-        model_kwargs=dict(model.origin.arguments),
+        model.origin.source, untrained=True, seed=seed, model_kwargs=arguments
     )
     origin = replace(
         model.origin,

@@ -19,6 +19,7 @@ from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.result import NOT_TOLD
+from stellar_plugin.hashes import architecture_sha256
 
 # They read, resize and encode images, each version a little differently.
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "pillow")
@@ -29,9 +30,10 @@ HALF_TOLERANCE = 3e-2
 
 
 def numerics(model: FrozenModel, devices: Devices) -> dict[str, Any]:
-    """Weights, normalisation, interpolation and precision, as values for JSON."""
+    """Weights, how they are read, and how images come to them, as values for JSON."""
     origin = model.origin
     return {
+        "architecture": architecture_sha256(model.backbone),
         "sha256": origin.sha256,
         "mean": list(origin.mean),
         "std": list(origin.std),
@@ -49,8 +51,8 @@ def numerics_folder(
 ) -> Path:
     """Folder of all features that are computed in the same way.
 
-    What the hash of weights does not tell, the features of one known input do: how a
-    configuration beside them, or the code, reads the weights.
+    What hashes of weights and architecture do not tell, the features of one known input
+    do: how the code reads the weights.
 
     Args:
         cache:

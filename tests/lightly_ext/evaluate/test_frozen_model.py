@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lightly_ext.evaluate.frozen_model import pool, select_tokens
 from lightly_ext.evaluate.loading import (
     load_frozen_model,
+    load_untrained,
 )
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.encoder import Factorization
+from stellar_plugin.hashes import architecture_sha256
 from tests.checkpoint_files import (
     FILES,
     NAME,
@@ -154,6 +156,11 @@ class TestForward:
         assert frozen.origin.method == ("DINOv2" if registers else "MAE")
         assert frozen.backbone.pos_antialias == bool(registers)
         assert_same_tokens(frozen.backbone, vit)
+        # The control beside it computes in the same way.
+        control = load_untrained(frozen, seed=0)
+        assert control.mean.equal(frozen.mean) and control.std.equal(frozen.std)
+        backbones = frozen.backbone, control.backbone
+        assert len({architecture_sha256(backbone) for backbone in backbones}) == 1
 
     def test_tokens_without_a_map(self) -> None:
         # A network of tokens that is no plain ViT: its grid follows the image.
