@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from pathlib import Path
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import mmcv
@@ -17,7 +17,8 @@ from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from stellar_plugin.mmseg.datasets import first_step, loader
+from stellar_plugin.mmseg.datasets import first_step, flattened, loader
+from stellar_plugin.mmseg.files import called
 from stellar_plugin.state_dict import shown
 
 HINT = (
@@ -25,6 +26,16 @@ HINT = (
     'one-based) are converted by dict(type="LoadConvertedAnnotations", '
     "values=[VALUE OF CLASS 0, ...]) in the pipelines: docs/segmentation.md."
 )
+
+# Where the steps of a pipeline are from that leave the values of labels as they are.
+KNOWN = ("mmcv.", "mmengine.", "mmseg.", "stellar_plugin.")
+
+# What readers raise; mmcv takes OpenCV's None for an array.
+UNREADABLE = (OSError, AttributeError, Image.DecompressionBombError)
+
+
+class UnreadableError(ValueError):
+    """A label file is no image."""
 
 
 def read_labels(
@@ -47,21 +58,25 @@ def read_labels(
 
     Raises:
         ValueError: If the labels cannot be right.
-        FileNotFoundError: If there is no such file.
+        UnreadableError: If the file cannot be read.
     """
     info, load = dataset.get_data_info(index), loader(dataset)
     assert load is not None
-    path = info.get("seg_map_path")
+    path = info["seg_map_path"]
     where = f"'{path}' of {called(dataset)}"
-    _check_file(path, info, dataset, load)
-    content = fileio.get(path, backend_args=load.backend_args)
+    own = own_steps(dataset)
     try:
         check_depth(path, load, where)
-        labels = load(info)["gt_seg_map"].astype(np.int64)
-    except (OSError, AttributeError) as error:  # Pillow's, and OpenCV gives None
-        raise ValueError(f"{where} is no image that can be read.") from error
+        content = fileio.get(path, backend_args=load.backend_args)
+        labels = load(info)["gt_seg_map"]
+    except UNREADABLE as error:
+        raise UnreadableError(f"{where} is no image that can be read.") from error
+    size = labels.shape[:2]
+    if own:
+        labels = _applied(own, dataset, info)
+    labels = labels.astype(np.int64)
     check_labels(torch.from_numpy(labels), num_classes, ignored, where)
-    _check_image_size(dataset, info, labels.shape, where)
+    _check_image_size(dataset, dataset.get_data_info(index), size, where)
     return labels, content.startswith(b"\xff\xd8\xff")
 
 
@@ -170,39 +185,41 @@ def keeps_values(dataset: BaseDataset) -> bool:
     """Whether the classes of a set are the values of its label files."""
     info = dataset.metainfo
     converted = info.get("reduce_zero_label") or info.get("label_map")
-    return _is_mmsegs(loader(dataset)) and not converted
+    return _is_mmsegs(loader(dataset)) and not converted and not own_steps(dataset)
 
 
-def called(dataset: BaseDataset) -> str:
-    """What errors call a set."""
-    return f"{type(dataset).__name__} in '{getattr(dataset, 'data_root', None)}'"
+def own_steps(dataset: BaseDataset) -> list[Any]:
+    """Steps after the labels' loader that may make classes of their values."""
+    steps = [
+        inner
+        for step in getattr(dataset.pipeline, "transforms", ())
+        # Of test-time augmentation, one view.
+        for inner in flattened(getattr(step, "subroutines", [step])[:1])
+    ]
+    places = [i for i, step in enumerate(steps) if isinstance(step, LoadAnnotations)]
+    later = steps[places[0] + 1 :] if places else []
+    return [s for s in later if not type(s).__module__.startswith(KNOWN)]
+
+
+def _applied(
+    steps: Sequence[Any], dataset: BaseDataset, info: dict[str, Any]
+) -> np.ndarray:
+    """Labels after some steps, which may look at the image and draw at random."""
+    load = first_step(dataset, LoadImageFromFile)
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            info = info if load is None else load(info)
+            for step in steps:
+                info = step(info)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+    return np.asarray(info["gt_seg_map"])
 
 
 def _is_mmsegs(load: LoadAnnotations | None) -> bool:
     return getattr(type(load), "_load_seg_map", 0) is LoadAnnotations._load_seg_map
-
-
-def _check_file(
-    path: str | None,
-    info: Mapping[str, Any],
-    dataset: BaseDataset,
-    load: LoadAnnotations,
-) -> None:
-    if path is None:
-        raise ValueError(
-            f"{called(dataset)} names no label files; set data_prefix=dict(img_path="
-            "..., seg_map_path=...)."
-        )
-    if fileio.exists(path, backend_args=load.backend_args):
-        return
-    folder = Path(path).parent
-    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    found = f"; there are {shown(there, 3)}" if there else ""
-    raise FileNotFoundError(
-        f"There is no label file '{path}' for the image '{info.get('img_path')}' of "
-        f"{called(dataset)}{found}. Check data_prefix.seg_map_path, img_suffix and "
-        f"seg_map_suffix ('{getattr(dataset, 'seg_map_suffix', None)}')."
-    )
 
 
 def _check_image_size(
@@ -224,5 +241,5 @@ def _header_size(path: str, load: LoadImageFromFile) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return None if "exif" in image.info else image.size[::-1]
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, Image.DecompressionBombError):
         return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,16 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.structures import SegDataSample
 
+from stellar_plugin.mmseg.annotations import IGNORED, LoadConvertedAnnotations
 from stellar_plugin.mmseg.datasets import loader, parts_of
+from stellar_plugin.mmseg.files import called, check_files, left_out, shared
 from stellar_plugin.mmseg.label_files import (
     HINT,
-    called,
+    UnreadableError,
     check_labels,
     check_size,
     keeps_values,
+    own_steps,
     read_labels,
 )
 from stellar_plugin.state_dict import shown
@@ -50,6 +53,8 @@ class LabelCounts:
             Label files that were read.
         num_jpeg:
             Those of them that are JPEG files.
+        unread:
+            What could not be read, and why.
     """
 
     name: str
@@ -58,6 +63,7 @@ class LabelCounts:
     files: np.ndarray
     num_read: int = 0
     num_jpeg: int = 0
+    unread: list[str] = field(default_factory=list)
 
     def add(self, labels: np.ndarray, is_jpeg: bool) -> None:
         """Counts one label map.
@@ -90,40 +96,50 @@ class LabelCounts:
 
 
 def check_datasets(
-    datasets: Mapping[str, BaseDataset], num_classes: int, ignored: int = 255
+    datasets: Mapping[str, BaseDataset],
+    num_classes: int,
+    ignored: int = 255,
+    unscored: Collection[str] = (),
 ) -> None:
     """Checks classes, files and values of labels; logs how often each class occurs.
 
-    Of every split `NUM_READ` label files are read, as the pipeline reads them.
+    The files of every image have to exist. Of every split `NUM_READ` label files are
+    read, as the pipeline reads them; one that cannot be read stops no other's check.
 
     Args:
         datasets:
             Segmentation sets of mmsegmentation by the name of the split.
         num_classes:
-            Classes of the decode head.
+            Classes that the labels of the decode head have.
         ignored:
             Value that is no class.
+        unscored:
+            Splits of which predictions are written and no label is read.
 
     Raises:
         ValueError: If the labels cannot be right: another number of classes, other
             values, no class at all, another size than the image, colours.
-        FileNotFoundError: If there are no images, or a label file does not exist.
+        FileNotFoundError: If there are no images, or a file does not exist.
     """
     counts = []
     for name, dataset in datasets.items():
         parts = parts_of(dataset)
         for part in parts:
             _check_classes(part, num_classes)
-        if any(loader(part) for part in parts):
-            counts.append(_count(name, parts, num_classes, ignored))
-    if not counts:
-        return
-    parts = [part for dataset in datasets.values() for part in parts_of(dataset)]
-    if ignored == 255 and all(map(keeps_values, filter(loader, parts))):
-        _check_masks(counts)
-    classes = parts[0].metainfo["classes"]
-    print_log(table(counts, classes), "current")
-    for warning in _warnings(counts, classes):
+            check_files(part, labelled=name not in unscored)
+        labelled = [part for part in parts if loader(part) and name not in unscored]
+        if labelled:
+            for part in labelled:
+                _check_conversion(part, num_classes)
+            counts.append(_count(name, labelled, num_classes, ignored))
+            if ignored == IGNORED and any(map(keeps_values, labelled)):
+                _check_masks(counts[-1])
+    warnings = [*_file_warnings(datasets)]
+    if counts:
+        classes = parts_of(next(iter(datasets.values())))[0].metainfo["classes"]
+        print_log(table(counts, classes), "current")
+        warnings += _warnings(counts, classes)
+    for warning in warnings:
         print_log(warning, "current", logging.WARNING)
 
 
@@ -218,20 +234,48 @@ def _chosen(parts: Sequence[BaseDataset], most: int) -> list[tuple[int, int]]:
     ]
 
 
+def _check_conversion(dataset: BaseDataset, num_classes: int) -> None:
+    """Checks that each class can come of the values that the set declares."""
+    load = loader(dataset)
+    if isinstance(load, LoadConvertedAnnotations) and not own_steps(dataset):
+        num_values = int((load.classes != IGNORED).sum())
+        if num_values < num_classes:
+            raise ValueError(
+                f"The values of LoadConvertedAnnotations are {num_values}, the classes "
+                f"of {called(dataset)} are {num_classes}: class {num_classes - 1} can "
+                "never occur. values has one value per class, in their order; ignored "
+                "has those that are no class."
+            )
+
+
 def _count(
     name: str, parts: Sequence[BaseDataset], num_classes: int, ignored: int
 ) -> LabelCounts:
-    parts = [part for part in parts if loader(part)]
     empty = np.zeros(num_classes + 1, np.int64)
     counts = LabelCounts(name, sum(map(len, parts)), empty, empty.copy())
+
+    def add(number: int, index: int) -> None:
+        part = parts[number]
+        try:
+            counts.add(*read_labels(part, index, num_classes, ignored))
+        except ValueError as error:
+            # A set with a way of its own to prepare data may skip such files.
+            own = type(part).prepare_data is not BaseDataset.prepare_data
+            if not (own and isinstance(error, UnreadableError)):
+                raise
+            counts.unread.append(str(error))
+        except Exception as error:  # of readers of images and steps of others
+            path = part.get_data_info(index).get("img_path")
+            counts.unread.append(f"'{path}' or its labels: {error!r}")
+
     first = _chosen(parts, NUM_READ)
-    for number, index in first:
-        counts.add(*read_labels(parts[number], index, num_classes, ignored))
-    for number, index in sorted({*_chosen(parts, MOST_READ)} - {*first}):
+    for place in first:
+        add(*place)
+    for place in sorted({*_chosen(parts, MOST_READ)} - {*first}):
         if not counts.few_classes:
             break
-        counts.add(*read_labels(parts[number], index, num_classes, ignored))
-    if not counts.pixels[:-1].any():
+        add(*place)
+    if counts.num_read and not counts.pixels[:-1].any():
         reduced = getattr(parts[0], "reduce_zero_label", False)
         raise ValueError(
             f"Every pixel is 'ignored' in {counts.read} of {called(parts[0])}, with "
@@ -241,22 +285,45 @@ def _count(
     return counts
 
 
-def _check_masks(counts: Sequence[LabelCounts]) -> None:
-    """Tells masks of 0 and 255 from two classes with ignored pixels."""
-    pixels = np.sum([count.pixels for count in counts], axis=0)
+def _check_masks(counts: LabelCounts) -> None:
+    """Refuses masks of 0 and 255 where there are two classes."""
+    pixels = counts.pixels
     if len(pixels) == 3 and pixels[0] and pixels[2] and not pixels[1]:
         raise ValueError(
-            "There are two classes, but the only values in "
-            f"{', '.join(count.read for count in counts)} are 0 and 255, and 255 means "
-            "'ignored': class 1 never occurs. Masks of 0 and 255 are "
-            'read as classes 0 and 1 by dict(type="LoadConvertedAnnotations", '
+            f"There are two classes, but the only values in {counts.read} are 0 and "
+            "255, and 255 means 'ignored': class 1 never occurs. Masks of 0 and 255 "
+            'are read as classes 0 and 1 by dict(type="LoadConvertedAnnotations", '
             'values=[0, 255]) in place of dict(type="LoadAnnotations") in the '
-            "pipelines: docs/segmentation.md."
+            "pipelines; where 255 is no class, by values=[0, 1], ignored=[255]: "
+            "docs/segmentation.md."
         )
+
+
+def _file_warnings(datasets: Mapping[str, BaseDataset]) -> Iterator[str]:
+    for name, dataset in datasets.items():
+        unused = left_out(dataset)
+        if unused:
+            yield (
+                f"{len(unused)} images in the folder of {name} are not used, such as "
+                f"'{unused[0]}': their names do not end on img_suffix."
+            )
+        trained = datasets.get("train")
+        common = shared(dataset, trained) if trained and name != "train" else []
+        if common:
+            yield (
+                f"{len(common)} of {len(dataset)} images ({name}) are trained on too, "
+                f"such as '{common[0]}': the score is not one of new images. Check "
+                "ann_file and data_prefix."
+            )
 
 
 def _warnings(counts: Sequence[LabelCounts], classes: Sequence[str]) -> Iterator[str]:
     for count in counts:
+        if count.unread:
+            yield (
+                f"{len(count.unread)} files of {count.name} could not be checked and "
+                f"may stop the run: {shown(count.unread, 3)}."
+            )
         absent = [
             name for name, files in zip(classes, count.files, strict=False) if not files
         ]

@@ -97,8 +97,13 @@ class TestCheckDatasets:
         monkeypatch.setattr("stellar_plugin.mmseg.labels.NUM_READ", 3)
         write(tmp_path, [np.eye(2)] * 9)
         for unread in (1, 2, 3, 5, 6, 7):
-            (tmp_path / f"labels/{unread:03d}.png").unlink()
+            (tmp_path / f"labels/{unread:03d}.png").write_bytes(b"")
         check(dataset(tmp_path, 4), 4)
+        for missing in (2, 5):  # by their names all are checked
+            (tmp_path / f"labels/{missing:03d}.png").unlink()
+        message = r"002\.png' for .*002\.png' of .*, and 1 more are missing; there are"
+        with pytest.raises(FileNotFoundError, match=message):
+            check(dataset(tmp_path, 4), 4)
         for read in (0, 4, 8):
             write(tmp_path, [np.eye(2) * (4 if i == read else 1) for i in range(9)])
             with pytest.raises(ValueError, match=rf"00{read}\.png' of .* values 4 "):
@@ -152,15 +157,80 @@ class TestCheckDatasets:
             check(dataset(tmp_path, 2), 2)
 
     def test_masks_of_0_and_255__where_they_mean_ignored(self, tmp_path: Path) -> None:
-        # Class 1 is rare, and 255 no class: another split tells.
+        # Each split by itself, as only some of them may be masks.
         write(tmp_path / "val", [np.array([[0, 255]])])
         write(tmp_path / "train", [np.array([[0, 1, 255]])])
         train, val = (dataset(tmp_path / name, 2) for name in ("train", "val"))
-        check_datasets({"train": train, "val": val}, 2)
+        with pytest.raises(ValueError, match=r"1 of 1 .* \(val\) are 0 and 255, "):
+            check_datasets({"train": train, "val": val}, 2)
         # The data set names what 0 and 255 are.
-        loader = {"type": "mmseg.LoadConvertedAnnotations", "values": [0, 7]}
-        options = {"pipeline": [{**loader, "ignored": [255]}]}
-        check(dataset(tmp_path / "val", 2, **options), 2)
+        loader = {"type": "mmseg.LoadConvertedAnnotations", "ignored": [255]}
+        declared = {"pipeline": [{**loader, "values": [0, 7]}]}
+        check_datasets(
+            {"train": train, "val": dataset(val.data_root, 2, **declared)}, 2
+        )
+
+    def test_class_of_no_value(self, tmp_path: Path) -> None:
+        write(tmp_path, [np.array([[0, 255]])])
+        loader = {"type": "mmseg.LoadConvertedAnnotations", "ignored": [255]}
+        options = {"pipeline": [{**loader, "values": [0]}]}
+        with pytest.raises(ValueError, match=r"are 1, .* are 2: class 1 can never"):
+            check(dataset(tmp_path, 2, **options), 2)
+
+    def test_unreadable__others_are_checked(
+        self, tmp_path: Path, said: list[str]
+    ) -> None:
+        write(tmp_path, [np.array([[0, 1]])] * 3)
+        (tmp_path / "images/001.png").write_bytes(b"")
+        check(dataset(tmp_path, 2), 2)
+        assert said[0].startswith("Labels in 2 of 3 label files (train): ")
+        assert said[1].startswith("1 files of train could not be checked and may stop")
+        assert "images/001.png' or its labels: " in said[1]
+        Image.new("L", (2, 2), 7).save(tmp_path / "labels/002.png")
+        with pytest.raises(ValueError, match=r"002\.png' of .* values 7 after"):
+            check(dataset(tmp_path, 2), 2)
+
+    def test_steps_of_others__may_make_classes(self, tmp_path: Path) -> None:
+        def over_127(results: dict[str, Any]) -> dict[str, Any]:
+            np.random.rand()  # the run draws the same numbers as without the check
+            labels = results["gt_seg_map"]
+            labels = labels[..., 0] if labels.ndim == 3 else labels
+            return {**results, "gt_seg_map": (labels > 127).astype(np.uint8)}
+
+        loaders = [{"type": "LoadImageFromFile"}, {"type": "mmseg.LoadAnnotations"}]
+        write(tmp_path, [np.array([[0, 255]]), np.array([[[0] * 3, [255] * 3]])])
+        state = np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+        check(dataset(tmp_path, 2, pipeline=[*loaders, over_127]), 2)
+        assert np.random.get_state()[1].tolist() == state  # type: ignore[union-attr]
+        Image.new("L", (2, 2), 255).save(tmp_path / "labels/001.png")
+        with pytest.raises(ValueError, match=r"000\.png' of .* values 1 after"):
+            check(dataset(tmp_path, 1, pipeline=[*loaders, over_127]), 1)
+
+    def test_images_left_out_and_shared(self, tmp_path: Path, said: list[str]) -> None:
+        write(tmp_path, [np.array([[0, 1]])] * 3)
+        for name in ("000.jpeg", "sub/001.PNG", "list.txt"):
+            (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "images" / name).write_bytes(b"")
+        val = dataset(tmp_path, 2, indices=2)
+        (tmp_path / "one.txt").write_text("002\n000\n")
+        train = dataset(tmp_path, 2, ann_file="one.txt")
+        check_datasets({"train": train, "val": val}, 2)
+        left_out, both = said[1:]
+        assert left_out.startswith("2 images in the folder of val are not used, such")
+        assert left_out.endswith("/000.jpeg': their names do not end on img_suffix.")
+        assert both.startswith("1 of 2 images (val) are trained on too, such as ")
+        assert both.endswith(
+            "000.png': the score is not one of new images. Check "
+            "ann_file and data_prefix."
+        )
+
+    @pytest.mark.parametrize("line", ["", "000.png"])
+    def test_images_that_do_not_exist(self, line: str, tmp_path: Path) -> None:
+        write(tmp_path, [np.array([[0, 1]])])
+        (tmp_path / "list.txt").write_text(f"000\n{line}\n")
+        message = rf"no image '.*/{line}\.png' of .*without blank lines"
+        with pytest.raises(FileNotFoundError, match=message):
+            check(dataset(tmp_path, 2, ann_file="list.txt"), 2)
 
     def test_rare_class__is_looked_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
