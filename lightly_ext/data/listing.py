@@ -96,7 +96,8 @@ def _walk(folder: Path) -> tuple[list[str], str]:
                         folders.append((name + _SEPARATOR, entry.path))
                 elif not entry.name.lower().endswith(EXTENSIONS):
                     suffixes[os.path.splitext(entry.name)[1].lower()] += 1
-                elif entry.is_file():
+                # A link to nowhere is an image that cannot be read.
+                elif entry.is_file() or not os.path.exists(entry.path):
                     names.append(name)
                 else:
                     problems.append(f"{name} (no file)")

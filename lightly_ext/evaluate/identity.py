@@ -117,7 +117,9 @@ def run_provenance(model: FrozenModel, devices: Devices) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(
+            timespec="seconds"
+        ),
         "command": " ".join(["stellar", *sys.argv[1:]]),
     }
 

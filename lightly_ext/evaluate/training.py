@@ -18,13 +18,17 @@ from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.evaluate.devices import Devices
 from stellar_plugin.protocols import TrainedProtocol
 
+# Of a batch that is cut: a prime number of images could only be computed one by one.
+DIVISOR = 8
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 def fitting_batch(
-    devices: Devices, batch_size: int, num_images: int, multiple: int
+    devices: Devices, batch_size: int, num_images: int, multiple: int = DIVISOR
 ) -> int:
     """Cuts a batch to the number of images, and says so.
+
+    The number of devices does not decide, as it does not on a result.
 
     Args:
         devices:
@@ -34,18 +38,19 @@ def fitting_batch(
         num_images:
             What there is.
         multiple:
-            What the cut batch is a multiple of.
+            What the cut batch is a multiple of, where there are that many images; 1
+            where devices do not share a batch.
 
     Raises:
-        ValueError: If there are fewer images than that.
+        ValueError: If there is no image, or the devices cannot share the cut batch.
     """
     if batch_size <= num_images:
         return batch_size
-    cut = num_images // multiple * multiple
-    if not cut:
+    cut = num_images // multiple * multiple or num_images
+    if not cut or (multiple > 1 and cut % devices.world_size):
         raise ValueError(
-            f"{num_images} images to train on cannot be shared by {multiple} devices: "
-            "name more images, or fewer --devices."
+            f"A batch of {cut}, of {num_images} images to train on, cannot be shared "
+            f"by {devices.world_size} devices: name more images, or fewer --devices."
         )
     devices.say(
         f"A batch of {batch_size} is cut to {cut}: there are {num_images} images to "

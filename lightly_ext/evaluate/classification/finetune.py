@@ -23,9 +23,6 @@ from lightly_ext.evaluate.training import (
 )
 from stellar_plugin.protocols import FINETUNE
 
-# Of a batch that is cut: a prime number of images could only be computed one by one.
-DIVISOR = 8
-
 
 def check_finetune(
     results: Results,
@@ -107,7 +104,7 @@ def run_finetune(
         features=features,
         epochs=epochs,
         lrs=None if lr is None else (lr,),
-        batch_sizes=(_fitting_batch(devices, batch_size, len(split.kept)),),
+        batch_sizes=(fitting_batch(devices, batch_size, len(split.kept)),),
     )
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
@@ -117,13 +114,6 @@ def run_finetune(
     planned = results.result(model, "finetune", name, protocol, {}, inputs)
     _fit(module, results.folder(planned), resume)
     return _tested(model, results, module, inputs)
-
-
-def _fitting_batch(devices: Devices, batch_size: int, num_images: int) -> int:
-    """At most as many images as there are, in parts that a device computes at once."""
-    parts = devices.world_size * DIVISOR
-    multiple = parts if num_images >= parts else devices.world_size
-    return fitting_batch(devices, batch_size, num_images, multiple)
 
 
 def _fit(module: FineTuning, folder: Path, resume: bool) -> None:

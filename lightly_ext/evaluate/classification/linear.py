@@ -315,6 +315,12 @@ def _choice(run: _Run, accuracies: Sequence[float], best: int) -> dict[str, Any]
         table.setdefault(str(batch_size), {})[f"{lr:g}"] = accuracy
     chosen = run.grid[best]
     notes = []
+    equal = accuracies.count(accuracies[best])
+    if equal > 1:
+        notes.append(
+            f"{equal} of {len(run.grid)} heads are equally good on the held-out "
+            "images: the first is taken, and another may differ on the test images."
+        )
     for name in HeadOptions._fields:
         values = sorted({getattr(options, name) for options in run.grid})
         value = getattr(chosen, name)

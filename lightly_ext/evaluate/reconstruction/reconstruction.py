@@ -143,8 +143,7 @@ def run_reconstruction(
         target = target or read_config(Path(decoder))["target"]
     protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)
     if training_set and isinstance(protocol, DecoderProtocol):
-        num_images, processes = len(training_set[1]), devices.world_size
-        size = fitting_batch(devices, protocol.batch_sizes[0], num_images, processes)
+        size = fitting_batch(devices, protocol.batch_sizes[0], len(training_set[1]))
         protocol = protocol.replace(batch_sizes=(size,))
     autoencoder = build_autoencoder(
         model, devices, form != "scratch", latent, target, tokenizer, protocol.crop

@@ -82,7 +82,9 @@ def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     for path, result in sorted(results, key=lambda r: _date(r[1])):
         key = result.digest
         if key in newest:
-            notes.append(f"Skipped '{newest[key][0]}': repeated by '{path}'.")
+            skipped, earlier = newest[key]
+            differ = "" if earlier.scores == result.scores else ", with other scores"
+            notes.append(f"Skipped '{skipped}': repeated by '{path}'{differ}.")
         newest[key] = (path, result)
     kept = sorted(newest.values(), key=lambda r: r[0])
     return [result for _, result in kept], notes

@@ -209,7 +209,7 @@ def _fitting_batch(
     """Pairs in a batch: as many as wanted, or as are left to train on."""
     wanted = pairs_per_batch or ALIGN_TEXT.batch_sizes[0]
     kept, _ = hold_out(torch.arange(num_images), MOST_HELD_OUT)
-    return fitting_batch(devices, wanted, len(kept), devices.world_size)
+    return fitting_batch(devices, wanted, len(kept))
 
 
 def _check_training(

@@ -242,11 +242,10 @@ def training_loader(
     """Loads this process' share of the batches.
 
     Raises:
-        ValueError: If there are fewer pairs than devices.
+        ValueError: If the devices cannot share a batch.
     """
     # Unreadable images may have left fewer than were counted on.
-    count, processes = len(pairs.train), devices.world_size
-    batch_size = fitting_batch(devices, batch_size, count, processes)
+    batch_size = fitting_batch(devices, batch_size, len(pairs.train))
     sampler = PairSampler(
         pairs, batch_size, devices.seed, devices.rank, devices.world_size
     )

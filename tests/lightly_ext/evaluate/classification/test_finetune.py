@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.classification.finetune import _fitting_batch, run_finetune
+from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.finetune_module import (
     FineTuning,
     images_at_once,
 )
 from lightly_ext.evaluate.classification.split import split_set
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.training import fitting_batch
 from stellar_plugin.protocols import FINETUNE
 from tests.lightly_ext.evaluate.small import (
     SIZES,
@@ -267,17 +269,30 @@ class TestRunFinetune:
 
 @pytest.mark.parametrize(("wanted", "cut"), [(1024, 16), (23, 16), (22, 22), (8, 8)])
 def test_fitting_batch(
-    wanted: int, cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wanted: int,
+    cut: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert _fitting_batch(_given(tmp_path).devices, wanted, 22) == cut
+    devices = _given(tmp_path).devices
+    assert fitting_batch(devices, wanted, 22) == cut
     said = f"A batch of {wanted} is cut to {cut}: there are 22 images"
     assert (said in capsys.readouterr().out) == (wanted > 22)
+    monkeypatch.setattr(Devices, "world_size", 2)
+    assert fitting_batch(devices, wanted, 22) == cut
 
 
-def test_fitting_batch__fewer_than_a_device_computes_at_once(tmp_path: Path) -> None:
-    assert _fitting_batch(_given(tmp_path).devices, 1024, 7) == 7
-    with pytest.raises(ValueError, match="0 images to train on cannot be shared by 1"):
-        _fitting_batch(_given(tmp_path).devices, 1024, 0)
+def test_fitting_batch__fewer_than_a_device_computes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = _given(tmp_path).devices
+    assert fitting_batch(devices, 1024, 7) == 7
+    with pytest.raises(ValueError, match="0 images to train on, cannot be shared by 1"):
+        fitting_batch(devices, 1024, 0)
+    monkeypatch.setattr(Devices, "world_size", 2)
+    with pytest.raises(ValueError, match=r"A batch of 7, .* be shared by 2 devices"):
+        fitting_batch(devices, 1024, 7)
 
 
 @pytest.mark.parametrize(

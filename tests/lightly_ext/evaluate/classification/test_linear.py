@@ -210,7 +210,9 @@ class TestRunLinear:
             *_given(tmp_path), str(data), epochs=30, lrs=[0.03, 0.01], batch_sizes=[5]
         )
         assert result.provenance["chosen_lr"] == 0.01
-        assert len(result.provenance["notes"]) == 1  # one batch size has no border
+        tie, border = result.provenance["notes"]  # one batch size has no border
+        assert tie.startswith("2 of 2 heads are equally good on the held-out images")
+        assert border.startswith("The best lr, 0.01, lies at the border")
         assert "best lr, 0.01, lies at the border" in capsys.readouterr().out
 
     def test_run_linear__batch_sizes_that_do_not_fit_are_left_out(

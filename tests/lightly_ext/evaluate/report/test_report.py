@@ -464,15 +464,17 @@ class TestCollectResults:
 
     def test_collect_results__repeated_run_counts_once(self, tmp_path: Path) -> None:
         old, new = make_result("a", 0.5), make_result("a", 0.6)
-        for date, name, result in (("2026-01-02", "x", new), ("2026-01-01", "y", old)):
+        dates = "2026-01-02T10:00:01+00:00", "2026-01-02T10:00:00+00:00"
+        for date, name, result in zip(dates, "xy", (new, old), strict=True):
             provenance = {**result.provenance, "date": date}
             Result(**{**result.__dict__, "provenance": provenance}).save(
                 tmp_path / name
             )
         results, notes = collect_results([tmp_path, tmp_path / "x"])
         assert [r.scores["accuracy"] for r in results] == [0.6]
+        last = tmp_path / "x/result.json"
         assert len(notes) == 1
-        assert "repeated by" in notes[0]
+        assert notes[0].endswith(f"repeated by '{last}', with other scores.")
 
     def test_collect_results__no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no folder '.*nowhere'"):
