@@ -77,7 +77,10 @@ class LinearProbeHead(WholeModule, BaseDecodeHead):
 
     def settings(self) -> dict[str, Any]:
         """Which maps are read, which no tensor shows; and sizes, for people."""
-        names = ("in_channels", "num_classes", "in_index", "input_transform")
+        names = (
+            *("in_channels", "num_classes", "in_index", "input_transform"),
+            *("align_corners", "threshold"),
+        )
         return {name: getattr(self, name) for name in names}
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from stellar_plugin.mmseg.card.card import (
     read_evaluation,
     read_training,
 )
+from stellar_plugin.mmseg.card.model import check_settings, settings_of
 from stellar_plugin.mmseg.card.names import data_name, model_name
 from stellar_plugin.mmseg.card.provenance import (
     UNKNOWN_WEIGHTS,
@@ -35,8 +36,9 @@ from stellar_plugin.mmseg.card.stages import (
     reached,
     resumed,
 )
+from stellar_plugin.mmseg.classes import check_names, check_trained_names
 from stellar_plugin.mmseg.labels import check_batch, check_datasets
-from stellar_plugin.mmseg.metric import BatchJaccard
+from stellar_plugin.mmseg.metric import BatchJaccard, CountedIoUMetric
 from stellar_plugin.mmseg.pipeline import name_files
 from stellar_plugin.mmseg.stored import (
     as_json,
@@ -46,14 +48,22 @@ from stellar_plugin.mmseg.stored import (
     read_scores,
     write_result,
 )
-from stellar_plugin.mmseg.weights import check_checkpoint, check_file
+from stellar_plugin.mmseg.weights import (
+    check_checkpoint,
+    check_file,
+    checkpoint_name,
+    inner,
+    not_finite,
+)
 from stellar_plugin.protocols import NOT_TOLD
+from stellar_plugin.state_dict import shown
 
 RESULT_NAME = "result.json"
 META_KEY = "stellar"
 # What mmengine itself writes beside the weights.
 META_NAMES = {"seed": "seed", "iterations": "iter"}
-# Scores that mmsegmentation's metric and ours give in percent.
+# Metrics that give these scores in percent; a subclass may give anything.
+IN_PERCENT = (IoUMetric, CountedIoUMetric, BatchJaccard)
 PERCENT = ("aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall")
 
 
@@ -88,6 +98,7 @@ class SegmentationResultHook(Hook):
     def __init__(self) -> None:
         self._training: dict[str, Any] | None = None
         self._origin: dict[str, Any] = {}
+        self._called: dict[str, str] = {}  # as its training called the model
         self._before: dict[str, Any] | None = None
         self._validation: Validation | None = None
         self._warned: set[str] = set()
@@ -135,6 +146,8 @@ class SegmentationResultHook(Hook):
             "card": self._reached(runner, iteration, epoch),
             "asked": self._training,
             "provenance": {**self._origin, "iterations": iteration},
+            "model": self._names(runner)["model"],
+            **self._noted(runner, _read_settings(runner)),
         }
         meta[META_KEY] = as_stored(stored)  # torch loads nothing but plain values
 
@@ -143,6 +156,10 @@ class SegmentationResultHook(Hook):
         self._check(runner, "weights", check_checkpoint, runner, checkpoint)
         meta = checkpoint.get("meta", {})
         trained = meta.get(META_KEY, {})
+        if runner._resume or not isinstance(runner._train_loop, BaseLoop):
+            self._check(runner, "checkpoint", _check_trained, runner, meta, trained)
+            self._called = {k: trained[k] for k in ("model",) if k in trained}
+            self._names(runner)
         if not isinstance(runner._train_loop, BaseLoop):
             card = trained.get("card")
             self._training = None if card is None else of_training(card)
@@ -160,7 +177,8 @@ class SegmentationResultHook(Hook):
     ) -> None:
         """Keeps the scores of the latest validation; alone, it is a test."""
         if isinstance(runner._train_loop, BaseLoop):
-            self._validation = Validation(metrics or {}, runner.iter, runner.epoch)
+            metrics = self._finite(runner, metrics or {})
+            self._validation = Validation(metrics, runner.iter, runner.epoch)
         else:
             self._store_test(runner, metrics or {}, runner.val_loop)
 
@@ -185,6 +203,7 @@ class SegmentationResultHook(Hook):
         self, runner: Runner, metrics: Mapping[str, Any], loop: BaseLoop
     ) -> None:
         if is_main_process():
+            metrics = self._finite(runner, metrics)
             names = ("tested", "tested_sha256")
             tested = self._noted(runner, read({names: lambda: tested_weights(runner)}))
             unknown = {"checkpoint": NOT_TOLD, "sha256": tested["tested_sha256"]}
@@ -208,14 +227,39 @@ class SegmentationResultHook(Hook):
         provenance = {
             **origin,
             **self._noted(runner, images),
+            **self._noted(runner, _read_settings(runner)),
             "published_and_here": differences(runner, card),
             "num_classes_in_mean": class_counts(metrics),
         }
-        names = read(
+        result = make_result(self._names(runner), scores, card, provenance)
+        self._write(runner, result)
+
+    def _names(self, runner: Runner) -> dict[str, Any]:
+        """What model and data are called: weights keep the name of their training."""
+        readings = read(
             {"model": lambda: model_name(runner), "data": lambda: data_name(runner)}
         )
-        named = self._noted(runner, names)
-        self._write(runner, make_result(named, scores, card, provenance))
+        names = self._noted(runner, readings)
+        for name, trained in self._called.items():
+            if names[name] != trained:
+                self._warn(
+                    runner,
+                    f"'{checkpoint_name(runner)}' was trained as {name} '{trained}', "
+                    f"and is stored as that: this config's is '{names[name]}'",
+                )
+        return names | self._called
+
+    def _finite(self, runner: Runner, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The scores; none where the weights are no numbers."""
+        wrong = not_finite(inner(runner.model).state_dict())
+        if not wrong:
+            return metrics
+        self._warn(
+            runner,
+            f"weights are not finite, in {shown(wrong)}: the training diverged, and "
+            "its scores are stored as null",
+        )
+        return dict.fromkeys(metrics, math.nan)
 
     def _write(self, runner: Runner, result: dict[str, Any]) -> None:
         path = Path(runner.work_dir) / RESULT_NAME
@@ -275,10 +319,14 @@ class SegmentationResultHook(Hook):
             runner.logger.warning(f"Segmentation result: {message}.")
 
 
+def _read_settings(runner: Runner) -> Readings:
+    return read({"settings": lambda: settings_of(inner(runner.model))})
+
+
 def _in_percent(loop: BaseLoop) -> set[str]:
     """Names of the scores that are known to be in percent."""
     metrics = getattr(loop.evaluator, "metrics", ())
-    known = [m for m in metrics if isinstance(m, IoUMetric | BatchJaccard)]
+    known = [m for m in metrics if type(m) in IN_PERCENT]
     return {f"{m.prefix}/{n}" if m.prefix else n for m in known for n in PERCENT}
 
 
@@ -286,7 +334,18 @@ def _check_labels(runner: Runner) -> None:
     datasets = built_datasets(runner)
     name_files(datasets.values())
     head = heads(runner.model)[-1]
+    check_names(datasets)
     check_datasets(datasets, head.num_classes, head.ignore_index)
+
+
+def _check_trained(
+    runner: Runner, meta: Mapping[str, Any], trained: Mapping[str, Any]
+) -> None:
+    path = checkpoint_name(runner)
+    check_trained_names(path, meta, built_datasets(runner))
+    settings = trained.get("settings", NOT_TOLD)
+    if settings != NOT_TOLD:
+        check_settings(path, inner(runner.model), settings)
 
 
 def _check_batch(runner: Runner, batch: Any) -> None:

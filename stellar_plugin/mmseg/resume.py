@@ -11,7 +11,7 @@ from mmengine.optim import _ParamScheduler
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from stellar_plugin.mmseg.weights import check_checkpoint, checkpoint_name
+from stellar_plugin.mmseg.weights import check_checkpoint, check_file, checkpoint_name
 
 # Where a checkpoint keeps the options that it was trained with.
 OPTIONS_KEY = "stellar_options"
@@ -30,6 +30,10 @@ class ResumeByConfigHook(Hook):
     resumed iteration on just as in a straight run of this config, and one line says
     what changed. Moments of the optimiser are the checkpoint's.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the file that is resumed from."""
+        check_file(runner)
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]

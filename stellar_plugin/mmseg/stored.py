@@ -14,7 +14,9 @@ from stellar_plugin.mmseg.metric import NUM_CLASSES
 from stellar_plugin.protocols import NOT_TOLD, card_digest
 
 # What decides beside the card, the weights and the images.
-OPTIONS = ("seed", "precision", "mean", "std", "num_train_images")
+OPTIONS = (
+    *("seed", "precision", "mean", "std", "num_train_images", "settings", "classes"),
+)
 # What two runs of the same thing may differ in.
 INCIDENTAL = {"versions", "checkpoint", "tested", "num_classes_in_mean"}
 
@@ -116,8 +118,8 @@ def write_result(path: Path, text: str) -> Path | None:
     """
     moved = None
     if path.is_file():
-        other = _identity(path.read_text(encoding="utf-8"))
-        if other != _identity(text):
+        other = _identity(path.read_bytes())
+        if other != _identity(text.encode()):
             moved = path.parent / f"segmentation-{other}" / path.name
             moved.parent.mkdir(exist_ok=True)
             os.replace(path, moved)
@@ -136,12 +138,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _identity(text: str) -> str:
+def _identity(text: bytes) -> str:
     """Short name of everything that decides on a stored result."""
     try:
         result = json.loads(text)
         provenance = result["provenance"].items()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return card_digest({"text": text})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return card_digest({"text": text.hex()})
     decides = {k: v for k, v in provenance if k not in INCIDENTAL}
     return card_digest({**result, "scores": None, "provenance": decides})

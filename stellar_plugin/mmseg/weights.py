@@ -63,6 +63,8 @@ class WholeModule(BaseModule):
         if not self.is_init:
             self.adopt(metadata.get(ARGUMENTS_KEY, {}))
         found = problems(self, part(state, prefix), {"": metadata})
+        if not self.is_init:
+            _check_finite("The checkpoint", part(state, prefix))
         if found and not self.is_init:
             raise ValueError(
                 f"The checkpoint does not fit this {type(self).__name__}; {found}. "
@@ -72,12 +74,17 @@ class WholeModule(BaseModule):
 
 
 def check_file(runner: Runner) -> None:
-    """Says of a checkpoint file that is none what it is, before anything is built.
+    """Says of a checkpoint file that is none what it is, before anything is loaded.
+
+    A run that resumes takes its last checkpoint from its own work directory, also where
+    that was moved or copied.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not what a run wrote.
     """
+    if runner._resume and runner._load_from is None:
+        _take_latest(runner)
     name = runner._load_from
     if name is None or "://" in name:
         return
@@ -88,6 +95,28 @@ def check_file(runner: Runner) -> None:
             "wrote, such as work_dirs/CONFIG/iter_40000.pth."
         )
     check_intact(Path(name))
+
+
+def _take_latest(runner: Runner) -> None:
+    folder = Path(runner.work_dir)
+    named = find_latest_checkpoint(str(folder))
+    if named is None or "://" in named:
+        return
+    beside = folder / Path(named).name
+    if beside.is_file() and beside.resolve() != Path(named).resolve():
+        runner.logger.warning(
+            f"'{folder / 'last_checkpoint'}' names '{named}', of another work "
+            f"directory: '{beside}' is taken."
+        )
+        runner._load_from = str(beside)
+    elif Path(named).is_file():
+        runner._load_from = named
+    else:
+        raise FileNotFoundError(
+            f"'{folder / 'last_checkpoint'}' names the checkpoint '{named}', which "
+            "does not exist: write the path of another one into it, or delete it and "
+            "start anew."
+        )
 
 
 def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -103,7 +132,8 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
 
     Raises:
         ValueError: If something is missing, left over, of another shape or trained with
-            other settings and the run tests or resumes; or if nothing fits at all.
+            other settings and the run tests or resumes; if nothing fits at all, or if
+            a value is not finite.
     """
     path = checkpoint_name(runner)
     model = inner(runner.model)
@@ -123,6 +153,7 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     # A head for training alone may be left out of a test.
     parts = dict(model.named_children())
     state = {k: v for k, v in state.items() if k.split(".")[0] in parts}
+    _check_finite(f"'{path}'", state)
     found = problems(model, state, metadata)
     training = isinstance(runner._train_loop, BaseLoop) and not runner._resume
     if found and not training:
@@ -131,6 +162,23 @@ def check_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         runner.logger.warning(
             f"'{path}' gives {len(fits)} of the {len(ours)} tensors of this model, the "
             f"others stay as initialised; {found}."
+        )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with NaN or infinity."""
+    return [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+
+
+def _check_finite(what: str, state: State) -> None:
+    if wrong := not_finite(state):
+        raise ValueError(
+            f"{what} holds values that are not finite, in {shown(wrong)}: its training "
+            "diverged. Take an earlier one, or train with a lower learning rate."
         )
 
 

@@ -48,6 +48,27 @@ def settings(thing: Any) -> dict[str, Any]:
     return dict(getattr(thing, "__dict__", {}))
 
 
+def texts(
+    thing: Any, without: Set[str] = frozenset(), depth: int = DEPTH
+) -> dict[str, str]:
+    """The settings of an object that are not None, each as text.
+
+    Args:
+        thing:
+            Transform, loss, head, preprocessor, ...
+        without:
+            Names of settings that are said elsewhere.
+        depth:
+            Of settings in settings.
+    """
+    found = {
+        key: value
+        for key, value in sorted(settings(thing).items())
+        if key not in without and value is not None
+    }
+    return {k: _value(v, without, depth - 1) for k, v in found.items()}
+
+
 def is_like(thing: Any, kind: type, *unsaid: str, **values: Any) -> bool:
     """Whether an object is of this class and set to these values, else as by default.
 
@@ -85,15 +106,10 @@ def plain(value: Any) -> Any:
 
 def _described(thing: Any, without: Set[str], depth: int) -> str:
     name = type(thing).__name__
-    found = {
-        key: value
-        for key, value in sorted(settings(thing).items())
-        if key not in without and value is not None
-    }
-    if not found or depth == 0:
+    if depth == 0:
         return name
-    parts = [f"{key}={_value(v, without, depth - 1)}" for key, v in found.items()]
-    return f"{name}({', '.join(parts)})"
+    parts = [f"{k}={v}" for k, v in texts(thing, without, depth).items()]
+    return f"{name}({', '.join(parts)})" if parts else name
 
 
 def _value(value: Any, without: Set[str], depth: int) -> str:

@@ -16,7 +16,7 @@ from stellar_plugin.protocols import SEGMENTATION, SEGMENTATION_PAPER
 def averaging_of(metrics: Sequence[Any]) -> dict[str, Any]:
     """What the metrics average, and the batch where one depends on it."""
     texts = [_metric(metric) for metric in metrics]
-    sizes = [m.batch_size for m in metrics if isinstance(m, BatchJaccard)]
+    sizes = [m.batch_size for m in metrics if type(m) is BatchJaccard]
     if len(texts) > 1:
         names = [m.prefix or type(m).__name__ for m in metrics]
         texts = [f"{n}: {t}" for n, t in zip(names, texts, strict=True)]

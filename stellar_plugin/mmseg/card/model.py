@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
 from mmseg.models.losses import CrossEntropyLoss
 from torch import nn
@@ -11,17 +14,68 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stellar_plugin.mmseg.backbone import StellarViT
 from stellar_plugin.mmseg.card.built import heads, trained_parameters
-from stellar_plugin.mmseg.card.described import described, is_like, joined
+from stellar_plugin.mmseg.card.described import (
+    UNSAID,
+    described,
+    is_like,
+    joined,
+    texts,
+)
 from stellar_plugin.mmseg.head import LinearProbeHead
 from stellar_plugin.mmseg.loss import LabelledDiceLoss
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
-from stellar_plugin.mmseg.weights import inner
+from stellar_plugin.mmseg.weights import WAY_OUT, inner
+from stellar_plugin.state_dict import shown
 
 # Settings of a head that other fields say, or that follow from the features.
 HEAD_UNSAID = {
     *("in_channels", "num_classes", "out_channels", "in_index", "input_transform"),
     *("conv_seg", "dropout"),
 }
+# Settings of a head and a preprocessor that a test may have its own of: how images and
+# labels are padded, what only training does, and norms, whose tensors are compared.
+OWN_OF_A_TEST = {
+    *("size", "size_divisor", "pad_val", "seg_pad_val", "batch_augments", "test_cfg"),
+    *("dropout_ratio", "ignore_index", "sampler", "norm_cfg"),
+}
+
+
+def settings_of(model: Any) -> dict[str, str]:
+    """All that preprocessor and decode heads are set to, as text by name."""
+    preprocessor, usual = model.data_preprocessor, vars(BaseDataPreprocessor())
+    own = {k: v for k, v in vars(preprocessor).items() if k not in usual}
+    own |= {k: v.flatten() for k, v in preprocessor.named_buffers()}  # mean and std
+    public = SimpleNamespace(**{k.removeprefix("_"): v for k, v in own.items()})
+    found = {f"data_preprocessor.{k}": v for k, v in texts(public).items()}
+    for number, head in enumerate(heads(model)):
+        name = "decode_head" if model.decode_head is head else f"decode_head.{number}"
+        found |= {f"{name}.{k}": v for k, v in texts(head, UNSAID).items()}
+    return found
+
+
+def check_settings(path: str, model: Any, trained: Mapping[str, str]) -> None:
+    """Compares preprocessor and decode heads with those that were trained.
+
+    Args:
+        path:
+            The checkpoint, for the error.
+        model:
+            The segmentor that is about to load it.
+        trained:
+            `settings_of` the one that was trained, empty where it is not told.
+
+    Raises:
+        ValueError: If a setting that changes the output is another.
+    """
+    here = settings_of(model)
+    changed = [
+        f"{name} is {here.get(name)}, was {trained.get(name)}"
+        for name in sorted({*here, *trained} if trained else ())
+        if name.rpartition(".")[2] not in OWN_OF_A_TEST
+        if here.get(name) != trained.get(name)
+    ]
+    if changed:
+        raise ValueError(f"'{path}' is not of this model; {shown(changed)}. {WAY_OUT}")
 
 
 def features_of(model: Any) -> str:

@@ -19,6 +19,7 @@ from stellar_plugin.mmseg.backbone import StellarViT
 from stellar_plugin.mmseg.card.built import optim_wrappers, trained_parameters
 from stellar_plugin.mmseg.card.described import described
 from stellar_plugin.mmseg.card.reading import Readings, read
+from stellar_plugin.mmseg.classes import class_names
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import NOT_TOLD
 
@@ -52,6 +53,7 @@ def read_images(runner: Runner, loop: Any, trained: str | None) -> Readings:
     return read(
         {
             ("mean", "std"): lambda: normalisation(runner),
+            "classes": lambda: class_names(loop.dataloader.dataset),
             "num_images": lambda: len(loop.dataloader.dataset),
             "images_sha256": lambda: images_sha256(loop.dataloader.dataset),
             "precision": lambda: evaluation_precision(runner, loop, trained),

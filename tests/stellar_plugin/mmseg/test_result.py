@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import HOOKS, METRICS, MODELS
 from torch import Tensor
 
 from lightly_ext.evaluate.report.report import collect_results
+from stellar_plugin.mmseg.classes import check_names
 from stellar_plugin.mmseg.result import SegmentationResultHook
 from stellar_plugin.mmseg.stored import OPTIONS, as_json, read_scores, write_result
 from stellar_plugin.protocols import SEGMENTATION
@@ -28,6 +31,7 @@ from tests.stellar_plugin.mmseg.runners import (
 )
 
 Warned = Callable[[], str]
+NAN = torch.full((150,), torch.nan)
 WHOLE = {"mIoU", "aAcc", "mAcc"}
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -74,6 +78,11 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> Warned:
 
     monkeypatch.setattr(SegmentationResultHook, "_warn", noted)
     return lambda: "\n".join(messages)
+
+
+def hook_of(runner: Runner) -> SegmentationResultHook:
+    (hook,) = (h for h in runner.hooks if isinstance(h, SegmentationResultHook))
+    return hook
 
 
 def latest(folder: Path) -> dict[str, Any]:
@@ -248,7 +257,7 @@ class TestUnreadable:
         runner.model = torch.nn.Identity()
         runner.optim_wrapper = None
         runner._val_loop.evaluator = None
-        (hook,) = (h for h in runner.hooks if isinstance(h, SegmentationResultHook))
+        hook = hook_of(runner)
         hook.before_run(runner)
         hook.before_train(runner)
         hook.before_train_iter(runner, 0, data_batch=None)
@@ -269,6 +278,96 @@ class TestUnreadable:
         runner = built(resnet_config(tmp_path, options))
         with pytest.raises(ValueError, match="num_classes is 20"):
             runner.call_hook("before_run")
+
+
+class SubIoU(IoUMetric):
+    """Somebody's, which may give fractions."""
+
+
+class TestTested:
+    """What a test, or a resumed run, makes of the checkpoint of a training."""
+
+    def test_another_model__ends_the_test_or_keeps_its_name(
+        self, tmp_path: Path, warned: Warned
+    ) -> None:
+        said = {"model": "DINO", "data": "ADE20K", "protocol": "SEGMENTATION"}
+        training = built(resnet_config(tmp_path, {"evaluation": said}))
+        hook = hook_of(training)
+        hook.before_train(training)
+        metainfo = training.train_dataloader.dataset.metainfo
+        meta = {"iter": 1, "epoch": 0, "dataset_meta": dict(metainfo)}
+        state = training.model.state_dict()
+        checkpoint = {"meta": meta, "state_dict": state}
+        hook.before_save_checkpoint(training, checkpoint)
+
+        options = {"evaluation": {**said, "model": "MAE"}, "load_from": "iter_1.pth"}
+        run = quick_runner(resnet_config(tmp_path, options))
+        run._test_loop = run.build_test_loop(run._test_loop)
+        hook, model = hook_of(run), run.model
+        hook.after_load_checkpoint(run, checkpoint)
+        trained_as = "'iter_1.pth' was trained as model 'DINO', and is stored as that"
+        assert trained_as in warned()
+        hook.after_test_epoch(run, {"mIoU": 50.0})
+        first = latest(tmp_path)
+        assert (first["model"], first["scores"]) == ("DINO", {"mIoU": 0.5})
+        assert first["provenance"]["classes"][:2] == ["wall", "building"]
+
+        images = model.data_preprocessor
+        for module, name, value, message in (
+            (model.decode_head, "align_corners", True, "is True, was False"),
+            (model.decode_head, "act_cfg", None, r"is None, was \{type: ReLU\}"),
+            (images, "_channel_conversion", True, "is True, was False"),
+            (images, "mean", torch.zeros(3, 1, 1), r"is \[0.0, 0.0"),
+        ):
+            kept = getattr(module, name)
+            setattr(module, name, value)
+            with pytest.raises(ValueError, match=rf"iter_1\.pth.*{name[1:]} {message}"):
+                hook.after_load_checkpoint(run, checkpoint)
+            setattr(module, name, kept)
+        names = list(metainfo["classes"])
+        meta["dataset_meta"]["classes"] = [names[1], names[0], *names[2:]]
+        with pytest.raises(ValueError, match=r"Class 0 is 'wall' in test and 'buildin"):
+            hook.after_load_checkpoint(run, checkpoint)
+        meta["dataset_meta"]["classes"] = names
+        checkpoint["state_dict"] = dict(state, **{"decode_head.conv_seg.bias": NAN})
+        with pytest.raises(ValueError, match=r"not finite, in decode_head\.conv_seg\."):
+            hook.after_load_checkpoint(run, checkpoint)
+
+        # What a test may have of its own has a place of its own.
+        images.pad_val = 200
+        checkpoint["state_dict"] = state
+        hook.after_load_checkpoint(run, checkpoint)
+        hook.after_test_epoch(run, {"mIoU": 25.0})
+        assert latest(tmp_path)["scores"] == {"mIoU": 0.25}
+        (kept,) = (tmp_path / "work").glob("segmentation-*/result.json")
+        assert json.loads(kept.read_text()) == first
+
+        # Scores of weights that are no numbers, and of somebody's metric.
+        run.test_loop.evaluator.metrics = [SubIoU()]
+        hook.after_test_epoch(run, {"mIoU": 0.25})
+        assert latest(tmp_path)["scores"] == {"mIoU": 0.25}
+        model.decode_head.conv_seg.bias.data[0] = torch.inf
+        hook.after_test_epoch(run, {"mIoU": 25.0})
+        assert latest(tmp_path)["scores"] == {"mIoU": None}
+        assert "weights are not finite, in decode_head.conv_seg.bias" in warned()
+
+    def test_names_of_classes(self) -> None:
+        def sets(**names: Any) -> dict[str, Any]:
+            meta = {"test": {}, **{k: {"classes": v} for k, v in names.items()}}
+            return {k: SimpleNamespace(metainfo=v) for k, v in meta.items()}
+
+        check_names(sets(train=["a", "b"], val=("a", "b")))
+        for found, message in (
+            (
+                sets(train=["a", "b"], val=["b", "a"]),
+                "Class 0 is 'b' in val and 'a' in",
+            ),
+            (sets(train=["a", "b"], val=["a"]), "Class 1 is missing in val and 'b' in"),
+            (sets(val=["a", "b", "a"]), "classes of val hold 'a' more than once"),
+            (sets(val="ab"), "classes of val are the text 'ab'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                check_names(found)
 
 
 class TestReadScores:
@@ -326,8 +425,11 @@ class TestWriteResult:
         assert write_result(path, first) != moved
         assert len(list(tmp_path.rglob("result.json"))) == 3
 
-    def test_no_result__is_kept(self, result: dict[str, Any], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("content", [b"[1]", b"\xff\xfe{\0}\0", b"\x80\0\xff"])
+    def test_no_result__is_kept(
+        self, content: bytes, result: dict[str, Any], tmp_path: Path
+    ) -> None:
         path = tmp_path / "result.json"
-        path.write_text("[1]")
+        path.write_bytes(content)
         moved = write_result(path, as_json(result))
-        assert moved is not None and moved.read_text() == "[1]"
+        assert moved is not None and moved.read_bytes() == content

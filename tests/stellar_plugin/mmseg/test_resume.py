@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,39 @@ def test_resume__what_cannot_change(
     run(tmp_path)
     with pytest.raises(ValueError, match=message):
         run(tmp_path, resume=True, **change)
+
+
+def test_resume__of_a_copied_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own checkpoints, not those of the run that it is a copy of."""
+    run(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "run/iter_4.pth").write_bytes(b"")
+    resumed = run(tmp_path / "copy", 8, resume=True)
+    assert list(resumed) == [4, 5, 6, 7]
+    output = capsys.readouterr()
+    assert "copy/iter_4.pth' is taken" in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"abc", r"run/iter_4\.pth' has 3 bytes"),
+        (b"PK" * 40, r"run/iter_4\.pth' is cut short"),
+        (
+            None,
+            r"last_checkpoint' names the checkpoint '.*iter_4\.pth', which",
+        ),
+    ],
+)
+def test_resume__of_no_checkpoint(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run/iter_4.pth"
+    path.parent.mkdir()
+    (tmp_path / "run/last_checkpoint").write_text(str(path))
+    if content:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(tmp_path / "run", resume=True)

@@ -116,6 +116,7 @@ MISFITS = [
     ),
     ({"norm_cfg": None}, r"unexpected: decode_head\.norm\.weight"),
     ({"in_index": 0}, r"decode_head\.in_index is 0, was -1"),
+    ({"align_corners": True}, r"decode_head\.align_corners is True, was False"),
     (
         {"backbone": {"embed_dim": 96}, "in_channels": 96},
         r"cls_token \(1, 1, 48\) instead of \(1, 1, 96\).*embed_dim is 96, was 48",
@@ -263,6 +264,9 @@ class TestTest:
         path = write(tmp_path / "iter_4.pth", trained)
         tested = inference(path)
         torch.testing.assert_close(logits(tested), logits(trained), rtol=0, atol=0)
+        trained.decode_head.conv_seg.bias.data[0] = torch.nan
+        with pytest.raises(ValueError, match=r"not finite, in conv_seg\.bias"):
+            inference(write(path, trained))
 
 
 class TestTrain:
