@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
-    CONFIG_NAME,
     SCHEMA_VERSION,
     WEIGHTS_NAME,
 )
@@ -27,7 +26,7 @@ from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
-from stellar_plugin.weight_files import write_tensors
+from stellar_plugin.weight_files import CONFIG_NAME, write_tensors
 
 
 class Stellar(

@@ -7,9 +7,10 @@ makes `timm.create_model("stellar_vit_base_patch16_224")` work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isqrt
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,10 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import LayerNorm
+from torch.nn import LayerNorm, Parameter
 
 from stellar_plugin.state_dict import misfits, unwrapped
+from stellar_plugin.weight_files import told_settings
 
 # LayerNorm epsilon of the released weights.
 STELLAR_NORM_EPS = 1e-12
@@ -38,6 +40,23 @@ class ViT(VisionTransformer):
     """
 
     pos_antialias = False
+
+    def set_input_size(
+        self,
+        img_size: tuple[int, int] | None = None,
+        patch_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Brings the model to images, or patches, of another size."""
+        table, old_grid = self.pos_embed, self.patch_embed.grid_size
+        super().set_input_size(img_size, patch_size)
+        if table is None or self.patch_embed.grid_size == old_grid:
+            return
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        position = resample_position(
+            table[:, prefix:], old_grid, self.patch_embed.grid_size, self.pos_antialias
+        )
+        resized = torch.cat([table[:, :prefix], position], 1).detach()
+        self.pos_embed = Parameter(resized, requires_grad=table.requires_grad)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.pos_embed is None or not self.dynamic_img_size or self.pos_antialias:
@@ -138,7 +157,7 @@ def _timm_state(
             Patch grid of the weights, taken if there are as many positions.
 
     Raises:
-        ValueError: If nothing tells the grid.
+        ValueError: If nothing tells the grid, or patches are of another size.
     """
     state = unwrapped(content)
     ends = [n.removesuffix(FIRST_CONV) for n in state if n.endswith(FIRST_CONV)]
@@ -149,6 +168,12 @@ def _timm_state(
             for name, tensor in state.items()
             if name.startswith(prefix)
         }
+    kernel, patch_size = state.get(FIRST_CONV), vit.patch_embed.patch_size
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[2:] != patch_size:
+        raise ValueError(
+            f"The weights are for patches of {_sides(kernel.shape[2:])} px, and those "
+            f"of this model have {_sides(patch_size)}: create it with their patch_size."
+        )
     table = state.get("pos_embed")
     if table is None or table.ndim != 3 or not vit.no_embed_class:
         return state
@@ -163,6 +188,31 @@ def _timm_state(
         )
     state["pos_embed"] = resample_position(table, grids[0], wanted, vit.pos_antialias)
     return state
+
+
+def _sides(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _check_source(path: Path, num_heads: int) -> None:
+    """Says what is wrong with a file, and with a number that fits all shapes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of weights, or it or the config.json beside it
+            tells another number of heads.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The weights '{path}' do not exist: name a file by "
+            "pretrained_cfg_overlay=dict(file=PATH)."
+        )
+    told = told_settings(path).get("num_heads", num_heads)
+    if told != num_heads:
+        raise ValueError(
+            f"'{path}' was trained with num_heads={told}, and {num_heads} heads would "
+            f"give other features: create the model with num_heads={told}."
+        )
 
 
 class Size(NamedTuple):
@@ -220,7 +270,7 @@ default_cfgs = generate_default_cfgs({f"stellar_{size.name}": _cfg() for size in
 
 def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     size = next(size for size in SIZES if f"stellar_{size.name}" == name)
-    defaults: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "patch_size": size.patch_size,
         "embed_dim": size.embed_dim,
         "depth": size.depth,
@@ -231,14 +281,18 @@ def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransforme
         # The norm is of all tokens, also where they are averaged.
         "fc_norm": False,
         "norm_layer": partial(LayerNorm, eps=STELLAR_NORM_EPS),
+        **kwargs,
     }
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    if pretrained and file:
+        _check_source(Path(file), arguments["num_heads"])
     return build_model_with_cfg(
         StellarVisionTransformer,
         name,
         pretrained,
         pretrained_filter_fn=_pretrained_state,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **{**defaults, **kwargs},
+        **arguments,
     )
 
 

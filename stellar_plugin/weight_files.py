@@ -20,6 +20,9 @@ from torch import Tensor
 
 from stellar_plugin.state_dict import shown
 
+CONFIG_NAME = "config.json"  # beside a weight file
+# Where our timm exports say what their tensors do not.
+METADATA_KEY = "stellar_plugin"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_REASON = 300
 PEEK = 64  # bytes that tell what a file is not; weights have more
@@ -90,6 +93,23 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
             "a state_dict."
         )
     return content, {}
+
+
+def told_settings(path: Path) -> dict[str, Any]:
+    """What a weight file, or the config.json beside it, tells of its model.
+
+    Raises:
+        ValueError: If one of them is not what its name says.
+    """
+    check_intact(path)
+    config = path.parent / CONFIG_NAME
+    told = read_json(config) if config.is_file() else {}
+    if path.suffix == ".safetensors":
+        with parsing(path, "safetensors"), safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        with parsing(path, "safetensors"):
+            told |= json.loads(metadata.get(METADATA_KEY, "{}"))
+    return told
 
 
 def check_intact(path: Path) -> None:

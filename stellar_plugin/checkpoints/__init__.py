@@ -1,7 +1,7 @@
 """Weights of every layout into our models, and ours into other layouts."""
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
-from stellar_plugin.checkpoints.files import CONFIG_NAME, HEADS_NAME, WEIGHTS_NAME
+from stellar_plugin.checkpoints.files import HEADS_NAME, WEIGHTS_NAME
 from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
 from stellar_plugin.checkpoints.load import (
     LoadReport,
@@ -19,6 +19,7 @@ from stellar_plugin.checkpoints.sizes import (
     model_config,
     numerics,
 )
+from stellar_plugin.weight_files import CONFIG_NAME
 
 __all__ = [
     "CONFIG_NAME",

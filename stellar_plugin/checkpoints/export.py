@@ -15,7 +15,6 @@ from torch import Tensor
 
 from stellar_plugin.checkpoints.names import State, part, to_transformers
 from stellar_plugin.checkpoints.readers import (
-    METADATA_KEY,
     OFFICIAL_FREQUENCIES,
     OFFICIAL_HEAD_PARTS,
     OFFICIAL_HEADS,
@@ -23,6 +22,7 @@ from stellar_plugin.checkpoints.readers import (
 )
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.vit import STELLAR_NORM_EPS, size_of_width
+from stellar_plugin.weight_files import METADATA_KEY
 
 if TYPE_CHECKING:
     from stellar_plugin.model import Stellar

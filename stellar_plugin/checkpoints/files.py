@@ -28,13 +28,12 @@ from torch import nn
 
 from stellar_plugin.checkpoints.timm_models import settings_of
 from stellar_plugin.encoder import is_plain
-from stellar_plugin.weight_files import read_json, read_tensors
+from stellar_plugin.weight_files import CONFIG_NAME, read_json, read_tensors
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
 # files in `checked_config`.
 SCHEMA_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 HEADS_NAME = "heads.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
 # Where a pretraining run has its model.

@@ -13,7 +13,6 @@ import torch
 from stellar_plugin.checkpoints import methods
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
-    CONFIG_NAME,
     HEADS_NAME,
     WEIGHTS_NAME,
     RawCheckpoint,
@@ -34,10 +33,7 @@ from stellar_plugin.checkpoints.sizes import depth
 from stellar_plugin.checkpoints.timm_models import described
 from stellar_plugin.state_dict import unwrapped
 from stellar_plugin.vit import STELLAR_NORM_EPS
-from stellar_plugin.weight_files import read_tensors
-
-# Where our timm exports say what their tensors do not.
-METADATA_KEY = "stellar_plugin"
+from stellar_plugin.weight_files import CONFIG_NAME, METADATA_KEY, read_tensors
 
 OFFICIAL_MODULES = {
     "dense_proj.": "encoder.dense_proj.",

@@ -88,6 +88,9 @@ class TestPretrained:
         torch.testing.assert_close(
             create(folder / name, img_size=size).forward_features(images), expected
         )
+        resized = create(folder / name, img_size=64)
+        resized.set_input_size(size)
+        torch.testing.assert_close(resized.forward_features(images), expected)
         # One model for all sizes.
         model = create(folder / name, img_size=64, dynamic_img_size=True)
         torch.testing.assert_close(model.forward_features(images), expected)
@@ -172,14 +175,43 @@ class TestPretrained:
             ({"depth": 1}, r"unexpected: blocks\.1\."),
             ({"depth": 3}, r"missing: blocks\.2\."),
             ({"class_token": False, "global_pool": ""}, "unexpected: cls_token"),
+            ({"patch_size": 8}, "patches of 16 x 16 px, and .* 8 x 8: .* patch_size"),
+            ({"num_heads": 6}, r"timm\.safetensors' .* num_heads=3, and 6 heads"),
         ],
     )
     def test_another_model(
         self, folder: Path, num_classes: int, change: dict[str, Any], message: str
     ) -> None:
         kwargs = {"img_size": 64, "num_classes": num_classes, **change}
-        with pytest.raises(ValueError, match=f"{message}.*reg_tokens"):
+        with pytest.raises(ValueError, match=message):
             create(folder / "timm.safetensors", **kwargs)
+
+    @pytest.mark.parametrize(
+        ("content", "error", "message"),
+        [
+            (None, FileNotFoundError, "do not exist: name a file by pretrained_cfg"),
+            ("version https://git-lfs.github.com", ValueError, "pointer of git-lfs"),
+            ("abc", ValueError, "has 3 bytes"),
+        ],
+    )
+    def test_no_weights(
+        self,
+        content: str | None,
+        error: type[Exception],
+        message: str,
+        tmp_path: Path,
+    ) -> None:
+        if content:
+            (tmp_path / "a.safetensors").write_text(content)
+        with pytest.raises(error, match=rf"a\.safetensors' .*{message}"):
+            create(tmp_path / "a.safetensors")
+
+    def test_exported__tells_its_heads(self, folder: Path, tmp_path: Path) -> None:
+        state, metadata = to_timm(create_encoder(folder))
+        save_file(state, tmp_path / "a.safetensors", metadata)
+        assert create(tmp_path / "a.safetensors", img_size=64).pos_embed.shape[1] == 16
+        with pytest.raises(ValueError, match="trained with num_heads=3, and 4 heads"):
+            create(tmp_path / "a.safetensors", img_size=64, num_heads=4)
 
     def test_plain_vit(self, tmp_path: Path) -> None:
         save_file(timm_vit().state_dict(), tmp_path / "a.safetensors")
