@@ -89,26 +89,12 @@ class FeatureCache:
     def pooled(
         self, files: ImageFiles, protocol: CropProtocol, feature: str
     ) -> CachedFeatures:
-        """One vector per image, the float32 array `POOLED`; see `features`.
-
-        Raises:
-            RuntimeError: If the features of an image are not finite.
-        """
+        """One vector per image, the float32 array `POOLED`; see `features`."""
 
         def compute(images: Tensor) -> dict[str, Tensor]:
             return {POOLED: self.model.pooled(images, feature)}
 
-        cached = self.features(files, protocol, f"pooled {feature}", compute)
-        for rows in cached.readable.split(CHUNK):
-            finite = np.isfinite(cached.arrays[POOLED][rows.numpy()]).all(axis=1)
-            if not finite.all():
-                first = files.names[int(rows[int(finite.argmin())])]
-                raise RuntimeError(
-                    f"Features of '{self.model.origin.name}' are not finite at "
-                    f"precision {self.devices.precision} for '{printable(first)}': use "
-                    "--precision 32-true, or other weights."
-                )
-        return cached
+        return self.features(files, protocol, f"pooled {feature}", compute)
 
     def features(
         self, files: ImageFiles, protocol: CropProtocol, kind: str, compute: Compute
@@ -129,7 +115,8 @@ class FeatureCache:
                 with a row per image, whose other sizes are always the same.
 
         Raises:
-            RuntimeError: If more than 5 % of the images are unreadable.
+            RuntimeError: If more than 5 % of the images are unreadable, or the features
+                of one are not finite.
         """
         devices = self.devices
         transform = centre_crop(protocol, self.model.origin.interpolation)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from lightly_ext.evaluate.finite import not_finite, running_precision
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import FEATURES
 
@@ -107,7 +108,25 @@ class FrozenModel(nn.Module):
             images:
                 uint8 tensor, or intensities in [0, 1], with shape (batch_size, 3,
                 height, width); normalised here.
+
+        Raises:
+            RuntimeError: If features are not finite; the localization raises it too,
+                when it is read.
         """
+        result = self.unchecked(images)
+
+        def localize(dense: Tensor, sparse: Tensor) -> Tensor:
+            localization = result._localize(dense, sparse)
+            self._check_finite("Localizations", localization)
+            return localization
+
+        tokens = [t for t in (result.cls, result.sparse, result.dense) if t is not None]
+        self._check_finite("Features", *tokens)
+        return replace(result, _localize=localize)
+
+    @torch.no_grad()
+    def unchecked(self, images: Tensor) -> Factorization:
+        """The same, finite or not: for training, where a check would wait for CUDA."""
         return self.backbone(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -126,7 +145,14 @@ class FrozenModel(nn.Module):
                 One of `FEATURES`; "cls+dense" is the CLS token beside the mean of the
                 patches.
         """
-        return pool(self(images), feature)
+        pooled = pool(self(images), feature)
+        self._check_finite("Features", pooled)
+        return pooled
+
+    def _check_finite(self, what: str, *values: Tensor) -> None:
+        if not torch.stack([v.isfinite().all() for v in values]).all():
+            precision = running_precision(values[0].device)
+            raise not_finite(f"{what} of '{self.origin.label}'", precision)
 
     def check_size(self, side: int) -> None:
         """Checks that the model takes square images of a size, with a black one.
@@ -136,7 +162,7 @@ class FrozenModel(nn.Module):
         """
         black = torch.zeros(1, 3, side, side, device=self.mean.device)
         try:
-            self(black)
+            self.unchecked(black)
         except (AssertionError, RuntimeError, ValueError) as error:
             own = self.origin.image_size
             size = f" Its own size is {own[0]} x {own[1]} px." if own else ""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import say_unreadable
+from lightly_ext.evaluate.finite import not_finite
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, Sample
 
 Name = TypeVar("Name", bound=Hashable)
@@ -57,7 +58,7 @@ class ImageMeans(Generic[Name]):
         """
         total = reduce_sum(devices, torch.stack(list(self._sums.values())))
         return {
-            name: _mean(name, *numbers)
+            name: _mean(devices, name, *numbers)
             for name, numbers in zip(self._sums, total.tolist(), strict=True)
         }
 
@@ -173,14 +174,14 @@ def count_unreadable(
     return len(unreadable)
 
 
-def _mean(name: object, total: float, squares: float, count: float) -> Mean:
+def _mean(
+    devices: Devices, name: object, total: float, squares: float, count: float
+) -> Mean:
+    shown = " ".join(map(str, name)) if isinstance(name, tuple) else name
     if not count:
-        raise RuntimeError(f"No image gave a value of {name}.")
+        raise RuntimeError(f"No image gave a value of {shown}.")
     mean = total / count
     if not math.isfinite(mean):
-        raise RuntimeError(
-            f"{name} is not finite for some image: broken weights, or too little range "
-            "in this precision; try 32-true."
-        )
+        raise not_finite(f"Values of {shown}", devices.precision)
     variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
     return Mean(mean, (variance / count) ** 0.5, int(count))

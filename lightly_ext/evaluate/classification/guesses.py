@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.finite import not_finite
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.reduction import reduce_sum
 
@@ -116,7 +117,5 @@ def collect_guesses(
         best[numbers.cpu()] = guesses.cpu()
     best = reduce_sum(devices, best - NO_GUESS) + NO_GUESS
     if (best == NOT_FINITE).any():
-        raise RuntimeError(
-            "The classifier gave values that are not finite: use --precision 32-true."
-        )
+        raise not_finite("Values of the classifier", devices.precision)
     return Guesses(files, best)

@@ -13,6 +13,7 @@ from lightly_ext.durable import replacing
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import unreadable_text
+from lightly_ext.evaluate.finite import not_finite
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.loading import load_stellar
@@ -201,6 +202,8 @@ def _look(
                 size = (images.shape[-2], images.shape[-1])
                 normalised = model.normalize(images)
                 decoded.append(stellar.reconstruct(normalised, size).float().cpu())
+                if not decoded[-1].isfinite().all():
+                    raise not_finite("Reconstructions", devices.precision)
     seen = Seen(
         names,
         pixels.permute(0, 2, 3, 1).numpy(),

@@ -69,7 +69,8 @@ class FrozenAutoencoder(nn.Module):
         Returns:
             Tensor with shape (batch_size,), with gradient for the decoder alone.
         """
-        result, latent = self.encode(images)
+        result = self.model.unchecked(images)
+        latent = select_tokens(result, self.latent)
         prediction = self.decoder(latent, result.grid_size).float()
         if self.tokenizer is None:
             return (prediction - images / 255).square().flatten(1).mean(dim=1)
@@ -90,8 +91,9 @@ class FrozenAutoencoder(nn.Module):
         device = self.model.mean.device
         black = torch.zeros(1, 3, crop, crop, dtype=torch.uint8, device=device)
         with torch.no_grad():
+            result, _ = self.encode(black)
             self.losses(black)
-        return self.model(black).grid_size
+        return result.grid_size
 
     def to_images(self, prediction: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Makes images, unclamped, of what the decoder returned."""

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightly_ext.evaluate.finite import not_finite
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 from stellar_plugin.protocols import MOST_PSNR_DB
 
@@ -147,14 +148,18 @@ class ImageScores:
         return torch.stack(scores, dim=1)
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: Tensor, precision: str) -> Tensor:
     """Clamps intensities to [0, 1] and rounds them to 8 bits, as files hold them.
+
+    Args:
+        images:
+            Tensor of any shape.
+        precision:
+            What they were computed in, for the error.
 
     Raises:
         RuntimeError: If a value is not finite.
     """
     if not images.isfinite().all():
-        raise RuntimeError(
-            "The decoder gave values that are not finite: use --precision 32-true."
-        )
+        raise not_finite("Values of the decoder", precision)
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)

@@ -102,7 +102,8 @@ def _decode(
     if autoencoder.tokenizer is not None:
         codes = autoencoder.tokenizer.encode_to_grid(images / 255, result.grid_size)
         decoded.append(autoencoder.tokenizer.decode_unclamped(codes))
-    return result, [to_uint8(resized(d, images.shape[-2:])) for d in decoded]
+    size, precision = images.shape[-2:], devices.precision
+    return result, [to_uint8(resized(d, size), precision) for d in decoded]
 
 
 def save_pictures(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightly_ext.evaluate import cli, images
@@ -253,4 +254,20 @@ def test_what_is_missing_is_said_before_an_image_is_read(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         _run(sets, tmp_path, task, options, model)
     assert not read
+    assert not list(tmp_path.glob("out/*/result.json"))
+
+
+@pytest.mark.parametrize("task", sorted(set(COMMANDS) - {"efficiency", "finetune"}))
+def test_features_that_are_not_finite_are_no_features(
+    task: str, sets: Path, tmp_path: Path
+) -> None:
+    if not (sets / "broken").exists():
+        write_model(sets / "broken", img_size=SIDE, patch_size=PATCH)
+        path = sets / "broken" / "model.safetensors"
+        state = load_file(path)
+        state["encoder.vit.blocks.0.mlp.fc2.weight"] *= 1e38
+        save_file(state, path)
+    said = "of '.*broken' are not finite at precision 32-true: the weights are broken"
+    with pytest.raises(RuntimeError, match=said):
+        _run(sets, tmp_path, task, COMMANDS[task], "broken")
     assert not list(tmp_path.glob("out/*/result.json"))

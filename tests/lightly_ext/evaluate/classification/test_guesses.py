@@ -45,7 +45,7 @@ def test_best_guesses__ties_and_what_is_not_finite(devices: Devices) -> None:
     assert best_guesses(logits).tolist() == [[1], [0], [NOT_FINITE]]
     assert best_guesses(torch.zeros(1, 6)).tolist() == [[0, 1, 2, 3, 4]]
     found = [(torch.arange(3), best_guesses(logits))]
-    with pytest.raises(RuntimeError, match="not finite: use --precision 32-true"):
+    with pytest.raises(RuntimeError, match="not finite at precision 32-true: the"):
         collect_guesses(devices, _files([0, 1, 2], 3), found)
 
 

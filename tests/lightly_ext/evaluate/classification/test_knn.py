@@ -165,13 +165,6 @@ class TestRunKnn:
             run_knn(*given, data, **options)  # type: ignore[arg-type]
         assert not (tmp_path / "out").exists()
 
-    def test_run_knn__features_that_are_not_finite(self, tmp_path: Path) -> None:
-        data = str(write_classes(tmp_path / "set", num=2))
-        given = _given(tmp_path, write_model(tmp_path / "model"))
-        given.model.std.fill_(float("nan"))
-        with pytest.raises(RuntimeError, match="not finite at precision 32-true"):
-            run_knn(*given, data, neighbours=3)
-
     def test_run_knn__command_on_digit_boards(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

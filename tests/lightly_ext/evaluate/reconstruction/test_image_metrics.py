@@ -202,12 +202,12 @@ class TestMeanScores:
 class TestToUint8:
     def test_to_uint8__clamps_and_rounds(self) -> None:
         values = torch.tensor([-0.3, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.7])
-        assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
+        assert to_uint8(values, "32-true").tolist() == [0, 0, 0, 1, 255, 255]
 
     def test_to_uint8__inverse_of_division(self) -> None:
         values = torch.arange(256, dtype=torch.uint8)
-        assert torch.equal(to_uint8(values / 255), values)
+        assert torch.equal(to_uint8(values / 255, "32-true"), values)
 
     def test_to_uint8__not_finite(self) -> None:
-        with pytest.raises(RuntimeError, match="32-true"):
-            to_uint8(torch.tensor([0.5, float("nan")]))
+        with pytest.raises(RuntimeError, match="use --precision 32-true"):
+            to_uint8(torch.tensor([0.5, float("nan")]), "16-mixed")
