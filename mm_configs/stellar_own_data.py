@@ -50,6 +50,26 @@ test_pipeline = [
     load_labels,
     dict(type="PackSegInputs"),
 ]
+# What mim test --tta takes the mean over: six sizes, each as it is and flipped.
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(
+                    type="Resize",
+                    scale=(int(4 * short_side * ratio), int(short_side * ratio)),
+                    keep_ratio=True,
+                )
+                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [load_labels],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
 dataset = dict(
     type="BaseSegDataset",
     data_root=data_root,

@@ -12,9 +12,11 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import MMSegInferencer, inference_model, init_model
+from mmseg.registry import HOOKS
 from PIL import Image
 
 import mm_configs
+from stellar_plugin.mmseg.result import SegmentationResultHook
 from tests.stellar_plugin.mmseg.mmseg_sets import VIT, write_checkpoint
 
 # Height and width: no two alike, no side a multiple of a patch.
@@ -144,3 +146,20 @@ def test_sizes__and_labels_stand_in_every_place(tmp_path: Path) -> None:
         loader = steps["LoadConvertedAnnotations"]
         assert (loader["values"], loader["ignored"]) == (values, ignored)
     assert cfg.test_pipeline == cfg.test_dataloader.dataset.pipeline
+    assert cfg.tta_model.type == "SegTTAModel"
+    sizes, flips, (loader,), _ = cfg.tta_pipeline[1]["transforms"]
+    shorter = [150, 225, 300, 375, 450, 525]
+    assert [step["scale"] for step in sizes] == [(4 * n, n) for n in shorter]
+    assert [step["prob"] for step in flips] == [0.0, 1.0]
+    assert (loader["values"], loader["ignored"]) == (values, ignored)
+
+
+def test_hook_in_any_config__as_documented(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/segmentation.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = (b for b in blocks if "SegmentationResultHook" in b)
+    (tmp_path / "fcn.py").write_text(block)
+    cfg = Config.fromfile(tmp_path / "fcn.py")
+    assert cfg.model.decode_head.type == "FCNHead"
+    assert cfg.custom_imports.imports == ["stellar_plugin.mmseg"]
+    assert isinstance(HOOKS.build(cfg.custom_hooks[0]), SegmentationResultHook)

@@ -36,6 +36,7 @@ HEAD_UNSAID = {
 # labels are padded, what only training does, and norms, whose tensors are compared.
 OWN_OF_A_TEST = {
     *("size", "size_divisor", "pad_val", "seg_pad_val", "batch_augments", "test_cfg"),
+    *("pad_value", "pad_size_divisor"),
     *("dropout_ratio", "ignore_index", "sampler", "norm_cfg"),
 }
 
@@ -44,7 +45,8 @@ def settings_of(model: Any) -> dict[str, str]:
     """All that preprocessor and decode heads are set to, as text by name."""
     preprocessor, usual = model.data_preprocessor, vars(BaseDataPreprocessor())
     own = {k: v for k, v in vars(preprocessor).items() if k not in usual}
-    own |= {k: v.flatten() for k, v in preprocessor.named_buffers()}  # mean and std
+    buffers = preprocessor.named_buffers()  # mean and std, in no checkpoint
+    own |= {name: values.flatten().float() for name, values in buffers}
     public = SimpleNamespace(**{k.removeprefix("_"): v for k, v in own.items()})
     found = {f"data_preprocessor.{k}": v for k, v in texts(public).items()}
     for number, head in enumerate(heads(model)):
