@@ -201,7 +201,7 @@ class TestMain:
         assert values["e"]["hungarian_ms"] > 0
         assert values["f"]["compiled_ms"] > 0
         assert values["g"]["features_images_per_s"] > 0
-        assert values["g"]["knn_rows_at_once"] == 100
+        assert values["g"]["knn_rows_at_once"] == 1024
         training = values["h"]
         assert training["steps"] == 4
         assert 0 <= training["loader_wait_percent"] <= 100
