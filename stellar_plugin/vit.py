@@ -283,9 +283,10 @@ def _stellar_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransforme
         "norm_layer": partial(LayerNorm, eps=STELLAR_NORM_EPS),
         **kwargs,
     }
-    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
-    if pretrained and file:
-        _check_source(Path(file), arguments["num_heads"])
+    for source in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        told = kwargs.get(source)
+        if pretrained and isinstance(told, Mapping) and told.get("file"):
+            _check_source(Path(told["file"]), arguments["num_heads"])
     return build_model_with_cfg(
         StellarVisionTransformer,
         name,

@@ -21,7 +21,7 @@ from stellar_plugin.mmseg.card.card import (
     read_training,
 )
 from stellar_plugin.mmseg.card.model import check_settings, settings_of
-from stellar_plugin.mmseg.card.names import data_name, model_name
+from stellar_plugin.mmseg.card.names import data_name, evaluation_names, model_name
 from stellar_plugin.mmseg.card.provenance import (
     UNKNOWN_WEIGHTS,
     read_images,
@@ -98,7 +98,7 @@ class SegmentationResultHook(Hook):
     def __init__(self) -> None:
         self._training: dict[str, Any] | None = None
         self._origin: dict[str, Any] = {}
-        self._called: dict[str, str] = {}  # as its training called the model
+        self._called: str | None = None  # as its training called the model
         self._before: dict[str, Any] | None = None
         self._validation: Validation | None = None
         self._warned: set[str] = set()
@@ -146,7 +146,7 @@ class SegmentationResultHook(Hook):
             "card": self._reached(runner, iteration, epoch),
             "asked": self._training,
             "provenance": {**self._origin, "iterations": iteration},
-            "model": self._names(runner)["model"],
+            "model": evaluation_names(runner)[0].get("model"),
             **self._noted(runner, _read_settings(runner)),
         }
         meta[META_KEY] = as_stored(stored)  # torch loads nothing but plain values
@@ -158,7 +158,7 @@ class SegmentationResultHook(Hook):
         trained = meta.get(META_KEY, {})
         if runner._resume or not isinstance(runner._train_loop, BaseLoop):
             self._check(runner, "checkpoint", _check_trained, runner, meta, trained)
-            self._called = {k: trained[k] for k in ("model",) if k in trained}
+            self._called = trained.get("model")
             self._names(runner)
         if not isinstance(runner._train_loop, BaseLoop):
             card = trained.get("card")
@@ -240,14 +240,14 @@ class SegmentationResultHook(Hook):
             {"model": lambda: model_name(runner), "data": lambda: data_name(runner)}
         )
         names = self._noted(runner, readings)
-        for name, trained in self._called.items():
-            if names[name] != trained:
-                self._warn(
-                    runner,
-                    f"'{checkpoint_name(runner)}' was trained as {name} '{trained}', "
-                    f"and is stored as that: this config's is '{names[name]}'",
-                )
-        return names | self._called
+        if self._called in (None, names["model"]):
+            return names
+        self._warn(
+            runner,
+            f"'{checkpoint_name(runner)}' was trained as model '{self._called}', and "
+            f"is stored as that: this config's is '{names['model']}'",
+        )
+        return {**names, "model": self._called}
 
     def _finite(self, runner: Runner, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         """The scores; none where the weights are no numbers."""
