@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mmcv
@@ -156,7 +157,11 @@ def _has_8_bits(path: str, load: LoadAnnotations) -> bool:
 
 
 def check_size(
-    size: tuple[int, ...], expected: tuple[int, ...], where: str, image: str
+    size: tuple[int, ...],
+    expected: tuple[int, ...],
+    where: str,
+    image: str,
+    resized: bool = False,
 ) -> None:
     """Checks the size of one label map.
 
@@ -169,15 +174,23 @@ def check_size(
             What the error calls the map.
         image:
             What it calls the image.
+        resized:
+            Whether a step of the pipeline makes the difference.
 
     Raises:
         ValueError: If they differ.
     """
     if size != expected:
+        way_out = (
+            "Predictions are compared at the size of the image: load labels after the "
+            "steps that resize or cut."
+            if resized
+            else "Resize the label map by nearest neighbour, or mend what pairs images "
+            "with label files."
+        )
         raise ValueError(
             f"{where} is {size[0]} x {size[1]} pixels (height x width), {image} is "
-            f"{expected[0]} x {expected[1]}. Resize the label map by nearest "
-            "neighbour, or mend what pairs images with label files."
+            f"{expected[0]} x {expected[1]}. {way_out}"
         )
 
 
@@ -201,20 +214,27 @@ def own_steps(dataset: BaseDataset) -> list[Any]:
     return [s for s in later if not type(s).__module__.startswith(KNOWN)]
 
 
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Leaves the states of random numbers on the CPU as they are."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
 def _applied(
     steps: Sequence[Any], dataset: BaseDataset, info: dict[str, Any]
 ) -> np.ndarray:
     """Labels after some steps, which may look at the image and draw at random."""
     load = first_step(dataset, LoadImageFromFile)
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            info = info if load is None else load(info)
-            for step in steps:
-                info = step(info)
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    with same_random():
+        info = info if load is None else load(info)
+        for step in steps:
+            info = step(info)
     return np.asarray(info["gt_seg_map"])
 
 

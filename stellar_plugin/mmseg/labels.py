@@ -24,6 +24,7 @@ from stellar_plugin.mmseg.label_files import (
     keeps_values,
     own_steps,
     read_labels,
+    same_random,
 )
 from stellar_plugin.state_dict import shown
 
@@ -143,7 +144,56 @@ def check_datasets(
         print_log(warning, "current", logging.WARNING)
 
 
-def check_batch(batch: Mapping[str, Any], num_classes: int, ignored: int) -> None:
+def check_heads(others: Sequence[int], num_classes: int) -> None:
+    """Checks that every head that is trained knows the classes of the labels.
+
+    Args:
+        others:
+            Classes of auxiliary heads, and of a cascade's heads before the last.
+        num_classes:
+            Classes of the labels.
+
+    Raises:
+        ValueError: If one has fewer.
+    """
+    if min(others, default=num_classes) < num_classes:
+        raise ValueError(
+            f"The labels have {num_classes} classes, but num_classes of "
+            f"auxiliary_head, or of a decode_head before the last, is {min(others)}; "
+            "set it to the number of classes."
+        )
+
+
+def check_first(
+    dataset: BaseDataset, num_classes: int, ignored: int, original: bool
+) -> None:
+    """Checks the first sample of a set, as the whole pipeline gives it.
+
+    Args:
+        dataset:
+            Segmentation set of a validation or test.
+        num_classes:
+            As of `check_batch`.
+        ignored:
+            As of `check_batch`.
+        original:
+            As of `check_batch`.
+
+    Raises:
+        ValueError: As by `check_batch`.
+    """
+    try:
+        with same_random():
+            sample = dataset[0]
+        batch = {name: [sample[name]] for name in ("inputs", "data_samples")}
+    except Exception:  # told where the file is read
+        return
+    check_batch(batch, num_classes, ignored, original)
+
+
+def check_batch(
+    batch: Mapping[str, Any], num_classes: int, ignored: int, original: bool = False
+) -> None:
     """Checks the label maps of a batch, as the loader gives it.
 
     Args:
@@ -154,10 +204,12 @@ def check_batch(batch: Mapping[str, Any], num_classes: int, ignored: int) -> Non
             Number of classes.
         ignored:
             Value that is no class.
+        original:
+            Whether predictions are as large as the original image.
 
     Raises:
-        ValueError: If values cannot be right, or labels are neither as large as what
-            the model sees nor as the original image.
+        ValueError: If values cannot be right, or labels are not as large as the
+            original image; else neither that nor what the model sees.
     """
     for image, sample in zip(batch["inputs"], batch["data_samples"], strict=False):
         if not isinstance(sample, SegDataSample) or "gt_sem_seg" not in sample:
@@ -166,9 +218,10 @@ def check_batch(batch: Mapping[str, Any], num_classes: int, ignored: int) -> Non
         where = f"The label map of '{sample.metainfo.get('img_path')}'"
         check_labels(labels, num_classes, ignored, where)
         size, seen = tuple(labels.shape[-2:]), tuple(image.shape[-2:])
-        if size != seen:
-            original = tuple(sample.metainfo.get("ori_shape") or seen)[:2]
-            check_size(size, original, where, "its image")
+        if size != seen or original:
+            whole = tuple(sample.metainfo.get("ori_shape") or seen)[:2]
+            resized = size == seen and size != whole
+            check_size(size, whole, where, "its image", resized)
 
 
 def table(counts: Sequence[LabelCounts], classes: Sequence[str]) -> str:
@@ -207,7 +260,8 @@ def _check_classes(dataset: BaseDataset, num_classes: int) -> None:
     if len(classes) != num_classes:
         raise ValueError(
             f"{called(dataset)} has {len(classes)} classes, model.decode_head."
-            f"num_classes is {num_classes}; set it to the number of classes."
+            f"num_classes is {num_classes}; set it to the number of classes. (With "
+            "out_channels=1 it is 2: below and above the threshold.)"
         )
     if not len(dataset):
         prefix, suffix = (

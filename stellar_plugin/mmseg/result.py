@@ -13,7 +13,15 @@ from mmengine.runner import BaseLoop, Runner
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import HOOKS
 
-from stellar_plugin.mmseg.card.built import accumulative_counts, built_datasets, heads
+from stellar_plugin.mmseg.card.built import (
+    accumulative_counts,
+    built_datasets,
+    compared_with_original,
+    heads,
+    num_label_classes,
+    other_heads,
+    unscored,
+)
 from stellar_plugin.mmseg.card.card import (
     differences,
     make_card,
@@ -37,7 +45,12 @@ from stellar_plugin.mmseg.card.stages import (
     resumed,
 )
 from stellar_plugin.mmseg.classes import check_names, check_trained_names
-from stellar_plugin.mmseg.labels import check_batch, check_datasets
+from stellar_plugin.mmseg.labels import (
+    check_batch,
+    check_datasets,
+    check_first,
+    check_heads,
+)
 from stellar_plugin.mmseg.metric import BatchJaccard, CountedIoUMetric
 from stellar_plugin.mmseg.pipeline import name_files
 from stellar_plugin.mmseg.stored import (
@@ -134,7 +147,7 @@ class SegmentationResultHook(Hook):
         mode: str = "train",
     ) -> None:
         """Checks the label values of a batch of training, validation or test."""
-        self._check(runner, "labels", _check_batch, runner, data_batch)
+        self._check(runner, "labels", _check_batch, runner, data_batch, mode)
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
@@ -335,7 +348,15 @@ def _check_labels(runner: Runner) -> None:
     name_files(datasets.values())
     head = heads(runner.model)[-1]
     check_names(datasets)
-    check_datasets(datasets, head.num_classes, head.ignore_index)
+    num_classes = num_label_classes(head)
+    if "train" in datasets:
+        others = [num_label_classes(other) for other in other_heads(runner.model)]
+        check_heads(others, num_classes)
+    written = unscored(runner)
+    check_datasets(datasets, num_classes, head.ignore_index, written)
+    for split in datasets.keys() - {"train", *written}:
+        original = compared_with_original(runner, split)
+        check_first(datasets[split], num_classes, head.ignore_index, original)
 
 
 def _check_trained(
@@ -348,6 +369,7 @@ def _check_trained(
         check_settings(path, inner(runner.model), settings)
 
 
-def _check_batch(runner: Runner, batch: Any) -> None:
+def _check_batch(runner: Runner, batch: Any, split: str) -> None:
     head = heads(runner.model)[-1]
-    check_batch(batch, head.num_classes, head.ignore_index)
+    original = compared_with_original(runner, split)
+    check_batch(batch, num_label_classes(head), head.ignore_index, original)

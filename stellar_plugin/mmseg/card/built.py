@@ -7,8 +7,13 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import nn
 
+from stellar_plugin.mmseg.metric import BatchJaccard
+from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
 from stellar_plugin.mmseg.weights import inner
 
 
@@ -21,6 +26,47 @@ def heads(model: Any) -> list[Any]:
 def num_classes(model: Any) -> int:
     """Classes of the last decode head."""
     return int(heads(model)[-1].num_classes)
+
+
+def other_heads(model: Any) -> list[Any]:
+    """Heads beside the last that training compares with the labels as they are."""
+    auxiliary = getattr(inner(model), "auxiliary_head", None) or []
+    found = [*heads(model)[:-1]]
+    if not isinstance(inner(model), PatchGridSegmentor):  # which does not use them
+        found += auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
+    stock = BaseDecodeHead.loss_by_feat
+    return [head for head in found if getattr(type(head), "loss_by_feat", 0) is stock]
+
+
+def num_label_classes(head: Any) -> int:
+    """Classes of a head's labels: two where one channel and a threshold tell them."""
+    return 2 if getattr(head, "out_channels", None) == 1 else int(head.num_classes)
+
+
+def unscored(runner: Runner) -> set[str]:
+    """Splits of which predictions are only written."""
+    loops = {"val": runner._val_loop, "test": runner._test_loop}
+    return {
+        name
+        for name, loop in loops.items()
+        if isinstance(loop, BaseLoop)
+        if all(getattr(m, "format_only", False) for m in loop.evaluator.metrics)
+    }
+
+
+def compared_with_original(runner: Runner, split: str) -> bool:
+    """Whether labels are compared with predictions as large as the original image.
+
+    mmsegmentation's models give such, and its metric compares pixel by pixel.
+    """
+    loop = {"val": runner._val_loop, "test": runner._test_loop}.get(split)
+    kind = type(inner(runner.model))
+    return (
+        isinstance(loop, BaseLoop)
+        and getattr(kind, "predict", None) is EncoderDecoder.predict
+        and kind.postprocess_result is EncoderDecoder.postprocess_result
+        and any(isinstance(m, IoUMetric | BatchJaccard) for m in loop.evaluator.metrics)
+    )
 
 
 def built_datasets(runner: Runner) -> dict[str, Any]:

@@ -156,5 +156,5 @@ def _label_resolution(model: Any, steps: Sequence[Any]) -> str:
     for step in (s for s in steps if type(s) is TestTimeAug):
         steps = step.subroutines[0].transforms
     loads = [i for i, step in enumerate(steps) if isinstance(step, LoadAnnotations)]
-    later = [described(step) for step in steps[loads[0] :] if not _quiet(step)]
+    later = [described(step) for step in steps[loads[0] + 1 :] if not _quiet(step)]
     return f"after {', '.join(later)}" if later else SEGMENTATION.label_resolution

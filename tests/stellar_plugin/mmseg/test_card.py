@@ -520,6 +520,12 @@ class TestTransforms:
         assert (found["resize"], found["longest"]) == (64, 256)
         assert found["test_views"] == multiple
         assert found["label_resolution"] == f"after {multiple}"
+        # What converts labels leaves their resolution.
+        loader = {"type": "LoadConvertedAnnotations", "values": list(range(1, 151))}
+        cfg.val_dataloader.dataset.pipeline[2:4] = [{**loader, "ignored": [0]}]
+        cfg.experiment_name += "converted"
+        found = card(built(cfg), notes=("no evaluation.",))
+        assert found["label_resolution"] == "of the original image"
 
     def test_augmented_test(self, tmp_path: Path) -> None:
         cfg = tiny_config("stellar_voc", tmp_path)

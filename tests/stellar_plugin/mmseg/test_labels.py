@@ -401,6 +401,13 @@ class TestCheckBatch:
     ) -> None:
         check_batch(batch(torch.zeros(1, *size).long(), (4, 3)), 2, 255)
 
+    def test_as_large_as_what_it_is_compared_with(self) -> None:
+        resized = batch(torch.zeros(1, 4, 3).long(), (4, 3))
+        message = r"is 4 x 3 pixels .*, its image is 8 x 6\. Predictions are compared"
+        with pytest.raises(ValueError, match=message):
+            check_batch(resized, 2, 255, original=True)
+        check_batch(batch(torch.zeros(1, 8, 6).long(), (4, 3)), 2, 255, original=True)
+
     def test_smaller_than_its_image(self) -> None:
         message = r"of 'a\.png' is 2 x 2 pixels .*, its image is 8 x 6\. Resize"
         with pytest.raises(ValueError, match=message):

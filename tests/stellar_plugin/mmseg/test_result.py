@@ -279,6 +279,50 @@ class TestUnreadable:
         with pytest.raises(ValueError, match="num_classes is 20"):
             runner.call_hook("before_run")
 
+        # Labels are loaded before a resize, images compared as they are.
+        cfg = resnet_config(tmp_path / "resized")
+        resize = {"type": "Resize", "scale": (32, 32)}
+        cfg.val_dataloader.dataset.pipeline.insert(2, resize)
+        runner = built(cfg)
+        message = r"is 32 x 32 pixels .*, its image is 96 x 130\. Predictions are comp"
+        with pytest.raises(ValueError, match=message):
+            runner.call_hook("before_run")
+
+    def test_heads(self, tmp_path: Path) -> None:
+        cfg = resnet_config(tmp_path)
+        few = {**cfg.model.decode_head, "num_classes": 19}
+        cfg.model.auxiliary_head = [few, {**few, "type": "OwnLossHead"}]
+        runner = built(cfg)
+        heads = runner.model.auxiliary_head
+        with pytest.raises(
+            ValueError, match=r"have 150 classes, .* auxiliary_head, .*19"
+        ):
+            runner.call_hook("before_run")
+        del heads[0]  # the other has labels of its own
+        runner.call_hook("before_run")
+
+        # One channel tells two classes, whatever num_classes is.
+        head = runner.model.decode_head
+        del runner.model.auxiliary_head
+        for num_classes in (1, 2):
+            head.out_channels, head.num_classes = 1, num_classes
+            with pytest.raises(ValueError, match=r"has 150 classes, .* is 2; "):
+                runner.call_hook("before_run")
+
+    def test_predictions_alone_need_no_labels(self, tmp_path: Path) -> None:
+        cfg = resnet_config(tmp_path)
+        loader = {"type": "LoadConvertedAnnotations", "values": list(range(150))}
+        images = {"img_path": "images/validation"}
+        cfg.test_dataloader.dataset.data_prefix = images
+        cfg.test_dataloader.dataset.pipeline[1] = loader
+        runner = quick_runner(cfg)
+        runner._test_loop = runner.build_test_loop(runner._test_loop)
+        with pytest.raises(ValueError, match="names no label files"):
+            runner.call_hook("before_run")
+        runner.test_evaluator.metrics[0].format_only = True
+        runner.call_hook("before_run")
+        assert "gt_sem_seg" not in runner.test_dataloader.dataset[0]["data_samples"]
+
 
 class SubIoU(IoUMetric):
     """Somebody's, which may give fractions."""
