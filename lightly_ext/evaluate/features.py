@@ -28,7 +28,13 @@ from lightly_ext.evaluate.images import (
     centre_crop,
 )
 from lightly_ext.evaluate.numerics import known_image, numerics, numerics_folder
-from lightly_ext.evaluate.resumable import DONE, STATE, Filled, ResumableArrays
+from lightly_ext.evaluate.resumable import (
+    DONE,
+    STATE,
+    Filled,
+    ResumableArrays,
+    read_arrays,
+)
 from stellar_plugin.protocols import CropProtocol
 
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
@@ -222,14 +228,12 @@ def _reused(
     for other in sorted(others):
         if not len(wanted):
             return
-        done = np.flatnonzero(np.load(other / f"{STATE}.npy") == DONE)
-        names = np.load(other / f"{HASHES}.npy")[done].tolist()
-        of_hash = dict(zip(names, done.tolist(), strict=True))
+        arrays = read_arrays(other, (STATE, *stored.arrays))
+        if arrays is None:  # damaged
+            continue
+        done = np.flatnonzero(arrays.pop(STATE) == DONE)
+        of_hash = dict(zip(arrays[HASHES][done].tolist(), done.tolist(), strict=True))
         found = [i for i in wanted if hashes[i] in of_hash]
-        arrays = {
-            name: np.load(other / f"{name}.npy", mmap_mode="r")
-            for name in stored.arrays
-        }
         for chunk in (found[i : i + CHUNK] for i in range(0, len(found), CHUNK)):
             rows = np.array([of_hash[hashes[i]] for i in chunk])
             values = {name: array[rows] for name, array in arrays.items()}

@@ -106,7 +106,11 @@ def _hashes(
     finally:
         new = {name: e for name, e in zip(names, found, strict=False) if e[0]}
         if any(known.get(name) != entry for name, entry in new.items()):
-            _store(memo, {**known, **new})
+            try:
+                _store(memo, {**known, **new})
+            except OSError as error:  # nothing needs it
+                text = f"cannot be written: {error.strerror}. The files of '{root}'"
+                devices.say(f"'{memo}' {text} will be read again.")
     return [sha256 for _, sha256 in found]
 
 

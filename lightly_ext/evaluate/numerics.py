@@ -96,9 +96,15 @@ def _holds(folder: Path, known: Mapping[str, NDArray[Any]], tolerance: float) ->
     """Whether a folder is new, or of features like these; a new one becomes theirs."""
     path = folder / KNOWN
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as new, new.open("wb") as file:
-            np.savez(file, **known)  # type: ignore[arg-type]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as new, new.open("wb") as file:
+                np.savez(file, **known)  # type: ignore[arg-type]
+        except OSError as error:
+            raise OSError(
+                f"'{path}' cannot be written: {error.strerror}. Make room, or name "
+                "another folder with --output."
+            ) from error
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = dict(arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightly_ext.durable import UNSUPPORTED
 from lightly_ext.evaluate.devices import Devices
 
+# dtype and shape of arrays, by the names of their files.
+Arrays = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 TODO, DONE = 0, 1
 STATE = "state"
 SECONDS_BETWEEN_WRITES = 10
@@ -57,13 +61,17 @@ class ResumableArrays:
         self,
         devices: Devices,
         folder: Path,
-        arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        arrays: Arrays,
         num_parts: int,
     ) -> None:
         self.devices = devices
-        if devices.rank == 0 and not folder.exists():
-            state = {STATE: (np.dtype(np.uint8), (num_parts,))}
-            _create(folder, {**arrays, **state})
+        if devices.rank == 0:
+            wanted = {**arrays, STATE: (np.dtype(np.uint8), (num_parts,))}
+            if folder.exists() and not _intact(folder, wanted):
+                devices.say(f"'{folder}' is damaged, so it is made anew.")
+                shutil.rmtree(folder)
+            if not folder.exists():
+                _create(folder, wanted)
         devices.fabric.barrier()
         self.state = np.load(folder / f"{STATE}.npy", mmap_mode="r+")
         self.arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r+") for n in arrays}
@@ -101,18 +109,59 @@ class ResumableArrays:
         self.state.flush()
 
 
-def _create(
-    folder: Path, arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
-) -> None:
-    """Makes a folder of arrays in one step, unless another run was faster."""
+def read_arrays(
+    folder: Path, names: Iterable[str]
+) -> dict[str, NDArray[np.generic]] | None:
+    """Memory-mapped arrays of a folder, None if one of the files is damaged."""
+    try:
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    except Exception:  # numpy raises anything on broken files
+        return None
+
+
+def _intact(folder: Path, arrays: Arrays) -> bool:
+    # To read: a file that is opened to write and too short is filled up with zeros.
+    found = read_arrays(folder, arrays)
+    return found is not None and arrays == {
+        name: (array.dtype, array.shape) for name, array in found.items()
+    }
+
+
+def _create(folder: Path, arrays: Arrays) -> None:
+    """Makes a folder of arrays in one step, unless another run was faster.
+
+    Raises:
+        OSError: If they have no room; who wrote to a map without would be killed.
+    """
     new = folder.with_name(f".{uuid.uuid4().hex}")
-    new.mkdir(parents=True)
-    for name, (dtype, shape) in arrays.items():
-        path = new / f"{name}.npy"
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    try:
+        new.mkdir(parents=True)
+        for name, (dtype, shape) in arrays.items():
+            path = new / f"{name}.npy"
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+            _take_room(path)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        size = sum(dtype.itemsize * math.prod(s) for dtype, s in arrays.values())
+        raise OSError(
+            f"'{folder}' needs {size / 2**20:.4g} MiB, which cannot be written: "
+            f"{error.strerror}. Make room, or name another folder with --output."
+        ) from error
     try:
         os.rename(new, folder)
     except OSError:
         if not folder.exists():
             raise
         shutil.rmtree(new)
+
+
+def _take_room(path: Path) -> None:
+    """Takes all blocks of a sparse file, where system and disk can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -239,6 +240,37 @@ class TestReuse:
         computed(given, files)
         monkeypatch.setattr(numerics, "version", lambda name: "0")
         assert computed(given, files)[0].num_reused == 0
+
+    def test_damaged_files_are_made_anew(
+        self, given: Given, files: ImageFiles, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        computed(given, files)
+        (folder,) = given.results.cache.glob("*-0/*/")
+        for name, kept in (("means", -1), ("state", 100), ("contents", 0)):
+            path = folder / f"{name}.npy"
+            path.write_bytes(path.read_bytes()[:kept])
+            cached, _ = computed(given, files)
+            assert cached.num_reused == 0 and _right(given, files, cached)
+            assert f"'{folder}' is damaged" in capsys.readouterr().out
+        path.write_bytes(b"")
+        assert computed(given, files[range(17)])[0].num_reused == 0
+
+    def test_full_disk(
+        self, given: Given, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(descriptor: int, start: int, size: int) -> None:
+            sizes.append(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        sizes: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "posix_fallocate", full)
+            said = r"needs 0.001459 MiB.* No space left on device\. .*--output"
+            with pytest.raises(OSError, match=said):
+                computed(given, files)
+        assert sizes == [128 + 18 * 3 * 4]  # the header, and float32
+        assert not list(given.results.cache.glob("*-0/.*"))
+        assert computed(given, files)[1] == [4, 4, 4, 4, 2]
 
     def test_another_run_at_the_same_time(
         self, given: Given, files: ImageFiles

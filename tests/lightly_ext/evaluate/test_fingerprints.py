@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -131,6 +132,26 @@ class TestContentHashes:
             memo.write_bytes(broken)
             assert reads.of(devices, tmp_path / "cache", files) == sorted(NAMES)
             assert reads.of(devices, tmp_path / "cache", files) == []
+
+    def test_content_hashes__full_disk(
+        self,
+        devices: Devices,
+        files: ImageFiles,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def full(file: BinaryIO, **arrays: object) -> None:
+            file.write(b"PK")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        reads = Reads(monkeypatch)
+        monkeypatch.setattr(np, "savez", full)
+        assert reads.of(devices, tmp_path / "cache", files) == sorted(NAMES)
+        folder = tmp_path / "cache" / fingerprints.FOLDER
+        said = capsys.readouterr().out
+        assert f"'{folder}/" in said and "No space left on device" in said
+        assert not list(folder.iterdir())
 
     def test_content_hashes__killed_while_writing(
         self,
