@@ -31,7 +31,7 @@ class LoadConvertedAnnotations(LoadAnnotations):
             Value of every class, in the order of the classes; or its colour, red, green
             and blue.
         ignored:
-            Values or colours that are no class.
+            Values or colours that are no class; a single value may stand alone.
         kwargs:
             backend_args, as of `LoadAnnotations`.
 
@@ -43,10 +43,11 @@ class LoadConvertedAnnotations(LoadAnnotations):
     def __init__(
         self,
         values: Sequence[int | Sequence[int]],
-        ignored: Sequence[int | Sequence[int]] = (),
+        ignored: int | Sequence[int | Sequence[int]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        ignored = [ignored] if isinstance(ignored, int) else ignored
         named = np.asarray([*values, *ignored]) if _alike(*values, *ignored) else None
         if named is None or len(values) > IGNORED:
             raise ValueError(
@@ -86,13 +87,18 @@ class LoadConvertedAnnotations(LoadAnnotations):
                 "reduce_zero_label=False, and only metainfo.classes of a "
                 "BaseSegDataset."
             )
-        codes = _codes(self._read(path), self.colours)
+        read = self._read(path)
+        codes = _codes(read, self.colours)
+        if read.dtype.kind == "f" and (codes != read).any():
+            raise ValueError(f"'{path}' has values that are no integers.")
         places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         wrong = np.unique(codes[self.codes[places] != codes])
         if len(wrong):
             raise ValueError(
                 f"'{path}' has {self._shown(wrong)}, which LoadConvertedAnnotations "
                 "knows neither as values nor as ignored."
+                + " The file has 1 bit per pixel: values are 0 and 1, however a viewer "
+                "shows them." * (read.dtype == bool)
             )
         results["gt_seg_map"] = self.classes[places]
         results["seg_fields"].append("gt_seg_map")
@@ -123,7 +129,10 @@ class LoadConvertedAnnotations(LoadAnnotations):
 
 def _alike(*values: int | Sequence[int]) -> bool:
     """Whether there are values, and all are integers or all are colours."""
-    lengths = {0 if isinstance(value, int) else len(value) for value in values}
+    lengths = {len(value) if isinstance(value, list | tuple) else 0 for value in values}
+    numbers = np.hstack(values).dtype if len(lengths) == 1 else np.dtype(object)
+    if numbers.kind not in "biu":
+        return False
     return lengths in ({0}, {3})
 
 

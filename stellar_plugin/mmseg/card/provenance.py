@@ -20,6 +20,7 @@ from stellar_plugin.mmseg.card.built import optim_wrappers, trained_parameters
 from stellar_plugin.mmseg.card.described import described
 from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.classes import class_names
+from stellar_plugin.mmseg.files import left_out
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import NOT_TOLD
 
@@ -55,6 +56,7 @@ def read_images(runner: Runner, loop: Any, trained: str | None) -> Readings:
             ("mean", "std"): lambda: normalisation(runner),
             "classes": lambda: class_names(loop.dataloader.dataset),
             "num_images": lambda: len(loop.dataloader.dataset),
+            "num_images_left_out": lambda: len(left_out(loop.dataloader.dataset)),
             "images_sha256": lambda: images_sha256(loop.dataloader.dataset),
             "precision": lambda: evaluation_precision(runner, loop, trained),
             "versions": versions,

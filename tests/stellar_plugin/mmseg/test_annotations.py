@@ -13,6 +13,7 @@ from stellar_plugin.mmseg import LoadConvertedAnnotations
 def load(path: Path, array: Any, *values: Any, mode: str = "", **info: Any) -> Any:
     """Classes of a label file that holds `array`, stored as an image of this mode."""
     image = Image.fromarray(np.asarray(array))
+    path = path.with_suffix(".tif") if image.mode == "F" else path
     (image.convert(mode) if mode else image).save(path)
     results = {"seg_map_path": str(path), "seg_fields": [], **info}
     loaded = LoadConvertedAnnotations(*values)(results)
@@ -38,6 +39,8 @@ class TestLoadConvertedAnnotations:
             (np.uint8([[1, 2, 3]]), ([3, 2, 1],), [[2, 1, 0]]),
             (np.uint16([[300, 44], [44, 0]]), ([44, 300], [0]), [[1, 0], [0, 255]]),
             (np.array([[True, False]]), ([0, 1],), [[1, 0]]),
+            (np.uint8([[1, 0]]), ([0], 1), [[255, 0]]),
+            (np.float32([[1, 0]]), ([0, 1],), [[1, 0]]),
             (
                 COLOURS,
                 ([[0, 0, 0], [255, 0, 0]], [[0, 0, 128]]),
@@ -66,6 +69,10 @@ class TestLoadConvertedAnnotations:
             load(tmp_path / "a.png", COLOURS, [[0, 0, 0], [255, 0, 0]])
         with pytest.raises(ValueError, match=r"a\.png' has colours \(RGB\); give"):
             load(tmp_path / "a.png", COLOURS, [0, 255])
+        with pytest.raises(ValueError, match=r"values 1, .* 1 bit per pixel: "):
+            load(tmp_path / "a.png", MASK > 0, [0, 255])
+        with pytest.raises(ValueError, match=r"a\.tif' has values that are no "):
+            load(tmp_path / "a.tif", np.float32([[0.9, 0]]), [0, 1])
 
     @pytest.mark.parametrize("name", ["reduce_zero_label", "label_map"])
     def test_converted_by_the_set_too(self, name: str, tmp_path: Path) -> None:
@@ -81,6 +88,8 @@ class TestLoadConvertedAnnotations:
             ([], "has to be up to 255 integers"),
             ([0, [1, 2, 3]], "has to be up to 255 integers"),
             ([[1, 2]], "has to be up to 255 integers"),
+            ([0.0, 255.0], "has to be up to 255 integers"),
+            (["0", "255"], "has to be up to 255 integers"),
             (list(range(256)), "has to be up to 255 integers"),
             ([3, 3], "A value stands twice"),
         ],

@@ -127,6 +127,7 @@ class TestOrdinaryConfigs:
         assert of["trained_parameters"] == of["parameters"] == 11_176_512 + 38_230
         assert (of["iterations"], of["seed"], of["precision"]) == (2, 0, "32-true")
         assert (of["num_images"], of["num_train_images"]) == (3, 3)
+        assert of["num_images_left_out"] == 0
         assert of["mean"] == pytest.approx([123.675, 116.28, 103.53], rel=1e-6)
         assert of["published_and_here"] == {}
         assert result["identity"] == {
