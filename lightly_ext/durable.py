@@ -70,8 +70,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield new
         sync(new)
         move(new, path)
-    except BaseException:
+    except BaseException as error:
         new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not tell
         raise
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from lightly_ext.evaluate.images import ImageFiles, folder_images
 from lightly_ext.evaluate.presets import (
@@ -154,8 +155,12 @@ def _check_classes(where: str, train: Sequence[str], test: Sequence[str]) -> Non
             for part, names in zip(("training", "test"), only, strict=True)
             if names
         ]
+        forms = [{normalize("NFC", name) for name in part} for part in (train, test)]
+        hint = ""
+        if forms[0] == forms[1]:
+            hint = " They differ in Unicode normalisation (NFC, NFD) alone: rename."
         raise ValueError(
-            f"The parts of {where} have different classes: {', '.join(texts)}."
+            f"The parts of {where} have different classes: {', '.join(texts)}.{hint}"
         )
 
 

@@ -51,6 +51,8 @@ class Devices:
         check_positive(batch_size=batch_size, devices=devices)
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be in 0 to {2**32 - 1}, got {seed}.")
         self.batch_size = batch_size
         self.num_workers = (
             max(1, num_cpus() // (2 * devices)) if num_workers is None else num_workers

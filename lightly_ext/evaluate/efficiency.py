@@ -51,6 +51,11 @@ def check_efficiency(
         raise ValueError("Times are those of one device: leave --devices at 1.")
     if results.limit is not None:
         raise ValueError("Random images are timed: leave --limit out.")
+    if results.sizes["resize"] is not None:
+        raise ValueError(
+            "Random images are timed, which nothing that --resize could change: name "
+            "their side with --crop."
+        )
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be 1 or more, got {list(batch_sizes)}.")
     if max_seconds <= 0:

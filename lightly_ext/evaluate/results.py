@@ -30,6 +30,8 @@ from lightly_ext.evaluate.result import (
 from lightly_ext.evaluate.sizes import described_sizes, image_sizes
 from stellar_plugin.protocols import Protocol
 
+# In px; an image of it takes 0.75 GiB.
+LARGEST_SIDE = 2**14
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T")
 Run = TypeVar("Run", bound=Callable[..., Any])
@@ -85,6 +87,9 @@ class Results:
         controls: bool | None = None,
     ) -> None:
         check_positive(resize=resize, crop=crop, limit=limit)
+        for name, side in {"resize": resize, "crop": crop}.items():
+            if side is not None and side > LARGEST_SIDE:
+                raise ValueError(f"{name} is {LARGEST_SIDE} px at most, got {side}.")
         self.devices = devices
         self.output = Path(output)
         check_writable(self.output)

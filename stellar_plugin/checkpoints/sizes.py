@@ -192,7 +192,8 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
     if width not in HEADS_OF_WIDTH:
         raise ValueError(
             f"The number of attention heads of '{checkpoint.path}' is not known: a "
-            f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass num_heads."
+            f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass "
+            "num_heads, to `stellar evaluate` as --model_kwargs '{\"num_heads\": 3}'."
         )
     return HEADS_OF_WIDTH[width]
 

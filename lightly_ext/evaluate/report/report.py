@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightly_ext.durable import replace_text
+from lightly_ext.evaluate.options import check_writable
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
@@ -29,9 +30,11 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: If a folder is missing.
-        ValueError: If there is no readable result.
+        ValueError: If there is no readable result, or nothing can be written.
     """
     folders = [Path(r) for r in ([results] if isinstance(results, str) else results)]
+    folder = Path(output) if output else folders[0] / "report"
+    check_writable(folder)
     found, notes = collect_results(folders)
     for note in notes:
         print(note)
@@ -43,7 +46,6 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
         )
     tables = build_tables(found, related(all_published(), found))
     report = Report(tables, notes, len(found))
-    folder = Path(output) if output else folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "report.md", to_markdown(report))
     replace_text(folder / "report.html", to_html(report))

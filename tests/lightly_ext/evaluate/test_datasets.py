@@ -382,3 +382,10 @@ class TestFindImages:
             find_images(str(tmp_path / "nowhere"))
         with pytest.raises(ValueError, match="no image below"):
             find_images(str(tmp_path))
+
+
+def test_classes_that_differ_in_normalisation_alone(tmp_path: Path) -> None:
+    write_classes(tmp_path, ["train"], ["caf\u00e9", "tea"], num=1)
+    write_classes(tmp_path, ["val"], ["cafe\u0301", "tea"], num=1)
+    with pytest.raises(ValueError, match=r"1 only in training.*Unicode normalisation"):
+        find_classification_set(str(tmp_path))
