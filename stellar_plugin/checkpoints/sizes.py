@@ -193,7 +193,8 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
         raise ValueError(
             f"The number of attention heads of '{checkpoint.path}' is not known: a "
             f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass "
-            "num_heads, to `stellar evaluate` as --model_kwargs '{\"num_heads\": 3}'."
+            "num_heads. `stellar evaluate` has --model_kwargs '{\"num_heads\": 3}' or "
+            'a folder of weights and a config.json with "num_heads".'
         )
     return HEADS_OF_WIDTH[width]
 
