@@ -18,7 +18,9 @@ OPTIONS = (
     *("seed", "precision", "mean", "std", "num_train_images", "settings", "classes"),
 )
 # What two runs of the same thing may differ in.
-INCIDENTAL = {"versions", "checkpoint", "tested", "num_classes_in_mean"}
+INCIDENTAL = {
+    *("versions", "checkpoint", "tested", "num_classes_in_mean", "num_images_left_out")
+}
 
 
 def read_scores(metrics: Mapping[str, Any], percent: set[str]) -> Readings:
