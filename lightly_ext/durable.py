@@ -72,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
         move(new, path)
     except BaseException as error:
         new.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # a full disk does not tell
         raise
 

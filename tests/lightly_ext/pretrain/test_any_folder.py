@@ -32,7 +32,8 @@ def _write_everything(folder: Path) -> list[str]:
     }
     for name, data in broken.items():
         (folder / name).write_bytes(data)
-    return [rf"{folder}/{n}" for n in ("bomb.png", "empty.tif", r"text\udcff.gif")]
+    names = ("bomb.png", "dangling.jpg", "empty.tif", r"text\udcff.gif")
+    return [rf"{folder}/{name}" for name in names]
 
 
 @pytest.mark.slow
@@ -55,6 +56,6 @@ def test_pretrain__any_folder_in_two_processes(tmp_path: Path) -> None:
         check=True,
     )
     assert (output / "unreadable.txt").read_text().splitlines() == unreadable
-    assert "Skipped 3 unreadable of 23 images so far: " in run.stdout
-    others = "1 without suffix, 1 .txt, 1 .heic, dangling.jpg (no file)"
+    assert "Skipped 4 unreadable of 24 images so far: " in run.stdout
+    others = "1 without suffix, 1 .txt, 1 .heic, pipe.jpg (no file)"
     assert run.stderr.count(others) == 1
