@@ -43,6 +43,7 @@ class TestReadAll:
             ("{}[1]", "WRONG: exit 1"),
         ],
     )
+    @pytest.mark.slow
     def test_read_all__notices(
         self, end: str, said: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -124,6 +124,7 @@ class TestFineTuning:
 
 
 class TestRunFinetune:
+    @pytest.mark.slow
     def test_run_finetune__learns(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
         result = run_finetune(
@@ -137,6 +138,7 @@ class TestRunFinetune:
         assert result.protocol["lrs"] == [3e-3]
         assert _stored(tmp_path).scores == result.scores
 
+    @pytest.mark.slow
     def test_run_finetune__learns_in_mixed_precision(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
         given = _given(tmp_path, precision="bf16-mixed")
@@ -144,6 +146,7 @@ class TestRunFinetune:
         result = run_finetune(*given, str(data), **options)
         assert result.scores["accuracy"] == 1.0
 
+    @pytest.mark.slow
     def test_run_finetune__accumulated_batches_equal_whole_ones(
         self, tmp_path: Path
     ) -> None:
@@ -191,6 +194,7 @@ class TestRunFinetune:
             torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
         assert result.scores == expected.scores
 
+    @pytest.mark.slow
     def test_run_finetune__a_finished_run_is_only_tested_again(
         self, tmp_path: Path
     ) -> None:
@@ -203,6 +207,7 @@ class TestRunFinetune:
         after = _weights(given.results.folder(again))
         assert torch.equal(after["head.1.weight"], before["head.1.weight"])
 
+    @pytest.mark.slow
     def test_run_finetune__log_has_loss_and_held_out_accuracy(
         self, tmp_path: Path
     ) -> None:

@@ -165,6 +165,7 @@ class TestRunKnn:
             run_knn(*given, data, **options)  # type: ignore[arg-type]
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_run_knn__command_on_digit_boards(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

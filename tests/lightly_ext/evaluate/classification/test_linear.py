@@ -95,6 +95,7 @@ class TestRunLinear:
         assert _stored(tmp_path).scores == result.scores
 
     @pytest.mark.parametrize("run", [run_linear, run_linear_paper])
+    @pytest.mark.slow
     def test_run_linear__learns_from_mixed_precision(
         self, tmp_path: Path, run: Callable[..., Result]
     ) -> None:
@@ -116,6 +117,7 @@ class TestRunLinear:
         assert max(log[-1]["held_out"]) == result.provenance["held_out_accuracy"]
         assert not list(folder.glob("checkpoint*"))
 
+    @pytest.mark.slow
     def test_run_linear__an_interrupted_run_ends_the_same(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -138,6 +140,7 @@ class TestRunLinear:
         ]
         assert logs[0] == logs[1]
 
+    @pytest.mark.slow
     def test_run_linear__killed_while_the_checkpoint_is_removed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -163,6 +166,7 @@ class TestRunLinear:
         before = Result.load(result).scores
         assert run_linear(*given, data, epochs=2, **GRID).scores == before
 
+    @pytest.mark.slow
     def test_run_linear__a_checkpoint_of_other_images_is_not_continued(
         self,
         tmp_path: Path,
@@ -180,6 +184,7 @@ class TestRunLinear:
         assert "Continues the training" not in capsys.readouterr().out
         assert result.provenance["num_train"] == 24
 
+    @pytest.mark.slow
     def test_run_linear__unreadable_images_are_dropped_and_counted(
         self, tmp_path: Path
     ) -> None:
@@ -201,6 +206,7 @@ class TestRunLinear:
         assert result.provenance["num_train"] == 80
         assert result.scores["num_test"] == 89
 
+    @pytest.mark.slow
     def test_run_linear__equal_heads_smaller_number_and_border_notes(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -228,6 +234,7 @@ class TestRunLinear:
         assert list(result.provenance["held_out_accuracies"]) == ["8", "16"]
         assert result.protocol["batch_sizes"] == [8, 16, 32]
 
+    @pytest.mark.slow
     def test_run_linear__top5_only_with_more_than_five_classes(
         self, tmp_path: Path
     ) -> None:
@@ -268,6 +275,7 @@ class TestRunLinear:
 
 
 class TestRunLinearPaper:
+    @pytest.mark.slow
     def test_run_linear_paper__card_and_score(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "data", num=10)
         result = run_linear_paper(*_given(tmp_path), str(data), epochs=8, **GRID)
@@ -276,6 +284,7 @@ class TestRunLinearPaper:
         assert result.protocol["name"] == "linear-paper"
         assert result.provenance["num_train"] == 27
 
+    @pytest.mark.slow
     def test_run_linear_paper__an_interrupted_run_ends_the_same(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -56,6 +56,7 @@ class TestProbeHeads:
     # Every step is clipped, some are, none is. Adam does not see a gradient's size, but
     # whether sizes change from step to step.
     @pytest.mark.parametrize("clip", [0.5, 1.2, 1e6])
+    @pytest.mark.slow
     def test_train_block__equals_heads_trained_alone(self, clip: float) -> None:
         heads = _heads(clip=clip)
         # The last block is full for none of the batch sizes.
@@ -185,6 +186,7 @@ class TestProbeHeads:
         assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.slow
 def test_probe_heads__reach_logistic_regression() -> None:
     train, test = _data(400, noise=1.0), _data(1000, seed=1, noise=1.0)
     heads = ProbeHeads(

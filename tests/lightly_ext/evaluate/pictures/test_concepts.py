@@ -118,6 +118,7 @@ class TestTokens:
         ]
         np.testing.assert_allclose(values, expected, atol=2e-3)
 
+    @pytest.mark.slow
     def test_run_concepts__random_by_seed(
         self, tmp_path: Path, source: str, images: Path
     ) -> None:

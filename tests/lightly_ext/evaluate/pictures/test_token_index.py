@@ -139,6 +139,7 @@ class TestNearestTokens:
         torch.testing.assert_close(found.similarity[0], expected.values)
         assert found.images[0].tolist() == expected.indices.tolist()
 
+    @pytest.mark.slow
     def test_nearest_tokens__memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

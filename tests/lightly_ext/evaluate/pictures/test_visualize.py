@@ -89,6 +89,7 @@ class TestRunVisualize:
                 difference = pictures[row].astype(int) - _panel(sheet, row, column)
                 assert np.abs(difference).max() <= 1
 
+    @pytest.mark.slow
     def test_run_visualize__same_again(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
         folder = write_images(tmp_path / "images", 9)

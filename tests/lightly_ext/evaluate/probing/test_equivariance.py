@@ -120,6 +120,7 @@ class TestRunEquivariance:
         assert result.provenance["standard_error"]["change_of_l"]["5"] == 0.0
         assert result.protocol["crop"] == 30
 
+    @pytest.mark.slow
     def test_run_equivariance__other_image(self, tmp_path: Path) -> None:
         # Three pairs by hand, half the list away from each other.
         source = write_model(tmp_path / "model")

@@ -174,6 +174,7 @@ class TestRunRank:
         run_rank(*_given(tmp_path, first), data, [other], force=True)
         assert len(fakes.calls) == 16
 
+    @pytest.mark.slow
     def test_run_rank__other_weights_are_evaluated(
         self, tmp_path: Path, fakes: Fakes
     ) -> None:

@@ -87,6 +87,7 @@ def _epoch_losses(folder: Path) -> list[float]:
 
 class TestTrainDecoder:
     @pytest.mark.parametrize("target", ["pixels", "tokens"])
+    @pytest.mark.slow
     def test_train_decoder__lowers_its_loss_and_stores_the_decoder(
         self, given: Given, tmp_path: Path, target: str
     ) -> None:
