@@ -21,7 +21,14 @@ from pathlib import Path
 
 from benchmarks.learning_runs.photos import PhotoSets, load_sets
 from benchmarks.learning_runs.report import write_report
-from benchmarks.learning_runs.runs import METHODS, Run, Setting, read_runs, run_all
+from benchmarks.learning_runs.runs import (
+    METHODS,
+    RESULTS,
+    Run,
+    Setting,
+    read_runs,
+    run_all,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,6 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.table:
         print(write_report(args.output))
         return
+    if (args.output / RESULTS).exists():
+        raise FileExistsError(
+            f"'{args.output}' holds results already: name another --output, or write "
+            "the report of these by --table."
+        )
     runs = _runs(args)
     sets = _sets(args, runs)
     print(
@@ -43,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         priors=args.priors or args.output / "priors",
         device=args.device,
         unit="steps" if args.steps else {"cpu": "cpu", "cuda": "wall"}[args.device],
+        photos=sets.sha256,
         amount=args.steps or 60 * args.minutes,
         bf16=args.bf16,
         deadline=start + args.deadline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,12 @@ class PhotoSets(NamedTuple):
 
     train: Photos
     test: Photos
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the images and labels to learn from."""
+        parts = (part.numpy().tobytes() for part in self.train[:2])
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def load_sets(folder: Path, size: int, tuning: bool) -> PhotoSets:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning_runs.options import Options
 from benchmarks.learning_runs.runs import LOSSES, RESULTS
 from lightly_ext.evaluate.plots import save_line_plot
 
@@ -57,7 +58,10 @@ def write_report(folder: Path) -> str:
 
 
 def markdown(lines: Iterable[Line]) -> str:
-    """Table of the last scores of each run, mean over seeds, in %: kNN / linear."""
+    """Table of the scores at the end, mean over seeds, in %: kNN / linear.
+
+    A run that a deadline cut off has a row of its own, which says where.
+    """
     rows: dict[str, dict[int, Line]] = defaultdict(dict)
     for line in lines:
         rows[line["run"]][line["seed"]] = line
@@ -67,9 +71,17 @@ def markdown(lines: Iterable[Line]) -> str:
     head = ("run", "seeds", *FEATURES, "rank", "CorLoc", "images / s")
     text = [_row(head), _row(["---"] * len(head))]
     for name, by_seed in rows.items():
-        if name.endswith(SWITCH) and not _has_prior(by_seed):
-            continue
-        text.append(_row([name, str(len(by_seed)), *_cells(list(by_seed.values()))]))
+        if name.endswith(SWITCH):
+            ended = list(by_seed.values()) if _has_prior(by_seed) else []
+            cut_off = []
+        else:
+            cut_off = [line for line in by_seed.values() if _is_cut_off(line)]
+            ended = [line for line in by_seed.values() if line not in cut_off]
+        if ended:
+            text.append(_row([name, str(len(ended)), *_cells(ended)]))
+        for line in cut_off:
+            where = f"{name}, cut off at {line['fraction']:.0%}"
+            text.append(_row([where, "1", *_cells([line])]))
     return "\n".join(text) + "\n"
 
 
@@ -87,6 +99,14 @@ def best_curves(lines: Iterable[Line], kind: str) -> dict[str, dict[float, float
 def best_score(scores: Mapping[str, float], kind: str) -> float:
     """The best of the features' scores of a kind, "knn" or "linear"."""
     return max(value for name, value in scores.items() if name.startswith(f"{kind}_"))
+
+
+def _is_cut_off(line: Line) -> bool:
+    """Whether a run ended before its time was over."""
+    end = 1.0
+    if line["run"] == "prior":
+        end = float(line["set"].get("prior_share", Options.prior_share))
+    return line["method"] != "untrained" and line["fraction"] < 0.99 * end
 
 
 def _has_prior(by_seed: Mapping[int, Line]) -> bool:

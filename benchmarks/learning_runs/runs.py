@@ -83,6 +83,8 @@ class Setting:
             Folder of the results.
         priors:
             Folder of priors, which runs that start alike share.
+        photos:
+            Hash of the photos to learn from: a prior of others is not taken.
         device:
             "cpu" or "cuda".
         unit:
@@ -100,6 +102,7 @@ class Setting:
     device: str
     unit: str
     amount: float
+    photos: str = ""
     bf16: bool = False
     deadline: float = float("inf")
 
@@ -138,7 +141,8 @@ def prior_path(run: Run, setting: Setting) -> Path | None:
     if run.method != "stellar" or options.prior_share <= 0:
         return None
     key = [getattr(options, name) for name in PRIOR_OPTIONS]
-    key += [run.seed, setting.device, setting.unit, setting.amount, setting.bf16]
+    key += [setting.photos, run.seed, setting.device, setting.unit, setting.amount]
+    key += [setting.bf16]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return setting.priors / f"{name}.pt"
 
@@ -153,6 +157,8 @@ def run_all(
     setting.output.mkdir(parents=True, exist_ok=True)
     setting.priors.mkdir(parents=True, exist_ok=True)
     planned = with_priors(runs, setting)
+    for failed in setting.priors.glob("*.failed"):  # they are tried again
+        failed.unlink()
     if jobs == 1:
         for run in planned:
             carry_out(run, sets, setting)
@@ -236,13 +242,15 @@ def _learn_prior(run: Run, sets: PhotoSets, setting: Setting, log: _Log) -> None
     stage = _stage(method, sets, options.prior_share * setting.amount, clock, log)
     torch.manual_seed(run.seed)
     train(method, sets.train, options, clock, stage, setting.bf16)
+    if clock.used < stage.end:
+        raise RuntimeError("The deadline came before the prior's end.")
     prior = {
         "encoder": {k: v.cpu() for k, v in method.encoder.state_dict().items()},
         "scores": log.last,
         "used": clock.used,
         "images": clock.images,
     }
-    # Seen by those who wait only when it is complete.
+    # Seen by those who wait, and by later calls, only when it is complete.
     torch.save(prior, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
 

@@ -18,7 +18,14 @@ from benchmarks.learning_runs.method import masked_vit, new_encoder
 from benchmarks.learning_runs.options import Options
 from benchmarks.learning_runs.photos import load_sets
 from benchmarks.learning_runs.report import best_curves, markdown, write_report
-from benchmarks.learning_runs.runs import BASELINES, Run, Setting, read_runs, run_all
+from benchmarks.learning_runs.runs import (
+    BASELINES,
+    Run,
+    Setting,
+    prior_path,
+    read_runs,
+    run_all,
+)
 from benchmarks.learning_runs.scores import (
     centre_box,
     corloc,
@@ -366,6 +373,28 @@ class TestRuns:
         assert good["scores"]["rank_cls"] >= 1.0
         assert "bad, seed 0: Traceback" in write_report(tmp_path)
 
+    def test_run_all__a_prior_cut_off_is_no_prior(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        sets, runs = load_sets(folder, 16, tuning=True), [Run("s", "stellar", 0, TINY)]
+        run_all(runs, sets, setting(tmp_path, deadline=time.time() - 1))
+        _, cut_off, waited = lines(tmp_path)
+        assert "The deadline came before the prior's end" in cut_off["error"]
+        assert "did not come" in waited["error"]
+        # Tried again, by a call with time: the failure is not remembered.
+        run_all(runs, sets, setting(tmp_path))
+        assert lines(tmp_path)[-1]["fraction"] == 1.0
+        others = sets._replace(train=sets.train.select(torch.arange(9)))
+        assert others.sha256 != sets.sha256
+        assert prior_path(runs[0], setting(tmp_path, photos=others.sha256)) not in set(
+            (tmp_path / "priors").iterdir()
+        )
+
+    def test_main__keeps_results(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "results.jsonl").touch()
+        with pytest.raises(FileExistsError, match="holds results already"):
+            learning.main([str(folder), "--output", str(tmp_path)])
+
     def test_read_runs__first_seeds_first(self, tmp_path: Path) -> None:
         path = tmp_path / "runs.json"
         entries = [
@@ -390,7 +419,7 @@ class TestReport:
     def line(self, run: str, seed: int, fraction: float, **scores: float) -> Any:
         return {
             **{"run": run, "method": "stellar", "seed": seed, "fraction": fraction},
-            **{"used": 10.0, "images": 50, "scores": scores},
+            **{"used": 10.0, "images": 50, "scores": scores, "set": {}},
         }
 
     def test_markdown__means_over_seeds_and_scores_at_the_switch(self) -> None:
@@ -407,7 +436,13 @@ class TestReport:
             ["| s", "2", "60.0 / 70.0", "45.0 / 50.0"],
             ["| s, at its prior's end", "2", "", "25.0 / 50.0"],
         ]
-        curve = best_curves(found, "knn")["s"]
+        found.append(self.line("s", 2, 0.6, knn_cls=0.9, linear_cls=0.5))
+        found.append(self.line("prior", 2, 0.4, knn_cls=0.9, linear_cls=0.5))
+        text = markdown(found)
+        assert "| s | 2 | 60.0 / 70.0 | 45.0 / 50.0 |" in text
+        assert "| s, cut off at 60% | 1 |  | 90.0 / 50.0 |" in text
+        assert "| prior | 1 |  | 90.0 / 50.0 |" in text
+        curve = best_curves(found[:4], "knn")["s"]
         assert curve == {0.4: pytest.approx(25.0), 1.0: pytest.approx(60.0)}
 
 
