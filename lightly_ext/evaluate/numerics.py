@@ -18,8 +18,8 @@ from torch import Tensor
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
-from lightly_ext.evaluate.result import NOT_TOLD
 from stellar_plugin.hashes import architecture_sha256
+from stellar_plugin.protocols import NOT_TOLD
 
 # They read, resize and encode images, each version a little differently.
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "pillow")

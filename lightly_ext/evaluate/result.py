@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightly_ext.durable import replace_text
-from stellar_plugin.protocols import card_digest
+from stellar_plugin.protocols import NOT_TOLD, card_digest, json_values
 
 RESULT_NAME = "result.json"
 # What results without an identity, of mmsegmentation or an older version, tell of it.
@@ -19,7 +18,6 @@ TOLD = (
     *("interpolation", "feature", "latent", "decoder_sha256"),
 )
 UNTOLD = "identity"
-NOT_TOLD = "not told"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Result:
     def save(self, folder: Path) -> None:
         """Writes result.json and result.md into a folder, each as a whole or not."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+        text = json.dumps(json_values(asdict(self)), indent=2, allow_nan=False)
         replace_text(folder / RESULT_NAME, f"{text}\n")
         replace_text(folder / "result.md", self.to_markdown())
 
@@ -195,12 +193,3 @@ def escaped(text: str) -> str:
 def _table(title: str, rows: Mapping[str, Any]) -> str:
     texts = [(name, shown_value(value)) for name, value in rows.items()]
     return f"{markdown_table([(title, ''), *texts])}\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same without what JSON does not know: NaN and infinities become None."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from typing import Any
 
 from stellar_plugin.mmseg.card.reading import Readings
 from stellar_plugin.mmseg.metric import NUM_CLASSES
-from stellar_plugin.protocols import NOT_TOLD, card_digest
+from stellar_plugin.protocols import NOT_TOLD, card_digest, json_values
 
 # What decides beside the card, the weights and the images.
 OPTIONS = (
@@ -95,7 +95,8 @@ def make_result(
 
 def as_json(result: Mapping[str, Any]) -> str:
     """A result as JSON, which has no NaN and no infinity: null."""
-    return json.dumps(_finite(result), indent=2, allow_nan=False, default=str) + "\n"
+    text = json.dumps(json_values(result), indent=2, allow_nan=False, default=str)
+    return f"{text}\n"
 
 
 def as_stored(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,15 +130,6 @@ def write_result(path: Path, text: str) -> Path | None:
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
     return moved
-
-
-def _finite(value: Any) -> Any:
-    """A value without NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _identity(text: bytes) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -118,3 +120,12 @@ def card_digest(card: dict[str, Any]) -> str:
     """Short name of a card: the same for equal cards, and only for those."""
     text = json.dumps(card, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def json_values(value: Any) -> Any:
+    """A value without what JSON does not know: NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(k): json_values(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

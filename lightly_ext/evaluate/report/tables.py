@@ -13,14 +13,13 @@ from typing import Any, Literal, NamedTuple
 from lightly_ext.evaluate.report.published import Published
 from lightly_ext.evaluate.report.scores import SCORES, shown_score
 from lightly_ext.evaluate.result import (
-    NOT_TOLD,
     UNTOLD,
     Result,
     is_count,
     is_untrained,
     shown_value,
 )
-from stellar_plugin.protocols import card_digest
+from stellar_plugin.protocols import NOT_TOLD, card_digest
 
 # What the paper's tables show first; every other task comes after, by its name.
 FIRST_TASKS = ("linear-paper", "linear", "knn", "segmentation", "reconstruction")
