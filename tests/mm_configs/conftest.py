@@ -1,2 +1,1 @@
-# Before any test imports mmseg, which the stock packages need.
-import stellar_plugin.mmseg  # noqa: F401
+import tests.model_zoo  # noqa: F401

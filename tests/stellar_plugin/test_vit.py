@@ -25,6 +25,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_create_model__parameters_of_timm_plus_queries(size: str) -> None:
     with torch.device("meta"):
         plain = timm.create_model(f"vit_{size}", num_classes=0)

@@ -108,6 +108,7 @@ class TestCompile:
         assert num_graphs() == 0
 
     @pytest.mark.parametrize("error", [None, "No Triton"])
+    @pytest.mark.slow
     def test_on_fit_start__auto_on_a_gpu(
         self, error: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -156,6 +156,7 @@ class TestStop:
         assert listed.read_text().split("\n  ")[1:] == [*files[:3], "7.png\n"]
         assert "--on_nonfinite=skip" in str(error.value)
 
+    @pytest.mark.slow
     def test_fit__names_the_images_whose_tokens_are_not_finite(
         self, decided_by: str, tmp_path: Path
     ) -> None:
@@ -251,6 +252,7 @@ class TestStop:
 
 class TestSkip:
     @pytest.mark.parametrize("poisoned", ["alignment", "gradient"])
+    @pytest.mark.slow
     def test_fit__goes_on_without_the_step(
         self,
         poisoned: str,

@@ -178,6 +178,7 @@ class TestMergeRecipes:
 
 class TestRecipes:
     @pytest.mark.parametrize("name", recipes.recipe_names())
+    @pytest.mark.slow
     def test_recipe__builds(self, name: str, tmp_path: Path) -> None:
         options = []
         if name == "ablations/target_tokens":
@@ -193,6 +194,7 @@ class TestRecipes:
         assert built.model.hparams["lr"] == (1e-3 if demo else 1.5e-4)
 
     @pytest.mark.parametrize("name", ["vit_base", "vit_large", "vit_huge"])
+    @pytest.mark.slow
     def test_recipe__every_size_with_the_token_target(
         self, name: str, tmp_path: Path
     ) -> None:
@@ -229,6 +231,7 @@ class TestRecipes:
 
 class TestAblations:
     @pytest.mark.parametrize("name", [*ABLATIONS, "stage1"])
+    @pytest.mark.slow
     def test_ablation__builds_what_it_trains(self, name: str, tmp_path: Path) -> None:
         recipe = "random_stage1" if name == "stage1" else f"ablations/{name}"
         options = tokens_options(tmp_path) if name == "target_tokens" else []

@@ -69,6 +69,7 @@ class TestChangedOptions:
             ),
         ],
     )
+    @pytest.mark.slow
     def test_fit__as_in_a_straight_run_from_there_on(
         self,
         module: dict[str, Any],
@@ -149,6 +150,7 @@ class TestChangedOptions:
             ({"accumulate_grad_batches": 3}, [0, 3], 2),
         ],
     )
+    @pytest.mark.slow
     def test_fit__another_batch_in_mid_epoch(
         self,
         changed: dict[str, Any],
@@ -242,6 +244,7 @@ class TestChangedOptions:
             ),
         ],
     )
+    @pytest.mark.slow
     def test_fit__complete(
         self,
         name: str,

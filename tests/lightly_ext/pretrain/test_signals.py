@@ -62,6 +62,7 @@ def saved_step(output: Path) -> int:
 class TestStopSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     @pytest.mark.parametrize("step", [3, 8])
+    @pytest.mark.slow
     def test_fit__saves_behind_the_step(
         self,
         number: signal.Signals,

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-# Before any test imports mmseg, which the stock packages need.
-import stellar_plugin.mmseg  # noqa: F401
+import tests.model_zoo  # noqa: F401
 
 
 @pytest.fixture

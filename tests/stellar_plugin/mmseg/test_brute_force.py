@@ -180,6 +180,7 @@ def test_scores(kind: str, mode: str, case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["images/0.png", "labels/0.png"])
 @pytest.mark.parametrize("keep", [0, 60])
+@pytest.mark.slow
 def test_unreadable__is_named(name: str, keep: int, tmp_path: Path) -> None:
     write_data(tmp_path, CASES["one image"][0])
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])

@@ -241,6 +241,7 @@ class TestTest:
         with pytest.raises(ValueError, match=r"missing: decode_head\.conv_seg"):
             tested.load_or_resume()
 
+    @pytest.mark.slow
     def test_sizes_of_the_checkpoint(self, tmp_path: Path) -> None:
         """The file that the run began with is not there any more."""
         source = write_checkpoint(tmp_path / "stellar")

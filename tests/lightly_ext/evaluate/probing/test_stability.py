@@ -163,6 +163,7 @@ class TestRunStability:
         with pytest.raises(ValueError, match="second 'run, sparse' in the plot"):
             run_stability(*given, data, against=sources)
 
+    @pytest.mark.slow
     def test_run_stability__unreadable_images(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 21)
         whole = run_stability(*_given(tmp_path, MeanColour()), str(data))[0]

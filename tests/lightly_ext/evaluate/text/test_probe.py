@@ -76,6 +76,7 @@ class TestResolveTokens:
             ("timm:resnet10t", "auto", "dense"),
         ],
     )
+    @pytest.mark.slow
     def test_auto__a_set_of_tokens(
         self, tmp_path: Path, model: str | None, features: str, expected: str
     ) -> None:
