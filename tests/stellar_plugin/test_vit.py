@@ -82,6 +82,7 @@ class TestPretrained:
         "name", ["timm.safetensors", "model.safetensors", "model.pth"]
     )
     @pytest.mark.parametrize("size", [(64, 64), (160, 160), (32, 32), (48, 80)])
+    @pytest.mark.slow
     def test_img_size(self, folder: Path, name: str, size: tuple[int, int]) -> None:
         """As the encoder, which resamples positions without antialiasing."""
         images = torch.randn(2, 3, *size)

@@ -215,6 +215,7 @@ def test_every_command_is_here() -> None:
         for name in cases
     ],
 )
+@pytest.mark.slow
 def test_scores(task: str, name: str, sets: Path) -> None:
     case = CASES[task][name]
     given, results = _run(sets, case, f"one-{task}")

@@ -44,7 +44,6 @@ COMMANDS = {
     "visualize": ["--data", "photos"],
     "concepts": ["--data", "photos", "--num_queries", "2"],
 }
-SLOW = ("rank", "efficiency", "align-text")
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +95,8 @@ def test_all_commands_are_here() -> None:
     assert set(COMMANDS) == set(TASKS) - {"report"}
 
 
-@pytest.mark.parametrize(
-    "task",
-    [pytest.param(t, marks=[pytest.mark.slow] * (t in SLOW)) for t in COMMANDS],
-)
+@pytest.mark.parametrize("task", COMMANDS)
+@pytest.mark.slow
 def test_images_have_the_size_of_the_model(
     task: str, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +257,7 @@ def test_what_is_missing_is_said_before_an_image_is_read(
 
 
 @pytest.mark.parametrize("task", sorted(set(COMMANDS) - {"efficiency", "finetune"}))
+@pytest.mark.slow
 def test_features_that_are_not_finite_are_no_features(
     task: str, sets: Path, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ class TestFeatures:
         given = _given(tmp_path, model, batch_size=7)
         assert computed(given, files)[1] == [7, 7]
 
+    @pytest.mark.slow
     def test_whatever_matters_makes_another_cache(
         self, tmp_path: Path, files: ImageFiles
     ) -> None:

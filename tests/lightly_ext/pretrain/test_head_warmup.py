@@ -91,6 +91,7 @@ class TestHeadWarmup:
         for name, parameter in module.named_parameters():
             assert state[parameter]["step"] == (1 if is_encoder(name) else 4), name
 
+    @pytest.mark.slow
     def test_fit__heads_learn_as_beside_a_frozen_encoder(self, tmp_path: Path) -> None:
         # With clipping, whose norm must not count the encoder.
         warm = tiny(head_warmup_steps=4, **LARGE)

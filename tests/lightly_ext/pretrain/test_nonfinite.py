@@ -130,6 +130,7 @@ class TestStop:
         "poisoned, clip",
         [("alignment", "norm"), ("gradient", "value"), ("gradient", None)],
     )
+    @pytest.mark.slow
     def test_fit__ends_with_the_state_before(
         self, poisoned: str, clip: str | None, decided_by: str, tmp_path: Path
     ) -> None:

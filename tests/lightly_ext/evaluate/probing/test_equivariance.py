@@ -175,6 +175,7 @@ class TestRunEquivariance:
         assert (folder / "equivariance.png").stat().st_size < 100_000
         assert "||S'[match] - S||_F" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_run_equivariance__bf16(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model")
         data = str(write_images(tmp_path / "images", 4, size=(64, 64)))

@@ -137,6 +137,7 @@ class TestModelsByRank:
 
 
 class TestRunRank:
+    @pytest.mark.slow
     def test_run_rank__curve_and_figure(self, tmp_path: Path, fakes: Fakes) -> None:
         data = write_classes(tmp_path / "set", num=1)
         first, *others = write_models(tmp_path, 4, 6, 2)

@@ -131,6 +131,7 @@ class TestRunStability:
         assert plot.stat().st_size < 100_000
         assert not list(folders[0].glob("*.png"))
 
+    @pytest.mark.slow
     def test_run_stability__features_of_other_models(self, tmp_path: Path) -> None:
         data = write_images(tmp_path / "data", 2)
         given = make_given(tmp_path, "timm:resnet10t", untrained=True, **SIZES)

@@ -46,6 +46,7 @@ def _images(num: int, size: int = 40) -> Tensor:
 
 
 class TestPerceptualDistance:
+    @pytest.mark.slow
     def test_forward__authors_definition(self, alexnet_file: Path) -> None:
         network, _ = ALEXNET.load(alexnet_file)
         assert isinstance(network, PerceptualDistance)
@@ -78,6 +79,7 @@ class TestPerceptualDistance:
 
 
 class TestInceptionFeatures:
+    @pytest.mark.slow
     def test_forward__resizes_as_tensorflow_and_normalises(
         self, inception_file: Path
     ) -> None:
