@@ -358,6 +358,7 @@ class TestTimmByName:
             create_encoder(checkpoint)
         assert_same_tokens(create_encoder(checkpoint, act_layer=torch.nn.SiLU), vit)
 
+    @pytest.mark.slow
     def test_no_weights(self) -> None:
         with pytest.raises(FileNotFoundError, match="timm gives no weights"):
             read_checkpoint("stellar_vit_base_patch16_224")

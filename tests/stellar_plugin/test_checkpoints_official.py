@@ -356,6 +356,7 @@ class TestFullSize:
         ("name", "width", "depth", "heads", "patch", "patches"),
         [("large", 1024, 24, 16, 16, 196), ("huge", 1280, 32, 16, 14, 256)],
     )
+    @pytest.mark.slow
     def test_larger(
         self, name: str, width: int, depth: int, heads: int, patch: int, patches: int
     ) -> None:

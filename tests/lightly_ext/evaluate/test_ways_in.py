@@ -101,6 +101,7 @@ WAYS: dict[str, Callable[[Path, VisionTransformer], tuple[str, dict[str, Any]]]]
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_features_of_timm(way: str, vit: VisionTransformer, tmp_path: Path) -> None:
     source, options = WAYS[way](tmp_path, vit)
     frozen: Any = load_frozen_model(source, **options)

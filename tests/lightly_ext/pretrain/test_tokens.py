@@ -69,6 +69,7 @@ class TestTokenTarget:
         torch.testing.assert_close(terms.reconstruction, expected)
         assert module.criterion.weights["reconstruction"] == 0.05
 
+    @pytest.mark.slow
     def test_fit__learns_the_codes(self, tokenizer: str, tmp_path: Path) -> None:
         settings = {"lr": 1e-2, "min_lr": 1e-2, "warmup_fraction": 0.0}
         module = tiny(

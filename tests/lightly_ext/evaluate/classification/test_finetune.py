@@ -80,6 +80,7 @@ class TestFineTuning:
             ("timm:resnet10t", "dense"),
         ],
     )
+    @pytest.mark.slow
     def test_trained_parameters__are_those_that_get_gradients(
         self, tmp_path: Path, model: str | None, feature: str
     ) -> None:

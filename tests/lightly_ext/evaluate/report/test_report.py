@@ -562,6 +562,7 @@ class TestRunReport:
         tables = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
         assert [t["protocol"] for t in tables[:2]] == ["knn", "segmentation"]
 
+    @pytest.mark.slow
     def test_run_report__what_the_commands_store(self, tmp_path: Path) -> None:
         model = write_model(tmp_path / "tiny")
         data = write_classes(tmp_path / "colours", num=8)
