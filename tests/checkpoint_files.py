@@ -7,6 +7,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -113,6 +116,26 @@ def save(content: Any, path: Path) -> Path:
     return path
 
 
+def write_hub_cache(
+    name: str, state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Makes of a folder the hub's cache, with timm's weights, and takes the network.
+
+    Returns:
+        The weight file.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None and cfg.hf_hub_id is not None
+    repo, commit = folder / f"models--{cfg.hf_hub_id.replace('/', '--')}", "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    path = repo / "snapshots" / commit / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return save(state, path)
+
+
 def assert_same_tokens(
     encoder: StellarEncoder, vit: VisionTransformer, images: Tensor | None = None
 ) -> None:
@@ -127,6 +150,8 @@ def assert_same_tokens(
         )
 
 
+# Of timm's test_vit.
+IMAGENET_HEAD = {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
 HEAD = {"head.weight": torch.zeros(5, 48), "head.bias": torch.zeros(5)}
 MLP_HEAD = {"mlp.0.weight": torch.zeros(4, 48), "last_layer.weight_g": torch.zeros(4)}
 MAE_DECODER = {

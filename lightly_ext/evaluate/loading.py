@@ -30,7 +30,7 @@ from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
 from stellar_plugin.checkpoints.load import ASSUMED, READ_AS, TAKEN, TOLD_BY
 from stellar_plugin.checkpoints.recognise import WRAPPERS, unwrap, which_was_taken
-from stellar_plugin.checkpoints.timm_models import settings_of
+from stellar_plugin.checkpoints.timm_models import architecture, settings_of
 from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.hashes import file_sha256, weights_sha256
 from stellar_plugin.weight_files import read_tensors, usable
@@ -80,7 +80,7 @@ def load_frozen_model(
             f"model is '{model}'; name the file as the model itself."
         )
     patches = model.partition(":")[0] == PATCHES and not Path(model).exists()
-    is_vit = not patches if timm_name is None else is_plain(_on_meta(timm_name))
+    is_vit = not patches if timm_name is None else is_plain(architecture(timm_name))
     if arguments and not is_vit:
         raise ValueError(
             f"model_kwargs are arguments of ViTs, '{model}' is none; leave them out."
@@ -202,7 +202,7 @@ def _of_timm_vit(
     name: str, weights: str | None, untrained: bool, arguments: Mapping[str, Any]
 ) -> FrozenModel:
     """A ViT of timm with other weights than timm's."""
-    told = settings_of(_on_meta(name), name)
+    told = settings_of(architecture(name), name)
     arguments = {"pos_antialias": True if untrained else None, **arguments}
     encoder = StellarEncoder(name, num_queries=0, **arguments)
     if weights is None:
@@ -319,13 +319,6 @@ def _nearest(prefixes: list[str], path: Path) -> str:
             "want alone."
         )
     return nearest[0]
-
-
-def _on_meta(name: str) -> nn.Module:
-    if not timm.is_model(name):
-        raise ValueError(f"timm knows no model '{name}'; timm.list_models() has all.")
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0)
 
 
 def short_name(source: str) -> str:

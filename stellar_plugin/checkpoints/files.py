@@ -14,6 +14,7 @@ from typing import Any
 import timm
 from huggingface_hub import (
     _CACHED_NO_EXIST,
+    constants,
     hf_hub_download,
     try_to_load_from_cache,
 )
@@ -24,11 +25,21 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from torch import nn
 
-from stellar_plugin.checkpoints.timm_models import settings_of
+from stellar_plugin.checkpoints.timm_models import (
+    architecture,
+    settings_of,
+    weights_of,
+)
 from stellar_plugin.encoder import is_plain
-from stellar_plugin.weight_files import CONFIG_NAME, read_json, read_tensors
+from stellar_plugin.weight_files import (
+    CONFIG_NAME,
+    check_intact,
+    read_json,
+    read_tensors,
+)
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
 # files in `checked_config`.
@@ -249,7 +260,11 @@ def _remedy(repo: str, error: Exception) -> str:
         error, LocalEntryNotFoundError
     ):
         return "Name another variant or repository"
-    return "Whether the hub has the file is not known: try again with a connection"
+    return (
+        "Whether the hub has the file is not known: try again with a connection, "
+        f"`hf download {repo}` where there is one and copy what it puts into "
+        f"'{constants.HF_HUB_CACHE}' (HF_HUB_CACHE)"
+    )
 
 
 def _official_file(variant: str | None) -> str:
@@ -265,37 +280,55 @@ def _official_file(variant: str | None) -> str:
 def timm_model(name: str) -> nn.Module:
     """A model of timm with timm's weights, without classifier.
 
+    A file in the cache of the hub is taken without asking the hub.
+
+    Args:
+        name:
+            Its name, with or without the tag of its weights.
+
     Raises:
         FileNotFoundError: If timm has no such model or no weights of it, or they do not
             come from the hub.
+        ValueError: If the file is damaged.
     """
-    try:
-        cfg = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # no such tag
-        raise _no_weights(name, error) from error
-    if cfg is not None and cfg.hf_hub_id:
+    cfg = weights_of(name)
+    overlay: dict[str, Any] = {}
+    if cfg.hf_hub_id and not cfg.hf_hub_filename:
         # timm takes a lost connection for a file that is not there, and asks for the
         # next one, each for half a minute.
-        with _from_hub(cfg.hf_hub_id):
-            _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
+        cached = try_to_load_from_cache(cfg.hf_hub_id, WEIGHTS_NAME)
+        path = Path(cached) if isinstance(cached, str) else None
+        if path is None:
+            with _from_hub(cfg.hf_hub_id):
+                path = _download(cfg.hf_hub_id, WEIGHTS_NAME, {})
+        if path is not None:
+            check_intact(path)
+            overlay = {"file": str(path), "custom_load": False}
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0)
-    except (RuntimeError, HfHubHTTPError, OSError) as error:
-        raise _no_weights(name, error) from error
-
-
-def _no_weights(name: str, error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"timm gives no weights for '{name}': {error} Download them yourself and give "
-        "their path."
-    )
+        # With the classifier: timm lets tensors be missing where it is dropped at once.
+        model: Any = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay
+        )
+    except (RuntimeError, HfHubHTTPError, OSError, SafetensorError) as error:
+        if overlay:
+            raise ValueError(
+                f"'{overlay['file']}' does not hold timm's '{name}': {error} Remove it "
+                "to have it downloaded again."
+            ) from error
+        raise FileNotFoundError(
+            f"timm gives no weights for '{name}': {error} Download them yourself and "
+            "give their path."
+        ) from error
+    model.reset_classifier(0)
+    return model
 
 
 def _read_timm(name: str) -> RawCheckpoint:
-    model = timm_model(name)
-    if not is_plain(model):
+    model = architecture(name)
+    if not is_plain(model):  # known before anything is downloaded
         raise ValueError(
             f"timm's '{name}' is a {type(model).__name__}; the encoder needs a plain "
             "VisionTransformer such as 'vit_base_patch16_224'."
         )
+    model = timm_model(name)
     return RawCheckpoint(Path(name), model.state_dict(), {}, settings_of(model, name))

@@ -2,16 +2,71 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import nn
 
 from stellar_plugin.encoder import is_plain
+
+
+def architecture(name: str) -> nn.Module:
+    """A model of timm without values and classifier.
+
+    Args:
+        name:
+            Its name in timm, with or without the tag of its weights.
+
+    Raises:
+        FileNotFoundError: If timm has no such model, or no weights of that tag.
+    """
+    kind, _, tag = name.partition(".")
+    if not timm.is_model(kind):
+        names = timm.list_models()
+        raise FileNotFoundError(
+            f"timm knows no model '{kind}'.{_did_you_mean(kind, names)} "
+            "timm.list_models() has all."
+        )
+    of_kind = list(timm.models.get_arch_pretrained_cfgs(kind))
+    if tag and name not in of_kind:
+        raise FileNotFoundError(
+            f"timm has no weights '{tag}' of '{kind}'.{_did_you_mean(name, of_kind)} "
+            f"It has: {', '.join(of_kind) or 'none'}."
+        )
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def weights_of(name: str) -> PretrainedCfg:
+    """Where timm has the weights of a model.
+
+    Args:
+        name:
+            Its name in timm, with or without the tag of its weights.
+
+    Raises:
+        FileNotFoundError: If timm has none.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        kind = name.partition(".")[0]
+        others = timm.list_pretrained(f"{kind}*")
+        raise FileNotFoundError(
+            f"timm has no trained weights of '{name}'.{_did_you_mean(name, others)} "
+            "timm.list_pretrained() has all; for a file of your own give its path."
+        )
+    return cfg
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def settings_of(model: nn.Module, name: str) -> dict[str, Any]:

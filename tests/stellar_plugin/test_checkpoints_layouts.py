@@ -27,6 +27,8 @@ from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.checkpoints.recognise import unwrap
 from tests.checkpoint_files import (
     FILES,
+    HEAD,
+    IMAGENET_HEAD,
     NAME,
     SIZES,
     assert_same_tokens,
@@ -35,6 +37,7 @@ from tests.checkpoint_files import (
     save,
     timm_vit,
     transformers_names,
+    write_hub_cache,
 )
 
 
@@ -313,24 +316,24 @@ class TestSeveralInOneFile:
 
 
 class TestTimmByName:
+    NAME = "test_vit"  # of timm's own tests: 160 px, 64 wide, 6 blocks
+
     @pytest.fixture
-    def vit(self, monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
-        vit = timm_vit()
-        vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-        create = timm.create_model
+    def vit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
+        torch.manual_seed(0)
+        vit = timm.create_model(self.NAME, num_classes=0, dynamic_img_size=True)
+        for parameter in vit.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        state = vit.state_dict() | IMAGENET_HEAD
+        write_hub_cache(self.NAME, state, tmp_path / "hub", monkeypatch)
+        return vit.eval()
 
-        def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
-            return vit if pretrained else create(name, **kwargs)
-
-        monkeypatch.setattr(timm, "create_model", create_model)
-        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
-        return vit
-
-    @pytest.mark.parametrize("name", [f"timm:{NAME}", NAME])
+    @pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit.r160_in1k", NAME])
     def test_same_tokens(self, vit: VisionTransformer, name: str) -> None:
         encoder = create_encoder(name)
         assert encoder.pos_antialias
-        assert_same_tokens(encoder, vit)
+        for size in (64, 160):
+            assert_same_tokens(encoder, vit, torch.randn(2, 3, size, size))
         assert numerics(read_checkpoint(name)) == {
             "norm_eps": 1e-6,
             "pos_antialias": True,
@@ -343,35 +346,55 @@ class TestTimmByName:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         state = timm_vit(depth=1).state_dict()
-        (tmp_path / NAME).mkdir()
-        save(state, tmp_path / NAME / "model.safetensors")
-        assert encoder_config(read_checkpoint(NAME), num_heads=3)["depth"] == 1
+        (tmp_path / self.NAME).mkdir()
+        save(state, tmp_path / self.NAME / "model.safetensors")
+        assert encoder_config(read_checkpoint(self.NAME), num_heads=3)["depth"] == 1
 
     def test_other_activation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         vit = timm_vit(act_layer=torch.nn.SiLU)
         vit.pretrained_cfg = {}
-        monkeypatch.setattr(files.timm, "create_model", lambda *_, **__: vit)
-        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
+        monkeypatch.setattr(files, "timm_model", lambda _: vit)
         checkpoint = read_checkpoint(f"timm:{NAME}")
-        monkeypatch.undo()
         with pytest.raises(ValueError, match=r"activation=GELU \(checkpoint: SiLU\)"):
             create_encoder(checkpoint)
         assert_same_tokens(create_encoder(checkpoint, act_layer=torch.nn.SiLU), vit)
 
-    @pytest.mark.slow
-    def test_no_weights(self) -> None:
-        with pytest.raises(FileNotFoundError, match="timm gives no weights"):
-            read_checkpoint("stellar_vit_base_patch16_224")
-        with pytest.raises(FileNotFoundError, match="Unknown model"):
-            read_checkpoint("timm:no_such_model")
+    @pytest.mark.parametrize(
+        ("name", "pattern"),
+        [
+            ("stellar_vit_tiny_patch16_224", "no trained weights of 'stellar_vit_tiny"),
+            ("vit_tiny_patch8_224", r"no model '.*mean 'vit_\w*tiny_patch16_224'\?"),
+            (
+                "vit_base_patch16_224.mea",
+                r"no weights 'mea' .*_patch16_224\.mae'\? I",
+            ),
+            ("resnet18", r"'resnet18' is a ResNet; .*VisionTransformer"),
+        ],
+    )
+    def test_refused__before_the_hub_is_asked(
+        self, name: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files, "hf_hub_download", None)
+        with pytest.raises((FileNotFoundError, ValueError), match=pattern):
+            read_checkpoint(f"timm:{name}")
 
-    def test_no_plain_vit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            timm, "create_model", lambda *_, **__: torch.nn.Linear(1, 1)
-        )
-        monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
-        with pytest.raises(ValueError, match=r"is a Linear.*VisionTransformer"):
-            read_checkpoint("timm:resnet18")
+    def test_damaged_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_hub_cache(self.NAME, HEAD, tmp_path / "hub", monkeypatch)
+        with pytest.raises(ValueError, match=rf"'{path}' does not hold timm's 'test_v"):
+            read_checkpoint("timm:test_vit")
+        path.write_bytes(path.read_bytes()[:70])
+        with pytest.raises(ValueError, match=r"does not hold .*have it downloaded"):
+            read_checkpoint("timm:test_vit")
+
+    def test_not_in_the_cache(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_hub_cache(self.NAME, HEAD, tmp_path / "hub", monkeypatch)
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"hf download timm/.*/hub'"):
+            read_checkpoint("timm:test_vit")
 
 
 class TestPriorOfStellar:

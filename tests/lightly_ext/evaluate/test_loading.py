@@ -137,13 +137,13 @@ class TestWeightsFile:
 
 class TestErrors:
     def test_unknown_timm_name(self) -> None:
-        with pytest.raises(ValueError, match="timm knows no model 'no_such_net'"):
+        with pytest.raises(FileNotFoundError, match="knows no model 'no_such_net'"):
             load_frozen_model("timm:no_such_net", untrained=True)
 
     def test_timm_has_no_weights(self) -> None:
         name = "resnetv2_50d"  # without pretrained weights in timm
         assert not timm.get_pretrained_cfg(name).has_weights  # type: ignore[union-attr]
-        with pytest.raises(FileNotFoundError, match="Download them yourself"):
+        with pytest.raises(FileNotFoundError, match="of your own give its path"):
             load_frozen_model(f"timm:{name}")
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
-from stellar_plugin.checkpoints import create_encoder, files
+from stellar_plugin.checkpoints import create_encoder
 from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.encoder import is_plain
 from stellar_plugin.protocols import KNN
-from tests.checkpoint_files import FILES, save, timm_vit
+from tests.checkpoint_files import FILES, IMAGENET_HEAD, save, timm_vit, write_hub_cache
 from tests.lightly_ext.evaluate.small import make_given
 
 ARCHITECTURE = "test_vit"  # 160 px, 64 wide, which does not tell the 2 heads
@@ -38,16 +38,11 @@ def random_vit(**kwargs: Any) -> VisionTransformer:
 
 
 @pytest.fixture
-def vit(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
+def vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
     """What timm has as its own weights."""
     vit = random_vit()
-    create = timm.create_model
-
-    def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
-        return vit if pretrained else create(name, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", create_model)
-    monkeypatch.setattr(files, "hf_hub_download", lambda *_: "")
+    state = vit.state_dict() | IMAGENET_HEAD
+    write_hub_cache(ARCHITECTURE, state, tmp_path / "hub", monkeypatch)
     return vit
 
 
