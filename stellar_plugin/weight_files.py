@@ -80,11 +80,9 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         with parsing(path, "safetensors"), safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    # MAE and DINO save their arguments beside the weights; a Namespace is a plain bag
-    # of values.
     with (
         parsing(path, "a PyTorch file"),
-        torch.serialization.safe_globals([argparse.Namespace]),
+        torch.serialization.safe_globals(_harmless(path)),
     ):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
@@ -93,6 +91,30 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
             "a state_dict."
         )
     return content, {}
+
+
+class _Nothing:
+    """In the place of an object of a file that is not made: takes all, does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _harmless(path: Path) -> list[Any]:
+    """Types of a PyTorch file that may stand beside its tensors.
+
+    MAE and DINO save their arguments; a Namespace is a plain bag of values.
+    lightly-train saves the model as an object, too, of which nothing is made.
+    """
+    types: list[Any] = [argparse.Namespace]
+    if zipfile.is_zipfile(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if any(name.startswith("lightly_train.") for name in names):
+            types += [(_Nothing, name) for name in names]
+    return types
 
 
 def told_settings(path: Path) -> dict[str, Any]:

@@ -179,6 +179,12 @@ METHODS = (
                 marks=("head.last_layer.*", "*.head.last_layer.*"),
                 ignored=("masked_embed",),
             ),
+            # lightly's examples and lightly-train's checkpoints, of any ViT.
+            Files(
+                marks=("*projection_head.last_layer.*", "teacher_head.last_layer.*"),
+                pos_antialias=None,
+                **_OF_DINOV2,
+            ),
         ),
         (
             Paper(
@@ -196,6 +202,13 @@ METHODS = (
         "MAE",
         "dense",
         (
+            # lightly's examples, which have a decoder of its own.
+            Files(
+                marks=("decoder.decoder_embed.*", "decoder_embed.*"),
+                needs=("decoder.mask_token",),
+                ignored=_OF_MAE,
+                pos_antialias=True,
+            ),
             Files(marks=("decoder_*",), ignored=_OF_MAE),
             # Anybody wraps weights so.
             Files(wrappers=("model",), sines=True, ignored=_OF_MAE),
@@ -220,6 +233,10 @@ METHODS = (
         (
             Files(marks=("register_tokens",), pos_antialias=True, **_OF_DINOV2),
             Files(marks=("mask_token",), needs=("*.ls1.gamma",), **_OF_DINOV2),
+            # lightly's examples and lightly-train's checkpoints.
+            Files(
+                marks=("teacher_dino_head.*", "teacher_head.dino_head.*"), **_OF_DINOV2
+            ),
         ),
         (
             Paper(

@@ -175,8 +175,11 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
     exported = as_mapping(
         json.loads(raw.metadata.get(METADATA_KEY, "{}")), METADATA_KEY
     )
-    # What timm knows of its own models, and what our exports say of themselves.
-    settings = {**_timm_config(raw.config, names.state), **exported}
+    # What lightly-train notes, what timm knows of its own models, and what our exports
+    # say of themselves.
+    run = as_mapping(raw.content.get("lightly_train"), "lightly_train")
+    normalize = as_mapping(run.get("normalize_args"), "lightly_train.normalize_args")
+    settings = {**normalize, **_timm_config(raw.config, names.state), **exported}
     known = {name: settings[name] for name in TIMM_CONFIG if name in settings}
     config = {**files.numerics(), **known}
     if "norm_pre.weight" in state and "norm_eps" not in known:

@@ -36,10 +36,14 @@ from stellar_plugin.weight_files import usable
 # the average of the weights where there is one. Those of single methods come before.
 WRAPPERS = (
     "teacher",
+    "teacher_backbone",
+    "teacher_embedding_model",
+    "teacher_embedding_model_wrapper",
     "state_dict_ema",
     "model_ema",
     "state_dict",
     "model",
+    "backbone",
     "student",
     "encoder",
 )
@@ -117,7 +121,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     _refuse_mixture(layout, inside, raw.path)
     method, files, rule = methods.recognised(
         layout,
-        {*inside, *outside},
+        _telling({*inside, *outside}, prefix),
         {*wrappers, *prefix.split(".")},
         are_sines(inside.get("pos_embed")),
     )
@@ -139,6 +143,19 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         method, rule = result.method, result.rule
     choice = which_was_taken(wrappers, left, prefix, others)
     return replace(result, method=method, rule=rule, choice=choice)
+
+
+def _telling(names: set[str], prefix: str) -> set[str]:
+    """Names that may tell the method, not those of every ViT in lightly's wrappers.
+
+    These keep timm's classifier, which nothing trains, and have a mask token.
+    """
+    outer, _, last = prefix.rstrip(".").rpartition(".")
+    mask_token = f"{outer}.mask_token".removeprefix(".")
+    masked = last == "vit" and mask_token in names
+    if masked or (last == "_model" and outer.endswith(("wrapped_model", "_wrapper"))):
+        return {n for n in names if n != mask_token and not n.startswith("head.")}
+    return names
 
 
 def which_was_taken(
@@ -229,7 +246,8 @@ def _recognise(tensors: State, path: Path) -> tuple[str, str, list[str]]:
     raise ValueError(
         f"'{path}' is of no known layout. Its names: "
         f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "
-        f"{methods.known_layouts()}."
+        f"{methods.known_layouts()}. What stands before the names does not matter, "
+        "'teacher_backbone.vit.' or a dictionary 'state_dict'."
     )
 
 
