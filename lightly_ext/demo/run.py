@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from lightly_ext.demo.report import (
     render_page,
     token_gallery,
 )
+from lightly_ext.demo.stages import Stages
 from lightly_ext.demo.table import (
     HEADER,
     NO_MODEL,
@@ -40,30 +38,6 @@ from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import cli as pretrain_cli
 
 RECIPE = "digit_boards"
-
-
-@dataclass
-class Stages:
-    """Announces stages and keeps their times.
-
-    Attributes:
-        console:
-            Where to print.
-        seconds:
-            Wall-clock time of each finished stage.
-    """
-
-    console: Console = field(default_factory=Console)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Times a stage."""
-        self.console.rule(f"[bold]{len(self.seconds) + 1}. {name}")
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.console.print(f"{name}: {self.seconds[name]:.1f} s", style="green")
 
 
 # A model this small gains little from a second thread, and where threads outnumber free

@@ -7,16 +7,12 @@ import datetime
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from lightly_ext.pages.charts import HEIGHT, WIDTH, Chart, draw_chart
 from lightly_ext.pages.page import render_page
 from lightly_ext.pretrain.run_log import Series
 
-# Points of a curve; each is the mean of what lies between.
-MAX_POINTS = 200
-WIDTH, HEIGHT = 300, 120
-# Positive curves whose values differ by more have a logarithmic scale.
-MAX_RATIO = 1000
 # Titles of groups of curves, and how the names in them begin.
 GROUPS = {
     "Loss": ("train/",),
@@ -25,37 +21,6 @@ GROUPS = {
     "Optimisation": ("lr", "images_per_s"),
 }
 LEFT_OUT = ("loss", "unreadable_images")
-
-
-class Chart(NamedTuple):
-    """A curve, in a box of `WIDTH` x `HEIGHT`.
-
-    Attributes:
-        title:
-            What is shown.
-        latest:
-            Its last value.
-        points:
-            Pairs of x and y, y downwards, as SVG has them.
-        low, high:
-            Values at the lower and upper edge.
-        first, last:
-            Steps at the left and right edge.
-        references:
-            Heights of lines across, by their names.
-        logarithmic:
-            Whether heights are those of logarithms.
-    """
-
-    title: str
-    latest: str
-    points: str
-    low: str
-    high: str
-    first: int
-    last: int
-    references: dict[str, float]
-    logarithmic: bool
 
 
 def run_page(record: Mapping[str, Any], log: Mapping[str, Series], folder: Path) -> str:
@@ -133,7 +98,7 @@ def charts(
             continue
         titles = (t for t, starts in GROUPS.items() if name.startswith(starts))
         lines = references if name == "knn_top1" else {}
-        groups[next(titles, "More")].append(_chart(name, finite, lines))
+        groups[next(titles, "More")].append(draw_chart(name, [finite], lines))
     return {title: found for title, found in groups.items() if found}
 
 
@@ -207,45 +172,3 @@ def _samples(record: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
 
 def _embedded(path: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _chart(name: str, points: Series, references: Mapping[str, float]) -> Chart:
-    curve = _thinned(points)
-    values = [*(y for _, y in curve), *references.values()]
-    low, high = min(values), max(values)
-    if low == high:
-        margin = abs(low) / 10
-        low, high = low - margin, high + margin or 1.0
-    logarithmic = low > 0 and high / low > MAX_RATIO
-    scale = math.log if logarithmic else float
-    first, last = min(points), max(points)
-    width = max(last - first, 1)
-
-    def height(value: float) -> float:
-        share = (scale(high) - scale(value)) / (scale(high) - scale(low))
-        return round(HEIGHT * share, 1)
-
-    coordinates = [f"{WIDTH * (x - first) / width:.1f},{height(y)}" for x, y in curve]
-    return Chart(
-        title=name,
-        latest=f"{points[last]:.4g}",
-        points=" ".join(coordinates),
-        low=f"{low:.3g}",
-        high=f"{high:.3g}",
-        first=first,
-        last=last,
-        references={f"{k} {v:.3g}": height(v) for k, v in references.items()},
-        logarithmic=logarithmic,
-    )
-
-
-def _thinned(points: Series) -> list[tuple[float, float]]:
-    """Means of neighbouring points; the first and the last stay as they are."""
-    pairs = sorted(points.items())
-    size = -(-len(pairs) // MAX_POINTS)
-    inner = [pairs[i : i + size] for i in range(1, len(pairs) - 1, size)]
-    means = [
-        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
-        for part in inner
-    ]
-    return [pairs[0], *means, *pairs[1:][-1:]]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lightly_ext.pages.charts import HEIGHT, MAX_POINTS, WIDTH, Chart
 from lightly_ext.pretrain.run_log import RunLogger, read_log
-from lightly_ext.pretrain.run_page import HEIGHT, MAX_POINTS, WIDTH, Chart, charts
+from lightly_ext.pretrain.run_page import charts
 
 
 def write_log(folder: Path, version: int, rows: list[dict[str, object]]) -> None:
@@ -92,12 +93,11 @@ class TestCharts:
         groups = charts(log, {"untrained": 0.4, "chance": 0.2})
         assert list(groups) == ["Loss", "Online kNN", "Optimisation", "More"]
         (loss,) = groups["Loss"]
-        assert (
-            loss.points == f"0.0,0.0 {WIDTH / 2},{HEIGHT / 2} {WIDTH:.1f},{HEIGHT:.1f}"
-        )
+        line = f"0.0,0.0 {WIDTH / 2},{HEIGHT / 2} {WIDTH:.1f},{HEIGHT:.1f}"
+        assert loss.lines == [line]
         assert (loss.low, loss.high, loss.first, loss.last) == ("2", "4", 0, 10)
         (knn,) = groups["Online kNN"]
-        assert knn.points == "0.0,0.0"
+        assert knn.lines == ["0.0,0.0"]
         lines = {"untrained 0.4": HEIGHT / 2, "chance 0.2": float(HEIGHT)}
         assert knn.references == lines
 
@@ -105,7 +105,7 @@ class TestCharts:
         for value, low, high, y in ((0.0, "0", "1", HEIGHT), (5.0, "4.5", "5.5", 60)):
             (chart,) = charts({"health/x": {0: value, 2: value}}, {})["Health"]
             assert (chart.low, chart.high) == (low, high)
-            assert chart.points == f"0.0,{y:.1f} {WIDTH:.1f},{y:.1f}"
+            assert chart.lines == [f"0.0,{y:.1f} {WIDTH:.1f},{y:.1f}"]
 
     def test_charts__decades(self) -> None:
         def chart(*values: float) -> Chart:
@@ -114,7 +114,7 @@ class TestCharts:
 
         decades = chart(1e-2, 1.0, 100.0)
         middle = f"{WIDTH / 2},{HEIGHT / 2}"
-        assert decades.points == f"0.0,{HEIGHT:.1f} {middle} {WIDTH:.1f},0.0"
+        assert decades.lines == [f"0.0,{HEIGHT:.1f} {middle} {WIDTH:.1f},0.0"]
         assert decades.logarithmic
         assert not chart(0.0, 1.0, 1e4).logarithmic
         assert not chart(1.0, 1000.0).logarithmic
@@ -122,7 +122,7 @@ class TestCharts:
     def test_charts__many_points_are_means(self) -> None:
         points = {i: float(i) for i in range(100_000)}
         (chart,) = charts({"train/total": points}, {})["Loss"]
-        pairs = [tuple(map(float, p.split(","))) for p in chart.points.split()]
+        pairs = [tuple(map(float, p.split(","))) for p in chart.lines[0].split()]
         assert len(pairs) <= MAX_POINTS + 2
         assert (pairs[0], pairs[-1]) == ((0, HEIGHT), (WIDTH, 0))
         # On a line, means are too.
