@@ -29,7 +29,8 @@ OPTIONS = {
         "data.knn_val null": "folder with the same subfolders: its queries",
     },
     "Model and loss": {
-        "model.model.model_name stellar_vit_base_patch16_224": "size of the encoder",
+        "model.model.model_name NAME": "encoder by timm's name; without it that of"
+        " the prior, or stellar_vit_base_patch16_224",
         "model.model.num_queries 16": "sparse tokens per image",
         "model.head.num_prototypes 16384": "clusters of the assignment",
         "model.mask_ratio 0.8": "share of patches that masked views hide",

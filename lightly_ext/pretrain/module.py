@@ -35,6 +35,7 @@ from stellar_plugin import Factorization, Stellar
 from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import (
     Checkpoint,
+    inherited,
     load_encoder_weights,
     load_head_weights,
     load_model_weights,
@@ -58,7 +59,8 @@ class StellarPretraining(LightningModule):
 
     Attributes:
         model:
-            Arguments of `stellar_plugin.Stellar`, `model_name` among them.
+            Arguments of `stellar_plugin.Stellar`. Without `model_name` the encoder is
+            that of `prior`, else a ViT-B/16.
         head:
             Arguments of both `STELLARProjectionHead`s, for example num_prototypes.
         loss:
@@ -66,9 +68,10 @@ class StellarPretraining(LightningModule):
         augment:
             Arguments of `STELLARColorAugment`.
         prior:
-            Checkpoint of any layout that the encoder starts from. Its LayerNorm
-            epsilon, its way of resampling positions, its mean and std are used unless
-            `model` names others. None starts from random weights.
+            Checkpoint of any layout that the encoder starts from: a file, a folder, a
+            hub repository, or "timm:NAME". Its LayerNorm epsilon, its way of resampling
+            positions, its mean and std are used unless `model` names others. None
+            starts from random weights.
         weights:
             STELLAR checkpoint that training continues from, with decoder, heads and
             prototypes as far as it has them: a folder of ours, or released weights.
@@ -154,7 +157,8 @@ class StellarPretraining(LightningModule):
         checkpoint = None if start is None else read_checkpoint(start)
         self.save_hyperparameters()
         if checkpoint is not None:
-            model = {**numerics(checkpoint), **model}
+            told = numerics(checkpoint) if weights else inherited(checkpoint, model)
+            model = {**told, **model}
             self.hparams["model"] = model
         check_arguments(head or {}, STELLARProjectionHead, taken=("input_dim",))
         check_arguments(loss or {}, STELLARLoss, taken=("target",))
@@ -410,7 +414,13 @@ class StellarPretraining(LightningModule):
 
     def _start_from(self, checkpoint: Checkpoint, encoder_only: bool) -> None:
         if encoder_only:
-            load_encoder_weights(self.model.encoder, checkpoint)
+            try:
+                load_encoder_weights(self.model.encoder, checkpoint)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} Where neither recipe nor options name a model_name, the "
+                    "encoder is that of the prior."
+                ) from error
             return
         load_model_weights(self.model, checkpoint)
         heads = {"sparse_head": self.sparse_head, "cls_head": self.cls_head}

@@ -151,8 +151,9 @@ def without_start(model: Any, checkpoint: Path) -> None:
     content = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)
     told = content["hyper_parameters"]["model"]
     model["prior"] = model["weights"] = None
-    names = [name for name in (*NUMERICS, "tokenizer") if name in told]
-    model["model"] = {**{name: told[name] for name in names}, **model["model"]}
+    if "model_name" in model["model"]:
+        told = {k: v for k, v in told.items() if k in (*NUMERICS, "tokenizer")}
+    model["model"] = {**told, **model["model"]}
 
 
 def _arguments(

@@ -16,6 +16,7 @@ from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import (
     NUMERICS,
     encoder_config,
+    inherited,
     model_config,
     numerics,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "LoadReport",
     "create_encoder",
     "encoder_config",
+    "inherited",
     "load_encoder",
     "load_encoder_weights",
     "load_head_weights",

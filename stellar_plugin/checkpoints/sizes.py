@@ -178,6 +178,32 @@ def numerics(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def inherited(checkpoint: Checkpoint, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `Stellar` that training takes over from weights of the encoder.
+
+    Args:
+        checkpoint:
+            Of any layout.
+        model:
+            Arguments that are given. They win, and if `model_name` is among them, so do
+            all sizes.
+
+    Returns:
+        Those of `NUMERICS` as far as they are known, and all that the encoder is built
+        from, where no model is named.
+
+    Raises:
+        ValueError: If no model is named and the sizes are not known.
+    """
+    known = numerics(checkpoint)
+    if "model_name" in model:
+        return known
+    size = model.get("img_size")
+    known |= encoder_config(checkpoint, model.get("num_heads"), size)
+    fresh = [] if checkpoint.num_queries else ["num_queries"]
+    return {k: v for k, v in known.items() if k not in ("localization", *fresh)}
+
+
 def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
     """Attention heads of the encoder: as given, by the config, or by the width.
 
@@ -193,8 +219,9 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
         raise ValueError(
             f"The number of attention heads of '{checkpoint.path}' is not known: a "
             f"width of {width} does not tell (known: {HEADS_OF_WIDTH}). Pass "
-            "num_heads. `stellar evaluate` has --model_kwargs '{\"num_heads\": 3}' or "
-            'a folder of weights and a config.json with "num_heads".'
+            "num_heads. `stellar evaluate` has --model_kwargs '{\"num_heads\": 3}', "
+            "`stellar pretrain` --model.model.num_heads; a config.json beside the file "
+            'with "num_heads" does it, too.'
         )
     return HEADS_OF_WIDTH[width]
 

@@ -10,7 +10,7 @@ from stellar_cli.pretrain_help import OPTIONS, pretrain_help
 
 # They are taken off before Lightning reads the rest.
 OURS = ("config", "from-run")
-GIVEN = ("data.path",)
+GIVEN = ("data.path", "model.model.model_name")
 
 
 def value_of(config: Any, name: str) -> Any:

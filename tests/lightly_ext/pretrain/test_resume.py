@@ -324,7 +324,12 @@ def test_without_start__other_weights_are_not_read(
 def test_without_start__what_the_files_had_told_is_kept(tmp_path: Path) -> None:
     told = {"norm_eps": 0.5, "tokenizer": {"width": 8}, "embed_dim": 24}
     torch.save({"hyper_parameters": {"model": told}}, tmp_path / "a.ckpt")
-    model = {"prior": "gone", "weights": "gone", "lr": 1.0, "model": {"depth": 1}}
+    named = {"model_name": "vit", "depth": 1}
+    model = {"prior": "gone", "weights": "gone", "lr": 1.0, "model": named}
     without_start(model, tmp_path / "a.ckpt")
-    kept = {"norm_eps": 0.5, "tokenizer": {"width": 8}, "depth": 1}
+    kept = {"norm_eps": 0.5, "tokenizer": {"width": 8}, **named}
     assert model == {"prior": None, "weights": None, "lr": 1.0, "model": kept}
+    # Where no model is named, it was that of the prior.
+    model = {"prior": "gone", "weights": None, "model": {"depth": 1}}
+    without_start(model, tmp_path / "a.ckpt")
+    assert model["model"] == {**told, "depth": 1}

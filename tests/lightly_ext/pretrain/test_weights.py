@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -11,8 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain.export import export_model
 from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import read_checkpoint
+from stellar_plugin.checkpoints import create_encoder, read_checkpoint
 from tests import reference
+from tests.checkpoint_files import (
+    IMAGENET_HEAD,
+    assert_same_tokens,
+    write_hub_cache,
+)
 
 HEADS = {"sparse_head": "clustering_head", "cls_head": "cls_cluster_head"}
 
@@ -109,7 +116,9 @@ class TestPrior:
 
     def test_contradiction(self, mae: str) -> None:
         model = {**reference.model_arguments(), "norm_eps": 1e-5}
-        with pytest.raises(ValueError, match=r"norm_eps=1e-05 \(checkpoint: 1e-06\)"):
+        with pytest.raises(
+            ValueError, match=r"1e-05 \(checkpoint: 1e-06\).* model_name,"
+        ):
             pretraining(prior=mae, model=model)
 
     def test_export_and_checkpoint_keep_the_numerics(
@@ -122,6 +131,40 @@ class TestPrior:
         assert loaded.encoder.vit.norm.eps == 1e-6
         again = pretraining(weights=str(tmp_path / "model"))
         assert again.model.encoder.vit.norm.eps == 1e-6
+
+    def test_model_is_that_of_the_prior(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(0)
+        vit = timm.create_model("test_vit", num_classes=0).eval()
+        state = vit.state_dict() | IMAGENET_HEAD
+        write_hub_cache("test_vit", state, tmp_path / "hub", monkeypatch)
+        decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+        given = {"num_queries": 4, **decoder}
+        module = pretraining(prior="timm:test_vit", model=given)
+        config = module.model.config
+        assert (config["model_name"], config["img_size"]) == ("test_vit", 160)
+        assert config["mean"] == [0.5] * 3 and config["pos_antialias"]
+        assert config["num_queries"] == 4
+        images = torch.randn(1, 3, 160, 160)
+        plain = create_encoder("timm:test_vit")
+        with torch.no_grad():
+            assert_same_tokens(plain, vit, images)
+        for name, tensor in plain.state_dict().items():
+            assert module.model.encoder.state_dict()[name].equal(tensor), name
+        # Neither the hub nor its cache is needed again.
+        shutil.rmtree(tmp_path / "hub")
+        again = Stellar(**module.hparams["model"])
+        assert again.state_dict().keys() == module.model.state_dict().keys()
+
+    def test_model_of_a_file(self, mae: str) -> None:
+        sizes = reference.model_arguments()
+        given = {k: v for k, v in sizes.items() if k.startswith(("decoder", "num_"))}
+        module = pretraining(prior=mae, model=given)
+        assert module.model.encoder.embed_dim == sizes["embed_dim"]
+        assert module.model.config["mlp_ratio"] == 2
+        with pytest.raises(ValueError, match=r"pretrain` --model\.model\.num_heads"):
+            pretraining(prior=mae, model={"num_queries": 4})
 
     def test_encoder_only(self, official: str) -> None:
         module = pretraining(prior=official)
