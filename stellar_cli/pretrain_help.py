@@ -11,8 +11,8 @@ import textwrap
 # Name and default of an option, as base.yaml and the code have it, and its purpose.
 OPTIONS = {
     "The run": {
-        "config NAME": "recipe: vit_base, vit_large, vit_huge, digit_boards (small, for"
-        " CPUs), ablations/NAME, or a YAML file; several add up, later ones win",
+        "config NAME": "recipe: vit_base, vit_large, vit_huge, photos (your own, few),"
+        " digit_boards, ablations/NAME, or a YAML file; several add up, later ones win",
         "output runs/pretrain": "folder for checkpoints, logs, report and model",
         "resume": "go on from the last checkpoint in that folder",
         "from-run FOLDER": "repeat a run: its recipe, into another --output",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor, nn
+from torchvision.io import write_png
 
 from lightly_ext.loss import STELLARLossTerms
 from lightly_ext.pretrain import StellarPretraining
@@ -154,3 +155,12 @@ def merged(*names: str) -> dict[str, Any]:
     """What recipes say together."""
     (config,) = merge_recipes([f"--config={name}" for name in names])
     return json.loads(config.removeprefix("--config="))
+
+
+def write_photos(folder: Path, number: int, side: int) -> Path:
+    """Images of one colour, a little wider than high."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(number):
+        image = torch.full((3, side, side + 8), i % 256, dtype=torch.uint8)
+        write_png(image, str(folder / f"{i:04d}.png"))
+    return folder

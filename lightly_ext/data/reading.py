@@ -70,8 +70,41 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
         Exception: Whatever the decoders raise when the file is broken.
 
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+    with _opened(path, max_pixels) as (file, image):
+        if image.format in ("JPEG", "MPO"):
+            file.seek(0)
+            size = min(os.fstat(file.fileno()).st_size, _MAX_JPEG_BYTES)
+            data = torch.from_numpy(np.fromfile(file, np.uint8, count=size))
+            # On large photos three times as fast as Pillow, which reads more kinds of
+            # files; and torchvision announces the removal of its decoders.
+            with contextlib.suppress(RuntimeError, AttributeError):
+                return torchvision.io.decode_jpeg(
+                    data, mode="RGB", apply_exif_orientation=True
+                )
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_uint8_rgb(image)
+
+
+def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """Width and height of an image, by its header; None if it cannot be read.
+
+    Args:
+        path:
+            The file.
+        max_pixels:
+            Images that say to be larger are not read.
+    """
+    try:
+        with _opened(path, max_pixels) as (_, image):
+            return image.size
+    except Exception:  # decoders raise anything on broken files
+        return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[tuple[_Reader, Image.Image]]:
+    """A file and the image in it, of which only the header is read."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
         raise OSError(f"{printable(path)} is no regular file.")
     if max_pixels > MAX_PIXELS:  # Pillow's has to follow
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -85,18 +118,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
             raise ValueError(
                 f"{width} x {height} pixels are more than max_pixels={max_pixels}."
             )
-        if image.format in ("JPEG", "MPO"):
-            file.seek(0)
-            size = min(status.st_size, _MAX_JPEG_BYTES)
-            data = torch.from_numpy(np.fromfile(file, np.uint8, count=size))
-            # On large photos three times as fast as Pillow, which reads more kinds of
-            # files; and torchvision announces the removal of its decoders.
-            with contextlib.suppress(RuntimeError, AttributeError):
-                return torchvision.io.decode_jpeg(
-                    data, mode="RGB", apply_exif_orientation=True
-                )
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_uint8_rgb(image)
+        yield file, image
 
 
 class _Reader(io.BufferedReader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from lightly_ext.pretrain.checkpoint_files import (
     checkpoint_to_start_from,
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
+from lightly_ext.pretrain.derived import flat, resolved, table
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups
@@ -47,6 +49,9 @@ from lightly_ext.pretrain.run_lock import RunLock
 from lightly_ext.pretrain.run_log import RunLogger
 from lightly_ext.pretrain.story import RunStory
 from stellar_cli.errors import raise_errors
+
+# Options of the run that classes get as arguments, too.
+LINKED = ("output", "on_nonfinite", "nonfinite_limit")
 
 
 class PretrainCLI(LightningCLI):
@@ -76,6 +81,23 @@ class PretrainCLI(LightningCLI):
             },
         )
         check_groups(self.config["model"])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the options, and puts numbers where the recipe says `auto`."""
+        config, *options = args
+        recipe = json.loads(config.removeprefix("--config="))
+
+        def parse(recipe: dict[str, Any]) -> dict[str, Any]:
+            # Without defaults, which would look like values that are given.
+            linked = {name: parser.get_default(name) for name in LINKED}
+            told = [f"--config={json.dumps({**linked, **recipe})}", *options]
+            return parser.parse_args(told, defaults=False).as_dict()
+
+        recipe, derived = resolved(recipe, parse)
+        super().parse_arguments(parser, [f"--config={json.dumps(recipe)}", *options])
+        values = dict(flat(self.config.as_dict()))
+        # An option may have replaced a whole group.
+        self.derived = {k: d for k, d in derived.items() if values.get(k) == d.value}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes the parser, whose errors are raised."""
@@ -109,6 +131,28 @@ class PretrainCLI(LightningCLI):
             if isinstance(callback, SaveRecipe):
                 callback.config = recipe  # of a run from the start
         return trainer
+
+    @rank_zero_only
+    def say_what_follows(self) -> None:
+        """Shows what `auto` became, and what a start from random weights lacks."""
+        if not self.derived:
+            return
+        path, model = self.config["data"]["path"], self.config["model"]
+        print(
+            f"From {path} and this machine follow, where the recipe says auto:\n"
+            f"{table(self.derived)}\n"
+            "A value of your own wins (--data.batch_size 32), and others follow it."
+        )
+        if not (model["prior"] or model["weights"]):
+            print(
+                "No --model.prior: training starts from random weights. A prior of the "
+                "same images helped where it was measured (docs/learning.md):\n"
+                f"  stellar pretrain --config photos_prior --data.path {path} "
+                "--output PRIOR\n"
+                f"  stellar pretrain --config photos --data.path {path} "
+                "--model.prior PRIOR/model\n"
+                "or public weights, --model.prior timm:vit_small_patch16_224.dino"
+            )
 
     @rank_zero_only
     def say_what_was_made(self) -> None:
@@ -159,8 +203,8 @@ class PretrainCLI(LightningCLI):
             default=10,
             help="Number of such steps in a row at which skip ends training, too.",
         )
-        parser.link_arguments("output", "trainer.default_root_dir")
-        for name in ("on_nonfinite", "nonfinite_limit"):
+        parser.link_arguments(LINKED[0], "trainer.default_root_dir")
+        for name in LINKED[1:]:
             parser.link_arguments(name, f"model.{name}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -255,9 +299,10 @@ def main(argv: Sequence[str]) -> Trainer:
         with (
             RunLock(folder),
             FailedStart(folder) as start,
-            RunStory(folder, argv) as story,
+            RunStory(folder, argv, cli.derived) as story,
         ):
             checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
+            cli.say_what_follows()
             trainer = cli.build(story, start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     cli.say_what_was_made()

@@ -20,6 +20,7 @@ GROUPS = {
     "Health": ("health/",),
     "Optimisation": ("lr", "images_per_s"),
 }
+DERIVED = "What followed from images, machine and prior"
 LEFT_OUT = ("loss", "unreadable_images")
 
 
@@ -47,6 +48,8 @@ def run_page(record: Mapping[str, Any], log: Mapping[str, Series], folder: Path)
         events=record["events"],
         sessions=[session_facts(session) for session in record["sessions"]],
         facts=_facts(record),
+        derived_title=DERIVED,
+        derived=record.get("derived", {}),
     )
 
 
@@ -71,6 +74,9 @@ def run_summary(record: Mapping[str, Any], log: Mapping[str, Series]) -> str:
         f"- step {event['step']}, {event['kind']}: {event['text']}"
         for event in record["events"]
     ] or ["Nothing of note."]
+    if derived := record.get("derived"):
+        lines += ["", f"## {DERIVED}", ""]
+        lines += [f"- {name} {value}" for name, value in derived.items()]
     for session in record["sessions"]:
         lines += ["", f"## Session of {session['started']}", ""]
         facts = session_facts(session) | _facts(record)

@@ -11,7 +11,7 @@ import shlex
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
 
 from lightly_ext.durable import replace_text
+from lightly_ext.pretrain.derived import Derived, shown
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.provenance import (
     device_name,
@@ -61,12 +62,23 @@ class RunStory(Callback):
             Folder of the run.
         command:
             Arguments of `stellar pretrain`.
+        derived:
+            Value and reason of options that were derived, by their full names.
     """
 
-    def __init__(self, output: str | Path, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        command: Sequence[str],
+        derived: Mapping[str, Derived] | None = None,
+    ) -> None:
         self.output = Path(output)
         self.command = shlex.join(["stellar", "pretrain", *command])
         self.record: dict[str, Any] = {"sessions": [], "events": [], "samples": {}}
+        self.record["derived"] = {
+            shown(name): f"{value}: {reason}"
+            for name, (value, reason) in (derived or {}).items()
+        }
         self._images = 0  # seen since the first step of the run
         self._seconds = 0.0  # of training before this session
         self._start = 0.0

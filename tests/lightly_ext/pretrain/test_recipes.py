@@ -12,7 +12,7 @@ from lightly_ext.pretrain.cli import PretrainCLI
 from lightly_ext.pretrain.recipes import merge_recipes
 from stellar_cli.errors import OptionError
 from stellar_plugin import MaskGITVQGAN
-from tests.pretraining import TINY_OPTIONS, loader, merged, trainer
+from tests.pretraining import TINY_OPTIONS, loader, merged, trainer, write_photos
 
 # The command line is called from here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -183,15 +183,17 @@ class TestRecipes:
         options = []
         if name == "ablations/target_tokens":
             options = tokens_options(tmp_path)
+        elif name == "photos":
+            options = [f"--data.path={write_photos(tmp_path / 'photos', 200, 64)}"]
         with torch.device("meta"):
             built = build(name, tmp_path, *options)
         size = built.datamodule.transform.global_crop_size
         assert size == built.model.model.encoder.vit.patch_embed.img_size[0]
         patch = built.model.model.encoder.patch_size
         assert built.datamodule.transform.local_crop_size % patch == 0
-        demo = name == "digit_boards"
+        small = name in ("digit_boards", "photos")
         assert built.model.criterion.gather_distributed
-        assert built.model.hparams["lr"] == (1e-3 if demo else 1.5e-4)
+        assert built.model.hparams["lr"] == (1e-3 if small else 1.5e-4)
 
     @pytest.mark.parametrize("name", ["vit_base", "vit_large", "vit_huge"])
     @pytest.mark.slow
