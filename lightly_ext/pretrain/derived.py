@@ -431,7 +431,7 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
     if source is None:
         return None
     checkpoint = read_checkpoint(source)
-    config = encoder_config(checkpoint)
+    config = encoder_config(checkpoint, options.get(f"{MODEL}num_heads"))
     head = {}
     if weights:
         config |= {

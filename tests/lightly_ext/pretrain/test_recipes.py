@@ -184,7 +184,7 @@ class TestRecipes:
         if name == "ablations/target_tokens":
             options = tokens_options(tmp_path)
         elif name == "photos":
-            options = [f"--data.path={write_photos(tmp_path / 'photos', 200, 64)}"]
+            options = [f"--data.path={write_photos(tmp_path / 'photos', 256, 64)}"]
         with torch.device("meta"):
             built = build(name, tmp_path, *options)
         size = built.datamodule.transform.global_crop_size
