@@ -11,8 +11,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/stellar demo
 
+# A worker for each core, with a thread of its own; each needs about 2 GB.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

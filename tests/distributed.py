@@ -11,19 +11,26 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Processes are forks of one that has imported these: that takes most of their time.
+mp.get_context("forkserver").set_forkserver_preload(
+    ["pytest", "lightly_ext.pretrain.cli", "lightly_ext.evaluate.cli"]
+)
+
 
 def run(function: Callable[..., Any], folder: Path, world_size: int = 2) -> list[Any]:
     """Calls `function(rank, world_size)` in each process.
 
     Args:
         function:
-            Importable by name; returns tensors and plain containers.
+            Importable by name; returns tensors and plain containers. It sees the
+            environment of the first call.
         folder:
             Empty folder for the meeting point and the results.
         world_size:
             Number of processes.
     """
-    mp.spawn(_worker, (function, folder, world_size), nprocs=world_size)
+    arguments = (function, folder, world_size)
+    mp.start_processes(_worker, arguments, world_size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 

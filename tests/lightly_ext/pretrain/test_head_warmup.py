@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from lightly_ext.pretrain import StellarPretraining
+from tests import distributed
 from tests.pretraining import loader, tiny, trainer
 
 # Every step is a large one.
@@ -133,18 +134,26 @@ class TestHeadWarmup:
 
     @pytest.mark.slow
     def test_fit__two_processes(self, tmp_path: Path) -> None:
-        module = tiny(head_warmup_steps=2, **LARGE)
-        before = copy.deepcopy(module.state_dict())
-        # Four images per process in two batches.
-        options: Any = {"strategy": "ddp_spawn", "devices": 2, "max_epochs": -1}
-        options["callbacks"] = [MovesFromStep(before, 3)]
-        run = trainer(tmp_path, max_steps=3, **options)
-        run.fit(module, loader(batch_size=2))
-        assert any(map(is_encoder, changed(before, module.state_dict())))
+        for before, after in distributed.run(fit_in_two_processes, tmp_path):
+            assert any(map(is_encoder, changed(before, after)))
 
     def test_init__negative(self) -> None:
         with pytest.raises(ValueError, match="head_warmup_steps must be 0 or more"):
             tiny(head_warmup_steps=-1)
+
+
+def fit_in_two_processes(rank: int, world_size: int) -> list[dict[str, Tensor]]:
+    """States before and after."""
+    distributed.say_as_torchrun(rank, world_size)
+    module = tiny(head_warmup_steps=2, **LARGE)
+    before = copy.deepcopy(module.state_dict())
+    # Four images per process in two batches.
+    options: Any = {"strategy": "ddp", "devices": world_size, "max_epochs": -1}
+    options["callbacks"] = [MovesFromStep(before, 3)]
+    run = trainer(Path(), max_steps=3, **options)
+    run.fit(module, loader(batch_size=2))
+    assert run.world_size == 2
+    return [before, dict(module.state_dict())]
 
 
 def test_fit__nothing_reads_the_encoder_but_koleo(tmp_path: Path) -> None:

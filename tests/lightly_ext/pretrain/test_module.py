@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import module as pretrain_module
-from tests import reference
+from tests import distributed, reference
 from tests.exact_resume import images
 from tests.pretraining import (
     TINY,
@@ -479,22 +479,30 @@ class TestOnlineKNN:
 
     @pytest.mark.slow
     def test_validate__two_processes_like_one(self, tmp_path: Path) -> None:
-        # Odd sizes: the sampler repeats images, which must not count twice.
-        generator = torch.Generator().manual_seed(1)
-        labels = torch.randint(3, (42,), generator=generator)
-        noise = torch.randint(200, (42, 3, 32, 32), generator=generator)
-        images = (noise + labels[:, None, None, None]).to(torch.uint8)
-        split = [
-            torch.utils.data.DataLoader(
-                torch.utils.data.TensorDataset(images[part], labels[part]), 4
-            )
-            for part in (slice(0, 31), slice(31, 42))
-        ]
-        module = tiny()
-        accuracies = []
-        for options in ({}, {"strategy": "ddp_spawn", "devices": 2}):
-            validation = trainer(tmp_path, **options)
-            validation.validate(module, split, verbose=False)
-            accuracies.append(validation.callback_metrics["knn_top1"].item())
-        assert 0.3 < accuracies[0] < 1.0
-        assert accuracies[1] == pytest.approx(accuracies[0])
+        alone = validate(0, 1)
+        assert 0.3 < alone < 1.0
+        for accuracy in distributed.run(validate, tmp_path):
+            assert accuracy == pytest.approx(alone)
+
+
+def validate(rank: int, world_size: int) -> float:
+    """Accuracy of the online kNN."""
+    # Odd sizes: the sampler repeats images, which must not count twice.
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, (42,), generator=generator)
+    noise = torch.randint(200, (42, 3, 32, 32), generator=generator)
+    images = (noise + labels[:, None, None, None]).to(torch.uint8)
+    split = [
+        torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images[part], labels[part]), 4
+        )
+        for part in (slice(0, 31), slice(31, 42))
+    ]
+    options: dict[str, Any] = {}
+    if world_size > 1:
+        distributed.say_as_torchrun(rank, world_size)
+        options = {"strategy": "ddp", "devices": world_size}
+    validation = trainer(Path(), **options)
+    validation.validate(tiny(), split, verbose=False)
+    assert validation.world_size == world_size
+    return validation.callback_metrics["knn_top1"].item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from lightly_ext.pretrain import StellarPretraining, nonfinite
 from lightly_ext.pretrain import module as pretrain_module
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
+from tests import distributed
 from tests.pretraining import Views, tiny, trainer
 
 HEAD = "sparse_head.prototypes.weight"
@@ -346,28 +348,24 @@ class PoisonedRank(StellarPretraining):
             terms = terms._replace(total=terms.total + bad, koleo=bad)
         return terms, *rest
 
-    def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
-        """Writes what the process ends with."""
-        try:
-            super().configure_gradient_clipping(*arguments, **options)
-        except RuntimeError as error:
-            watch = next(c for c in self.trainer.callbacks if isinstance(c, Watch))
-            found = [*watch.states, state(self.trainer, self)], str(error)
-            folder = Path(self.trainer.default_root_dir)
-            torch.save(found, folder / f"{self.global_rank}.pt")
-            raise
+
+def fit_poisoned(folder: Path, rank: int, world_size: int) -> tuple[list[Any], str]:
+    """States of a process, up to that with which it ends, and the error."""
+    distributed.say_as_torchrun(rank, world_size)
+    module, watch = tiny(on_nonfinite="skip", nonfinite_limit=2), Watch()
+    module.__class__ = PoisonedRank
+    options: dict[str, Any] = {"strategy": "ddp", "devices": world_size}
+    run = trainer(folder, max_epochs=8, callbacks=[watch], **options)
+    with pytest.raises(RuntimeError, match="not finite") as error:
+        run.fit(module, datamodule=Data())
+    return [*watch.states, state(run, module)], str(error.value)
 
 
 @pytest.mark.slow
 class TestTwoProcesses:
     def test_fit__one_of_them_is_not_finite(self, tmp_path: Path) -> None:
-        module = tiny(on_nonfinite="skip", nonfinite_limit=2)
-        module.__class__ = PoisonedRank
-        options: dict[str, Any] = {"strategy": "ddp_spawn", "devices": 2}
-        run = trainer(tmp_path, max_epochs=8, callbacks=[Watch()], **options)
-        with pytest.raises(Exception, match="not finite"):
-            run.fit(module, datamodule=Data())
-        ends = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+        (tmp_path / "meet").mkdir()
+        ends = distributed.run(partial(fit_poisoned, tmp_path), tmp_path / "meet")
         for states, error in ends:
             # Before the first step and behind steps 0 to 3; when step 4 ends it.
             assert len(states) == 6

@@ -4,6 +4,7 @@ import errno
 import inspect
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, call
@@ -213,12 +214,10 @@ class TestStopSignals:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
 
     @pytest.mark.slow
-    def test_two_processes__end_together(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
+    def test_two_processes__end_together(self, tmp_path: Path) -> None:
+        end = partial(end_in_two_processes, tmp_path)
         (tmp_path / "meet").mkdir()
-        first, second = distributed.run(end_in_two_processes, tmp_path / "meet")
+        first, second = distributed.run(end, tmp_path / "meet")
         # A step later than the first signal, so that all have heard of it.
         assert first == [*3 * [(3, 128 + signal.SIGTERM)], "No space left on device"]
         assert second == [*3 * [(3, 0)], "No space left on device"]
@@ -230,7 +229,7 @@ class TestStopSignals:
         )
 
 
-def end_in_two_processes(rank: int, world_size: int) -> list[Any]:
+def end_in_two_processes(folder: Path, rank: int, world_size: int) -> list[Any]:
     """What ends runs: a signal to one process, the other, both at odds; a full disk.
 
     Returns:
@@ -240,7 +239,7 @@ def end_in_two_processes(rank: int, world_size: int) -> list[Any]:
     results: list[Any] = []
     for number, sent in enumerate(({0: 2}, {1: 2}, {0: 3, 1: 2}, {})):
         callbacks = [Send(sent[rank])] if rank in sent else []
-        output = Path(os.environ["TMPDIR"], str(number))
+        output = folder / str(number)
         if not sent and rank == 0:
             checkpoint_io._write = Mock(side_effect=OSError(*FULL))
         try:
