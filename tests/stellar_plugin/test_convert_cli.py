@@ -18,6 +18,7 @@ from stellar_plugin.checkpoints import (
 from stellar_plugin.checkpoints.export import timm_call, to_timm
 from stellar_plugin.convert_cli import main
 from tests import reference
+from tests.checkpoint_files import assert_same_tokens, write_hub_cache
 
 HEADS = ["--num-heads", "3", "--decoder-num-heads", "4"]
 
@@ -34,6 +35,16 @@ def convert(*arguments: object) -> None:
 
 
 class TestConvert:
+    def test_timms_weights_from_the_cache(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vit = timm.create_model("test_vit")
+        write_hub_cache("test_vit", vit.state_dict(), tmp_path / "hub", monkeypatch)
+        output = tmp_path / "timm.safetensors"
+        convert("timm:test_vit", output, "--to", "timm")
+        images = torch.randn(1, 3, 160, 160)
+        assert_same_tokens(create_encoder(output), vit.eval(), images)
+
     def test_official_to_stellar_and_back(self, official: Path, tmp_path: Path) -> None:
         convert(official, tmp_path / "ours", "--to", "stellar", *HEADS)
         model = Stellar.from_pretrained(tmp_path / "ours")

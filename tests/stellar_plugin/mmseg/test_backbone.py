@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import files
 from stellar_plugin.mmseg import StellarViT, backbone
 from stellar_plugin.mmseg.backbone import _cut
-from tests.checkpoint_files import save, timm_vit
+from tests.checkpoint_files import save, timm_vit, write_hub_cache
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
     NUM_QUERIES,
@@ -242,6 +243,18 @@ class TestInitWeights:
         model = StellarViT(num_queries=3, init_cfg=cfg)
         with pytest.raises(ValueError, match=r"num_queries=3 .*: 2.*model\.backbone\."):
             model.init_weights()
+
+    def test_timms_weights_from_the_cache(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vit = timm.create_model("test_vit")
+        write_hub_cache("test_vit", vit.state_dict(), tmp_path / "hub", monkeypatch)
+        model = StellarViT(init_cfg=init_cfg(Path("timm:test_vit")), pos_antialias=True)
+        model.init_weights()
+        images = torch.rand(1, 3, 160, 160)
+        torch.testing.assert_close(
+            model(images)[0].flatten(2).mT, vit.eval().forward_features(images)[:, 1:]
+        )
 
     def test_sizes_of_any_layout(self, tmp_path: Path) -> None:
         vit = timm_vit(norm_layer=partial(nn.LayerNorm, eps=1e-6), depth=3)
