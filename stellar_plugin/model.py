@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import (
     SCHEMA_VERSION,
     WEIGHTS_NAME,
+    write_own,
 )
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.load import fitted_model, load_model_weights
@@ -26,7 +26,7 @@ from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
-from stellar_plugin.weight_files import CONFIG_NAME, write_tensors
+from stellar_plugin.weight_files import CONFIG_NAME
 
 
 class Stellar(
@@ -354,10 +354,7 @@ class Stellar(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        state = {k: v.contiguous() for k, v in self.state_dict().items()}
-        write_tensors(state, save_directory / WEIGHTS_NAME)
-        config = json.dumps(self.config, indent=2) + "\n"
-        (save_directory / CONFIG_NAME).write_text(config)
+        write_own(self.state_dict(), self.config, save_directory)
 
 
 def _create_decoder(

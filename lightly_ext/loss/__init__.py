@@ -1,3 +1,4 @@
+from lightly_ext.loss.masked_patches import masked_patch_loss, normalized_patches
 from lightly_ext.loss.prototype_cross_entropy import (
     PrototypeTarget,
     assign_prototypes,
@@ -28,7 +29,9 @@ __all__ = [
     "TokenMatching",
     "assign_prototypes",
     "contract_targets",
+    "masked_patch_loss",
     "match_tokens",
+    "normalized_patches",
     "prototype_cross_entropy",
     "sinkhorn_knopp",
 ]

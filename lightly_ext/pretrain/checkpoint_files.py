@@ -22,7 +22,9 @@ ANOTHER = "Choose the --output of a run."
 say = rank_zero_only(print)
 
 
-def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
+def checkpoint_to_start_from(
+    output: Path, resume: bool, method: str = "stellar"
+) -> Path | None:
     """Where a run in a folder starts: a checkpoint, or None for step 0.
 
     A `model/` that a kill left between two renames is put back.
@@ -33,11 +35,13 @@ def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
         resume:
             Whether to continue the run in it. A job that Slurm runs again continues it
             without being asked, if there is one.
+        method:
+            Name of the method that is to be trained.
 
     Raises:
         FileExistsError: If the folder holds a run that is not to be continued.
         FileNotFoundError: If there is none to continue.
-        ValueError: If the checkpoints are damaged or of another program.
+        ValueError: If the checkpoints are damaged, of another program or method.
     """
     names = ("config.yaml", "checkpoints", "model")
     found = [name for name in names if (output / name).exists()]
@@ -52,7 +56,7 @@ def checkpoint_to_start_from(output: Path, resume: bool) -> Path | None:
     rank_zero_only(finish_replacing)(output / "model")
     checkpoint = newest_complete(output / "checkpoints")
     if checkpoint is not None:
-        _require_stellar(checkpoint)
+        _require_method(checkpoint, method)
     elif "config.yaml" in found and not (output / "model").exists():
         say(f"The run in '{output}' has no checkpoint yet: it starts at step 0.")
     else:
@@ -140,8 +144,8 @@ def _step(path: Path) -> int:
     return int(match[1])
 
 
-def _require_stellar(path: Path) -> None:
-    """Checks that a complete checkpoint is one of `stellar pretrain`."""
+def _require_method(path: Path, method: str) -> None:
+    """Checks that a complete checkpoint is one of `stellar pretrain`, of a method."""
     try:
         content = torch.load(path, "cpu", weights_only=True, mmap=True)
         names = set(content["hyper_parameters"])
@@ -150,8 +154,16 @@ def _require_stellar(path: Path) -> None:
             f"'{path}' is whole, but no checkpoint of `stellar pretrain` "
             f"({type(error).__name__}). {ANOTHER}"
         ) from error
-    if not {"model", "head", "loss"} <= names:
+    # Those without the name of a method are STELLAR's.
+    theirs = content.get("method", "stellar")
+    if "method" not in content and not {"model", "head", "loss"} <= names:
         raise ValueError(
             f"'{path}' is whole, but of another program: its hyper-parameters are "
             f"{sorted(names)}. {ANOTHER}"
+        )
+    if theirs != method:
+        raise ValueError(
+            f"The run in '{path.parent.parent}' trains by the method '{theirs}' and "
+            f"cannot go on with '{method}'. Resume it with its own config.yaml, or "
+            "start a new run with another --output."
         )

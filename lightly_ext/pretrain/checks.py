@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.transforms import STELLARTransform
+from stellar_plugin import StellarEncoder
 
 
 def check_optimization(
@@ -85,6 +86,27 @@ def check_trainer(trainer: Any) -> None:
         raise ValueError(f"--trainer.gradient_clip_val must be 0 or more, got {clip}.")
 
 
+def check_crop(encoder: StellarEncoder, name: str, size: int) -> None:
+    """Checks that crops are whole patches.
+
+    Args:
+        encoder:
+            Of the model that learns from them.
+        name:
+            Name of the option.
+        size:
+            Side of the crops in px.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if size % encoder.patch_size:
+        raise ValueError(
+            f"{name} {size} is no multiple of the model's patch_size "
+            f"{encoder.patch_size}."
+        )
+
+
 def check_views(module: Any, transform: STELLARTransform) -> None:
     """Checks that a model can learn from the views that a transform makes.
 
@@ -109,12 +131,8 @@ def check_views(module: Any, transform: STELLARTransform) -> None:
             f"{transform.global_crop_size} px, and evaluation will see {made_for} px. "
             "Set both to the same."
         )
-    patch = module.model.encoder.patch_size
     for name, size in sizes.items():
-        if size % patch:
-            raise ValueError(
-                f"{name} {size} is no multiple of the model's patch_size {patch}."
-            )
+        check_crop(module.model.encoder, name, size)
         if module.augment.kernel_size // 2 >= size:
             raise ValueError(
                 f"{name} {size} is too small for a blur of kernel_size "
@@ -126,6 +144,6 @@ def check_views(module: Any, transform: STELLARTransform) -> None:
             "The momentum teacher reads global view 1: set num_global_views to 2 or "
             "more."
         )
-    side = transform.global_crop_size // patch
+    side = transform.global_crop_size // module.model.encoder.patch_size
     mask = module.hparams["mask_ratio"], module.hparams["focal_prob"]
     random_focal_mask(1, (side, side), *mask, generator=torch.Generator())

@@ -33,14 +33,16 @@ from lightly_ext.pretrain.checkpoint_files import (
 )
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.derived import flat, resolved, table
+from lightly_ext.pretrain.mae import MAEPretraining
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups
 from lightly_ext.pretrain.progress import LogInterval, StellarProgress
 from lightly_ext.pretrain.recipes import (
-    BASE_RECIPE,
+    BASE_RECIPES,
     RUN_RECIPE,
     merge_recipes,
+    method_of,
     recipe_names,
 )
 from lightly_ext.pretrain.resume import without_start
@@ -52,6 +54,7 @@ from stellar_cli.errors import raise_errors
 
 # Options of the run that classes get as arguments, too.
 LINKED = ("output", "on_nonfinite", "nonfinite_limit")
+METHODS = {method.METHOD: method for method in (StellarPretraining, MAEPretraining)}
 
 
 class PretrainCLI(LightningCLI):
@@ -67,20 +70,21 @@ class PretrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # `stellar` has taken its command off the arguments: both are there on purpose.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        name = method_of(args)
         super().__init__(
-            StellarPretraining,
+            METHODS[name],
             StellarDataModule,
             args=list(args),
             run=False,
             save_config_callback=SaveRecipe,
             parser_kwargs={
                 "prog": "stellar pretrain",
-                "description": "Pretrains STELLAR. Recipes: "
+                "description": "Pretrains STELLAR, or its prior. Recipes: "
                 f"{', '.join(recipe_names())}.",
-                "default_config_files": [str(BASE_RECIPE)],
+                "default_config_files": [str(BASE_RECIPES[name])],
             },
         )
-        check_groups(self.config["model"])
+        check_groups(self.config["model"], METHODS[name].GROUPS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the options, and puts numbers where the recipe says `auto`."""
@@ -143,7 +147,9 @@ class PretrainCLI(LightningCLI):
             f"{table(self.derived)}\n"
             "A value of your own wins (--data.batch_size 32), and others follow it."
         )
-        if not (model["prior"] or model["weights"]):
+        if self.config["method"] == "stellar" and not (
+            model["prior"] or model["weights"]
+        ):
             print(
                 "No --model.prior: training starts from random weights. A prior of the "
                 "same images helped where it was measured (docs/learning.md):\n"
@@ -158,7 +164,7 @@ class PretrainCLI(LightningCLI):
     def say_what_was_made(self) -> None:
         """Says where everything is, and what to type next."""
         output = Path(self.config["output"])
-        commands = next_steps(output, self.datamodule)
+        commands = next_steps(output, self.datamodule, self.config["method"])
         lines = [f"  to {purpose}: {text}" for purpose, text in commands.items()]
         print(
             f"Everything is in {output}: look at index.html or summary.md. Go on with\n"
@@ -167,6 +173,12 @@ class PretrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options that are ours."""
+        parser.add_argument(
+            "--method",
+            type=Literal[tuple(METHODS)],
+            default="stellar",
+            help="What is trained: STELLAR, or the masked autoencoder before it.",
+        )
         parser.add_argument(
             "--output",
             type=str,
@@ -301,7 +313,9 @@ def main(argv: Sequence[str]) -> Trainer:
             FailedStart(folder) as start,
             RunStory(folder, argv, cli.derived) as story,
         ):
-            checkpoint = checkpoint_to_start_from(folder, cli.config["resume"])
+            checkpoint = checkpoint_to_start_from(
+                folder, cli.config["resume"], cli.config["method"]
+            )
             cli.say_what_follows()
             trainer = cli.build(story, start, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)

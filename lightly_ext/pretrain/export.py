@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lightly_ext.durable import finish_replacing, partial, replace_folder
-from stellar_plugin.checkpoints import HEADS, save_heads
 
 
 def export_model(module: Any, folder: Path) -> None:
-    """Writes the model of a pretraining for `Stellar.from_pretrained`.
+    """Writes the model of a pretraining for all commands that take one.
 
-    Projection heads are written too, so that training can be continued with them. The
-    folder is replaced as a whole, and what killed exports left is removed.
+    The folder is replaced as a whole, and what killed exports left is removed.
 
     Args:
         module:
-            The `StellarPretraining`.
+            The `Pretraining`.
         folder:
-            Where model.safetensors, config.json and heads.safetensors are to be.
+            Where weights and config.json are to be.
 
     Raises:
         OSError: If they cannot be written; what was there stays.
@@ -31,9 +29,7 @@ def export_model(module: Any, folder: Path) -> None:
     if new.exists():
         shutil.rmtree(new)
     try:
-        module.model.save_pretrained(new)
-        heads = {name: getattr(module, name, None) for name in HEADS}
-        save_heads({k: head.state_dict() for k, head in heads.items() if head}, new)
+        module.export(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -76,6 +76,11 @@ SYMPTOMS = (
     ),
     *(Symptom(f"{name}_over_ln_k", "above", 0.99, UNIFORM) for name in CROSS_ENTROPIES),
     Symptom(
+        *("reconstruction_over_mean", "above", 0.99),
+        "The prediction of hidden patches is no better than the mean of each. Likely "
+        "causes: too low or too high a learning rate, or images without content.",
+    ),
+    Symptom(
         *("localization_entropy", "above", 0.95),
         "Every patch belongs to all tokens alike: nothing is localized. Likely causes: "
         "collapsed tokens, or too high a learning rate.",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
-from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
-from lightly_ext.data import StellarDataModule, ViewBatch
+from lightly_ext.data import ViewBatch
 from lightly_ext.loss import (
     CLSViews,
     SparseViews,
@@ -20,20 +18,20 @@ from lightly_ext.loss import (
     TeacherTargets,
 )
 from lightly_ext.modules import STELLARProjectionHead, random_focal_mask
-from lightly_ext.pretrain.checks import check_optimization, check_trainer, check_views
-from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
-from lightly_ext.pretrain.continuation import Continuation
-from lightly_ext.pretrain.health import HealthMonitor, training_figures
-from lightly_ext.pretrain.knn import OnlineKNN
-from lightly_ext.pretrain.nonfinite import NonFiniteGuard
-from lightly_ext.pretrain.optimization import LRScaling, parameter_groups, scaled_lr
-from lightly_ext.pretrain.resume import refuse_changes
+from lightly_ext.pretrain.checks import check_views
+from lightly_ext.pretrain.health import training_figures
+from lightly_ext.pretrain.optimization import LRScaling
+from lightly_ext.pretrain.pretraining import Pretraining
 from lightly_ext.pretrain.teacher import MomentumTeacher
-from lightly_ext.randomness import mix_seeds, run_seed
-from lightly_ext.transforms import STELLARColorAugment, STELLARViews
+from lightly_ext.transforms import (
+    STELLARColorAugment,
+    STELLARTransform,
+    STELLARViews,
+)
 from stellar_plugin import Factorization, Stellar
 from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import (
+    HEADS,
     Checkpoint,
     inherited,
     load_encoder_weights,
@@ -41,14 +39,16 @@ from stellar_plugin.checkpoints import (
     load_model_weights,
     numerics,
     read_checkpoint,
+    save_heads,
 )
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, tokenizer_sizes
+from stellar_plugin.visualize import Uint8Array, reconstruction_rows
 
 # The frozen tokenizer is left out of training checkpoints if it has a file of its own.
 TOKENIZER_PREFIX = "model.tokenizer."
 
 
-class StellarPretraining(LightningModule):
+class StellarPretraining(Pretraining):
     """Pretrains STELLAR [0]: views in, loss terms out, weights by AdamW.
 
     Expects batches of uncoloured uint8 views as `StellarDataModule` makes them, with
@@ -119,6 +119,30 @@ class StellarPretraining(LightningModule):
             no tokenizer.
     """
 
+    METHOD = "stellar"
+    GROUPS = {
+        "model": (Stellar, set()),
+        "head": (STELLARProjectionHead, {"input_dim"}),
+        "loss": (STELLARLoss, {"target"}),
+        "augment": (STELLARColorAugment, {"mean", "std"}),
+    }
+    PARTS = {
+        "teacher.": ("model.teacher_momentum",),
+        "sparse_head.": (
+            "model.loss.clustering_weight",
+            "model.loss.alignment_weight",
+        ),
+        "cls_head.": (
+            "model.loss.cls_clustering_weight",
+            "model.loss.cls_alignment_weight",
+        ),
+        "model.decoder.": ("model.loss.reconstruction_weight",),
+    }
+    CAPTION = (
+        "above, what it reconstructs of them; below, each patch in the colour of its "
+        "strongest token, the same for a token in every image and at every step"
+    )
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -147,15 +171,15 @@ class StellarPretraining(LightningModule):
             raise ValueError(
                 f"head_warmup_steps must be 0 or more, got {head_warmup_steps}."
             )
-        check_optimization(lr, min_lr, warmup_fraction, weight_decay, betas)
         if prior is not None and weights is not None:
             raise ValueError(
                 "Give prior (weights of the encoder) or weights (those of encoder, "
                 "decoder and heads), not both."
             )
+        self.save_hyperparameters()
+        self.watch_run()
         start = weights or prior
         checkpoint = None if start is None else read_checkpoint(start)
-        self.save_hyperparameters()
         if checkpoint is not None:
             told = numerics(checkpoint) if weights else inherited(checkpoint, model)
             model = {**told, **model}
@@ -190,9 +214,6 @@ class StellarPretraining(LightningModule):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
-        self.continuation = Continuation()
-        self.health = HealthMonitor()
-        self.nonfinite = NonFiniteGuard(on_nonfinite, nonfinite_limit)
         self.teacher = None
         if teacher_momentum is not None:
             self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
@@ -201,37 +222,38 @@ class StellarPretraining(LightningModule):
         """Factorizes normalised images, see `StellarEncoder.forward`."""
         return self.model(images)
 
-    def setup(self, stage: str) -> None:
-        """Checks the trainer of a fit."""
-        if stage == "fit":
-            check_trainer(self.trainer)
+    def normalize(self, images: Tensor) -> Tensor:
+        """As the augmentation does."""
+        return self.augment.normalize(images)
 
-    def on_fit_start(self) -> None:
-        """Compiles the transformer blocks, those of a teacher too, and says so."""
-        choice = self.hparams["compile"]
-        if not choice or (choice == "auto" and self.device.type != "cuda"):
-            return
-        error = compiler_error(self.device)
-        if error is None:
-            compile_blocks(self)
-            if self.device.type == "cuda":  # a CPU is bound by the blocks alone
-                self.augment.compile()
-            self.print("Transformer blocks are compiled: the first step takes longer.")
-        elif choice == "auto":
-            self.print(f"Transformer blocks are not compiled. {error}")
-        else:
-            raise RuntimeError(
-                f"Transformer blocks cannot be compiled on {self.device.type}, which "
-                "needs Triton on a GPU, and a C++ compiler. Install them, or set "
-                f"--model.compile=false. {error}"
-            )
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled sparse tokens."""
+        return self.model(images).sparse.mean(dim=1)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes what draws from torch's generators a function of step and process.
+    def check_views(self, transform: STELLARTransform) -> None:
+        """Checks sizes, blur, masks and what a teacher reads."""
+        check_views(self, transform)
 
-        That is dropout, and all draws for batches without seeds.
-        """
-        torch.manual_seed(self._batch_seed(batch_idx, 1 + self.global_rank))
+    def export(self, folder: Path) -> None:
+        """Writes the model and, so that training can be continued, its heads."""
+        self.model.save_pretrained(folder)
+        heads = {name: getattr(self, name) for name in HEADS}
+        save_heads({k: head.state_dict() for k, head in heads.items() if head}, folder)
+
+    def sample_rows(self, images: Tensor) -> list[Uint8Array]:
+        """Reconstructions, and the strongest token of each patch."""
+        return reconstruction_rows(self.model, images)
+
+    @property
+    def draws_samples(self) -> bool:
+        """Without reconstruction a model has no localization either."""
+        return self.criterion.uses_reconstruction
+
+    def compile_parts(self) -> None:
+        """Compiles the blocks and, for a device that they do not bind, the colours."""
+        super().compile_parts()
+        if self.device.type == "cuda":
+            self.augment.compile()
 
     def training_step(
         self, batch: ViewBatch | tuple[Tensor, Tensor | None], batch_idx: int
@@ -312,78 +334,27 @@ class StellarPretraining(LightningModule):
             for parameter in self.model.encoder.parameters():
                 parameter.grad = None
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Looks whether the step is finite, and clips by the norm that this takes.
-
-        Lightning's mixed precision refuses to clip with fused optimisers: they must not
-        clip what a scaler scales. Ours is not fused where there is one.
-        """
-        norm = self.nonfinite.check(self, optimizer)
-        if self._is_logged():
-            self.log("health/gradient_norm", norm)
-            self.health.note({"gradient_norm": norm})
-        parameters = list(self.trainer.precision_plugin.main_params(optimizer))
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with linear warm-up and a cosine to `min_lr`, stepped every batch."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, StellarDataModule):
-            # Behind `refuse_changes`, which tells of another patch size in its words.
-            check_views(self, data.transform)
-        hparams, lr = self.hparams, self._scaled_lr()
-        total_steps = self.continuation.total_steps(self.trainer)
-        groups = parameter_groups(self, hparams["weight_decay"])
-        # The scaler of fp16 leaves unscaling to a fused optimiser, too late to clip.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        fused = self.device.type == "cuda" and scaler is None
-        betas = tuple(hparams["betas"])
-        optimizer = AdamW(groups, lr=lr, betas=betas, fused=fused or None)
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        """Lets the teacher follow, and says where prototypes are many."""
         if self.teacher is not None:
             # A hook of the optimiser: mixed precision that skips a step skips it too.
             optimizer.register_step_post_hook(self._update_teacher)
-        scheduler = CosineWarmupScheduler(
-            optimizer,
-            warmup_epochs=int(hparams["warmup_fraction"] * total_steps),
-            max_epochs=total_steps,
-            end_value=hparams["min_lr"] / lr,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def validation_step(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Tensor]:
-        """Returns pooled sparse tokens of plain uint8 views, and their labels."""
-        images, labels = batch
-        images = self.augment.normalize(images.float() / 255)
-        # Each size of these batches would be compiled for itself.
-        with torch.compiler.set_stance("force_eager"):
-            features = self.model(images.to(self.dtype)).sparse.mean(dim=1).float()
-        return {"features": features, "labels": labels}
-
-    def configure_callbacks(self) -> list[Callback]:
-        """What reads validation steps and figures, and goes on after a restart."""
-        return [OnlineKNN(), self.continuation, self.nonfinite, self.health]
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Lets the figures be read, behind all callbacks."""
-        self.health.step_ended(self)
+        if self.sparse_head is None:
+            return
+        loader: Any = self.trainer.train_dataloader
+        images = loader.batch_size * self.trainer.world_size
+        rows = images * self.model.encoder.num_queries
+        prototypes = self.sparse_head.prototypes.out_features
+        if rows < prototypes:
+            self.print(
+                f"{rows} tokens per step are balanced over {prototypes} prototypes: "
+                "fewer rows than prototypes. Lower num_prototypes or raise the batch "
+                "size."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a checkpoint loadable without the files that training started from."""
-        self.nonfinite.settle()
-        checkpoint["hyper_parameters"] |= {"prior": None, "weights": None}
+        """Leaves out a tokenizer that has a file of its own."""
+        super().on_save_checkpoint(checkpoint)
         if self.hparams["tokenizer"] is None:
             return  # one that the weights brought has no other file then
         checkpoint["state_dict"] = {
@@ -393,15 +364,11 @@ class StellarPretraining(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds a tokenizer that has a file of its own, checks the options."""
+        """Adds it again."""
         for name, tensor in self.state_dict().items():
             if name.startswith(TOKENIZER_PREFIX):
                 checkpoint["state_dict"].setdefault(name, tensor)
-        if self._trainer is not None and self.trainer.training:
-            refuse_changes(self.trainer, checkpoint)
-
-    def _batch_seed(self, *numbers: int) -> int:
-        return mix_seeds(run_seed(), self.current_epoch, *numbers)
+        super().on_load_checkpoint(checkpoint)
 
     def _load_tokenizer(self, path: str | None) -> None:
         if path is not None:
@@ -479,11 +446,6 @@ class StellarPretraining(LightningModule):
             prototypes=self.cls_head.prototypes.weight,
         )
 
-    def _is_logged(self) -> bool:
-        """Whether Lightning logs this step."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
-
     def _watch(
         self,
         terms: STELLARLossTerms,
@@ -491,17 +453,9 @@ class StellarPretraining(LightningModule):
         target: Factorization,
         indices: Tensor | None,
     ) -> None:
-        """Logs the terms; lets the guard see the step, and the monitor if logged."""
-        losses = terms.losses()
-        self.nonfinite.add_batch(losses, [sparse.tokens, sparse.view_tokens], indices)
-        logged = self._is_logged()
-        if logged and self.trainer.world_size > 1:
-            mean = torch.stack(list(losses.values()))
-            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
-            losses = dict(zip(losses, mean.unbind(), strict=True))
-        self.log("loss", losses["total"])
-        self.log_dict({f"train/{name}": value for name, value in losses.items()})
-        if not logged:
+        """Logs the terms, and in steps that are logged the figures of health."""
+        tokens = [sparse.tokens, sparse.view_tokens]
+        if not self.log_losses(terms.losses(), tokens, indices):
             return
         head = self.sparse_head or self.cls_head
         figures = training_figures(
@@ -510,33 +464,7 @@ class StellarPretraining(LightningModule):
             target.localization if self.criterion.uses_reconstruction else None,
             None if head is None else head.prototypes.out_features,
         )
-        self.log_dict({f"health/{name}": value for name, value in figures.items()})
-        self.health.note(figures)
-
-    def _scaled_lr(self) -> float:
-        """Learning rate for the global batch size; says what it is."""
-        trainer, hparams = self.trainer, self.hparams
-        trainer.fit_loop.setup_data()  # not yet done where max_steps is given
-        loader: Any = trainer.train_dataloader
-        images = loader.batch_size * trainer.world_size
-        batch_size = images * trainer.accumulate_grad_batches
-        lr = scaled_lr(hparams["lr"], hparams["lr_scaling"], batch_size)
-        start = trainer.ckpt_path or hparams["weights"] or hparams["prior"]
-        start = start or "random weights"
-        self.print(
-            f"Global batch {batch_size}, learning rate {lr:.3g} "
-            f"(lr_scaling: {hparams['lr_scaling']}), starts from {start}."
-        )
-        rows = images * self.model.encoder.num_queries
-        if self.sparse_head is not None:
-            prototypes = self.sparse_head.prototypes.out_features
-            if rows < prototypes:
-                self.print(
-                    f"{rows} tokens per step are balanced over {prototypes} "
-                    "prototypes: fewer rows than prototypes. Lower num_prototypes or "
-                    "raise the batch size."
-                )
-        return lr
+        self.log_figures(figures)
 
 
 def _tokenizer_inside(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightly_ext.data import StellarDataModule
 
 
-def next_steps(output: Path, data: StellarDataModule) -> dict[str, str]:
+def next_steps(output: Path, data: StellarDataModule, method: str) -> dict[str, str]:
     """Commands that use the model of a run.
 
     Args:
@@ -16,16 +16,25 @@ def next_steps(output: Path, data: StellarDataModule) -> dict[str, str]:
             Folder of the run.
         data:
             What it was trained on.
+        method:
+            By what, see `Pretraining.METHOD`.
 
     Returns:
         Command by its purpose. FOLDER in it is for the user to fill in.
     """
     model = shlex.quote(str(output / "model"))
     file = shlex.quote(str(output / "timm.safetensors"))
+    images = shlex.quote(str(data.path))
     labelled = _labelled(data.knn_paths)
+    first = {"look at it": f"stellar visualize --model {model} --data {images}"}
+    if method == "mae":
+        after = shlex.quote(f"{output}_stellar")
+        first = {
+            "train STELLAR from it": f"stellar pretrain --config photos --data.path "
+            f"{images} --model.prior {model} --output {after}"
+        }
     return {
-        "look at it": f"stellar visualize --model {model} --data "
-        f"{shlex.quote(str(data.path))}",
+        **first,
         "measure it"
         + ("" if labelled else ", FOLDER having train/CLASS and val/CLASS"): (
             f"stellar evaluate knn --model {model} --data {labelled or 'FOLDER'}"

@@ -9,27 +9,19 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from timm.models.vision_transformer import VisionTransformer
 
-from lightly_ext.loss import STELLARLoss
-from lightly_ext.modules import STELLARProjectionHead
-from lightly_ext.transforms import STELLARColorAugment
 from stellar_cli.errors import OptionError, did_you_mean, raise_errors
-from stellar_plugin import Stellar
-
-# What `StellarPretraining` passes on, and the arguments that it sets itself.
-GROUPS: dict[str, tuple[type, set[str | int]]] = {
-    "model": (Stellar, set()),
-    "head": (STELLARProjectionHead, {"input_dim"}),
-    "loss": (STELLARLoss, {"target"}),
-    "augment": (STELLARColorAugment, {"mean", "std"}),
-}
 
 
-def check_groups(options: Mapping[str, Any]) -> None:
+def check_groups(
+    options: Mapping[str, Any], groups: Mapping[str, tuple[type, set[str | int]]]
+) -> None:
     """Checks the names and kinds of arguments that are passed on.
 
     Args:
         options:
-            Arguments of `StellarPretraining`.
+            Arguments of a `Pretraining`.
+        groups:
+            Which of them are passed on, see `Pretraining.GROUPS`.
 
     Raises:
         OptionError: If there is no such argument, or it is of another kind.
@@ -37,12 +29,12 @@ def check_groups(options: Mapping[str, Any]) -> None:
     parser = ArgumentParser()
     raise_errors(parser)
     given: dict[str, dict[str, Any]] = {}
-    for group, (kind, own) in GROUPS.items():
+    for group, (kind, own) in groups.items():
         parser.add_class_arguments(kind, f"model.{group}", skip=own)
         names = [n for n in inspect.signature(kind).parameters if n not in own]
         # The encoder's go on to timm.
         others = inspect.signature(VisionTransformer).parameters
-        accepted = [*names, *others] if kind is Stellar else names
+        accepted = [*names, *others] if group == "model" else names
         values = options[group] or {}
         for name in values:
             if name not in accepted:

@@ -14,8 +14,8 @@ from jsonargparse import get_loader
 from stellar_cli.errors import OptionError, did_you_mean, raise_errors
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-# What every recipe starts from.
-BASE_RECIPE = RECIPES / "base.yaml"
+# What every recipe of a method starts from.
+BASE_RECIPES = {"stellar": RECIPES / "base.yaml", "mae": RECIPES / "base_mae.yaml"}
 # The resolved recipe of a run, in its folder.
 RUN_RECIPE = "config.yaml"
 MAX_DEPTH = 50
@@ -23,7 +23,8 @@ MAX_DEPTH = 50
 
 def recipe_names() -> list[str]:
     """Names of the recipes in this package, for `--config`."""
-    paths = [path for path in RECIPES.rglob("*.yaml") if path != BASE_RECIPE]
+    bases = BASE_RECIPES.values()
+    paths = [path for path in RECIPES.rglob("*.yaml") if path not in bases]
     return sorted(
         path.relative_to(RECIPES).with_suffix("").as_posix() for path in paths
     )
@@ -35,7 +36,8 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     Later ones win. jsonargparse replaces arguments that are dictionaries as a whole: a
     recipe with one weight of the loss would silently drop what the base says of the
     others. `--from-run` takes the recipe of a run in place of the base, all but its
-    output folder.
+    output folder. The last `method` that is named decides on the base; what recipes of
+    another one say of `model` is left out.
 
     Args:
         argv:
@@ -43,10 +45,11 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
 
     Returns:
         The arguments with one `--config`, in front of the options that it yields to.
+            It names the method.
 
     Raises:
-        OptionError: If a recipe or a run does not exist, or a run is repeated without
-            an output folder.
+        OptionError: If a recipe, a method or a run does not exist, or a run is repeated
+            without an output folder.
     """
     parser = argparse.ArgumentParser(
         "stellar pretrain", add_help=False, allow_abbrev=False
@@ -54,12 +57,12 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     raise_errors(parser)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--from-run", "--from_run", type=Path)
+    parser.add_argument("--method")
     known, rest = parser.parse_known_args(argv)
-    recipe = _load(BASE_RECIPE)
+    recipes = [_load(_recipe_path(name)) for name in known.config]
     if known.from_run is not None:
-        recipe = _of_run(known.from_run)
-    for name in known.config:
-        recipe = _merged(recipe, _load(_recipe_path(name)))
+        recipes.insert(0, _of_run(known.from_run))
+    recipe = _of_method(recipes, known.method, repeated=known.from_run is not None)
     given = any(option.partition("=")[0] == "--output" for option in rest)
     if known.from_run is not None and not given and "output" not in recipe:
         raise OptionError(
@@ -71,6 +74,33 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
         # The run that lies there, wherever it was when its recipe was written.
         recipe["output"] = str(runs[-1])
     return [f"--config={json.dumps(recipe)}", *rest]
+
+
+def method_of(arguments: Sequence[str]) -> str:
+    """The method that the recipe in the arguments names, see `merge_recipes`."""
+    method: str = json.loads(arguments[0].removeprefix("--config="))["method"]
+    return method
+
+
+def _of_method(
+    recipes: list[dict[str, Any]], asked: str | None, repeated: bool
+) -> dict[str, Any]:
+    """Recipes as one, on top of the base of their method unless a run is repeated."""
+    named = [recipe.get("method") for recipe in [*recipes, {"method": asked}]]
+    method = next(filter(None, reversed(named)), "stellar")
+    if method not in BASE_RECIPES:
+        raise OptionError(
+            f"There is no method '{method}'.{did_you_mean(str(method), BASE_RECIPES)} "
+            f"Methods: {', '.join(BASE_RECIPES)}."
+        )
+    of_another = False
+    repeated = repeated and (named[0] or "stellar") == method
+    result = {} if repeated else _load(BASE_RECIPES[method])
+    for recipe, name in zip(recipes, named[:-1], strict=True):
+        of_another = method != name if name else of_another
+        kept = {k: v for k, v in recipe.items() if k != "model" or not of_another}
+        result = _merged(result, kept)
+    return {**result, "method": method}
 
 
 def _load(path: Path) -> dict[str, Any]:

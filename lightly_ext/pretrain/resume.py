@@ -13,32 +13,18 @@ import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule
-from lightly_ext.loss import STELLARLoss
-from lightly_ext.modules import STELLARProjectionHead
 from lightly_ext.pretrain.recipes import RUN_RECIPE
 from lightly_ext.randomness import run_seed
-from lightly_ext.transforms import STELLARColorAugment
 from stellar_plugin.checkpoints import NUMERICS
 
+# Options that name weights to begin with, the stronger one first.
+STARTS = ("weights", "prior")
 # Options that name files or change nothing that is learned.
-_LEFT_OUT = (
-    *("model", "head", "loss", "augment"),  # groups of their own
-    *("prior", "weights", "tokenizer", "compile", "on_nonfinite", "nonfinite_limit"),
-)
+_LEFT_OUT = (*STARTS, "tokenizer", "compile", "on_nonfinite", "nonfinite_limit")
 _TRAINER = (
     *("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches"),
     *("precision", "gradient_clip_val", "gradient_clip_algorithm"),
 )
-# Parts that only some options make, with these, by the start of their weights' names.
-_PARTS = {
-    "teacher.": ("model.teacher_momentum",),
-    "sparse_head.": ("model.loss.clustering_weight", "model.loss.alignment_weight"),
-    "cls_head.": (
-        "model.loss.cls_clustering_weight",
-        "model.loss.cls_alignment_weight",
-    ),
-    "model.decoder.": ("model.loss.reconstruction_weight",),
-}
 _SIZES = ("model.model.", "model.head.")
 # Ends of the names of those that no weight knows: what is dropped in training.
 _DROPPED = "_rate"
@@ -49,19 +35,17 @@ def options(trainer: Any) -> dict[str, Any]:
 
     Args:
         trainer:
-            Trainer of a `StellarPretraining`.
+            Trainer of a `Pretraining`.
 
     Returns:
         Values that JSON knows, by their names on the command line.
     """
     module, data = trainer.lightning_module, trainer.datamodule
-    given = module.hparams
+    given, kinds = module.hparams, module.GROUPS
     groups = {
+        **{f"model.{k}.": _arguments(kinds[k][0], given[k]) for k in kinds},
         "model.model.": module.model.config,
-        "model.head.": _arguments(STELLARProjectionHead, given["head"]),
-        "model.loss.": _arguments(STELLARLoss, given["loss"]),
-        "model.augment.": _arguments(STELLARColorAugment, given["augment"]),
-        "model.": {k: v for k, v in given.items() if k not in _LEFT_OUT},
+        "model.": {k: v for k, v in given.items() if k not in (*_LEFT_OUT, *kinds)},
         "trainer.": {
             **{name: getattr(trainer, name) for name in _TRAINER},
             "max_steps": module.continuation.max_steps(trainer),
@@ -90,7 +74,7 @@ def refuse_changes(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
     Args:
         trainer:
-            Trainer of a `StellarPretraining`.
+            Trainer of a `Pretraining`.
         checkpoint:
             Of the run to continue.
 
@@ -105,8 +89,9 @@ def refuse_changes(trainer: Any, checkpoint: dict[str, Any]) -> None:
             "folder to begin with what was learned."
         )
     changed = _changed(checkpoint["options"], options(trainer))
-    old, new = checkpoint["state_dict"], trainer.lightning_module.state_dict()
-    for part, names in _PARTS.items():
+    module = trainer.lightning_module
+    old, new = checkpoint["state_dict"], module.state_dict()
+    for part, names in module.PARTS.items():
         if _has(old, part) != _has(new, part):
             _refuse({name: changed[name] for name in names if name in changed})
     shapes = [{k: v.shape for k, v in state.items()} for state in (old, new)]
@@ -135,22 +120,22 @@ def without_start(model: Any, checkpoint: Path) -> None:
 
     Args:
         model:
-            Arguments of `StellarPretraining`; changed in place: neither `prior` nor
+            Arguments of a `Pretraining`; changed in place: neither `prior` nor
             `weights` are read again.
         checkpoint:
             Of the run to continue.
     """
     recipe = checkpoint.parent.parent / RUN_RECIPE
     began = yaml.safe_load(recipe.read_text())["model"] if recipe.is_file() else model
-    for name in ("prior", "weights"):
+    for name in (name for name in STARTS if name in model):
         if model[name] not in (None, began.get(name)):
             rank_zero_only(print)(
                 f"--model.{name} {model[name]} is not read: the run goes on from its "
                 "checkpoint."
             )
+        model[name] = None
     content = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)
     told = content["hyper_parameters"]["model"]
-    model["prior"] = model["weights"] = None
     if "model_name" in model["model"]:
         told = {k: v for k, v in told.items() if k in (*NUMERICS, "tokenizer")}
     model["model"] = {**told, **model["model"]}

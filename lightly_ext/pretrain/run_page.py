@@ -43,6 +43,7 @@ def run_page(record: Mapping[str, Any], log: Mapping[str, Series], folder: Path)
         width=WIDTH,
         height=HEIGHT,
         samples=_samples(record, folder),
+        caption=record["samples"].get("caption", ""),
         names=record["samples"].get("images", []),
         next=record["next"],
         events=record["events"],
@@ -132,6 +133,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
             f"names and sizes: sha256 {data['digest'][:16]}"
         )
     return {
+        "method": record["method"],
         "images": images,
         "unreadable": f"{record['unreadable_images']} files, see unreadable.txt"
         if record["unreadable_images"]

@@ -15,11 +15,7 @@ from torch.nn import functional as F
 from lightly_ext.data import ImageFolderDataset, SingleViewTransform
 from lightly_ext.data.listing import printable
 from lightly_ext.durable import replacing
-from stellar_plugin.visualize import (
-    Uint8Array,
-    reconstruction_rows,
-    tile_pictures,
-)
+from stellar_plugin.visualize import Uint8Array, tile_pictures
 
 NUM_IMAGES = 8
 # Side of a picture in px, at most.
@@ -63,20 +59,17 @@ def draw_samples(module: Any, images: Tensor) -> tuple[Uint8Array, Uint8Array]:
 
     Args:
         module:
-            The `StellarPretraining`, which learns to reconstruct; it stays in training
-            mode.
+            The `Pretraining`; it stays in training mode.
         images:
             uint8 tensor with shape (num_images, 3, size, size).
 
     Returns:
-        A row with the images, and two rows below it: their reconstructions, and the
-        strongest token of each patch.
+        A row with the images, and the rows that belong below it.
     """
-    model = module.model
-    training = [part for part in model.modules() if part.training]
-    model.eval()
+    training = [part for part in module.modules() if part.training]
+    module.eval()
     plugin = module.trainer.precision_plugin
-    inputs = module.augment.normalize(images.to(module.device).float() / 255)
+    inputs = module.normalize(images.to(module.device).float() / 255)
     try:
         # Their number is no size that blocks are compiled for; colours are mixed, too,
         # which is nothing for the 8 bits of bf16.
@@ -84,7 +77,7 @@ def draw_samples(module: Any, images: Tensor) -> tuple[Uint8Array, Uint8Array]:
             torch.compiler.set_stance("force_eager"),
             torch.autocast(module.device.type, enabled=False),
         ):
-            rows = reconstruction_rows(model, plugin.convert_input(inputs))
+            rows = module.sample_rows(plugin.convert_input(inputs))
     finally:
         for part in training:
             part.training = True

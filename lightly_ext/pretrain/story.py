@@ -158,8 +158,7 @@ class RunStory(Callback):
         with self._harmless():
             self._begin(trainer, pl_module)
         with self._harmless():
-            # Without reconstruction a model has no localization.
-            if pl_module.criterion.uses_reconstruction:
+            if pl_module.draws_samples:
                 self._moments = [m for m in moments(self._total) if m >= self._step]
             self._look(trainer, pl_module)
 
@@ -235,8 +234,9 @@ class RunStory(Callback):
             }
         )
         self.record["output"] = str(self.output)
+        self.record["method"] = module.METHOD
         self.record["parameters"] = sum(p.numel() for p in module.model.parameters())
-        self.record["next"] = next_steps(self.output, data)
+        self.record["next"] = next_steps(self.output, data, module.METHOD)
         if trainer.ckpt_path is not None:
             file = Path(trainer.ckpt_path).resolve().name
             self.tell("resumed", f"Goes on behind step {self._step}, from {file}.")
@@ -280,6 +280,7 @@ class RunStory(Callback):
         moments = {int(k): v for k, v in samples.get("moments", {}).items()}
         kept = {step: file for step, file in moments.items() if step < self._step}
         samples["moments"] = {**kept, self._step: name}
+        samples["caption"] = module.CAPTION
 
     def _end(self, trainer: Any, how: str) -> None:
         if trainer.is_global_zero:

@@ -1,7 +1,7 @@
 """Weights of every layout into our models, and ours into other layouts."""
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
-from stellar_plugin.checkpoints.files import HEADS_NAME, WEIGHTS_NAME
+from stellar_plugin.checkpoints.files import HEADS_NAME, WEIGHTS_NAME, save_encoder
 from stellar_plugin.checkpoints.heads import load_head_weights, save_heads
 from stellar_plugin.checkpoints.load import (
     LoadReport,
@@ -40,6 +40,7 @@ __all__ = [
     "model_config",
     "numerics",
     "read_checkpoint",
+    "save_encoder",
     "save_heads",
     "untrained_encoder",
 ]

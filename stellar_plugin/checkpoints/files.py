@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -26,19 +27,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from stellar_plugin.checkpoints.timm_models import (
     architecture,
     settings_of,
     weights_of,
 )
-from stellar_plugin.encoder import is_plain
+from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.weight_files import (
     CONFIG_NAME,
     check_intact,
     read_json,
     read_tensors,
+    write_tensors,
 )
 
 # Version of config.json. Raise it when a key changes its meaning, and migrate older
@@ -163,6 +165,38 @@ def checked_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "take the file that save_pretrained wrote."
         )
     return {name: value for name, value in config.items() if name != "schema_version"}
+
+
+def write_own(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Writes weights by the names of `Stellar`, and its arguments, into a folder."""
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_tensors(state, folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_encoder(
+    encoder: StellarEncoder, config: Mapping[str, Any], method: str, folder: str | Path
+) -> None:
+    """Writes an encoder that another method has trained, for `read_checkpoint`.
+
+    Args:
+        encoder:
+            The encoder, without queries.
+        config:
+            Its arguments and, by the names of `Stellar`, mean and std: all that
+            `NEEDED` names but the number of queries.
+        method:
+            Name of the method, as in `methods.METHODS`.
+        folder:
+            Where to write; made if it is not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    head = {"schema_version": SCHEMA_VERSION, "method": method, "num_queries": 0}
+    write_own(state, {**head, **config}, folder)
 
 
 def _weights_in(folder: Path) -> Path:

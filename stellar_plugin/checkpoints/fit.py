@@ -108,7 +108,12 @@ def untold_settings(
 def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str, Any]:
     """The same of the checkpoint, as far as it is known."""
     if checkpoint.layout == STELLAR:
-        return encoder_settings(_own_encoder(checkpoint)) if checkpoint.config else {}
+        if not checkpoint.config:
+            return {}
+        settings = encoder_settings(_own_encoder(checkpoint))
+        if not checkpoint.num_queries:
+            del settings["num_queries"]  # a plain ViT, which may get some
+        return settings
     names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:

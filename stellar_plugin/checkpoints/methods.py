@@ -7,6 +7,7 @@ error messages and docs/models.md take from this table what they know of a metho
 from __future__ import annotations
 
 import fnmatch
+import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -309,6 +310,18 @@ def of_timm(name: str) -> Method | None:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in method.timm_names):
             return method
     return None
+
+
+def of_own(name: Any) -> Method:
+    """The method that a file of this package names.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    for method in METHODS:
+        if method.name.casefold() == str(name).casefold():
+            return method
+    raise ValueError(f"it names a method that is not known: {reprlib.repr(name)}")
 
 
 def wrappers() -> tuple[str, ...]:

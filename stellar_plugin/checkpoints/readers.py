@@ -84,6 +84,9 @@ def read_own(
     if config is None and raw.config:
         config = checked_config(raw.config, raw.path.parent / CONFIG_NAME)
     config = as_mapping(config, "hyper_parameters.model")
+    method = methods.of_own(config.pop("method", raw.content.get("method", "STELLAR")))
+    if method.name != "STELLAR":
+        return _own_encoder(raw, inside, outside, config, method)
     if config and not any(name.startswith("decoder.") for name in inside):
         config["target"] = None  # trained without reconstruction
     for prefix, name in (("encoder.vit.", "depth"), ("decoder.", "decoder_depth")):
@@ -102,6 +105,27 @@ def read_own(
         num_queries=config.get("num_queries", 16) if config else None,
         unexpected=tuple(unexpected),
         ignored=(*(k for k in outside if not k.startswith(in_head)), *left),
+    )
+
+
+def _own_encoder(
+    raw: RawCheckpoint,
+    inside: State,
+    outside: State,
+    config: dict[str, Any],
+    method: methods.Method,
+) -> Checkpoint:
+    """An encoder that another method trained, alone or in a training checkpoint."""
+    state = {k: v for k, v in inside.items() if k.startswith("encoder.")}
+    return Checkpoint(
+        raw.path,
+        STELLAR,
+        state,
+        method=method,
+        rule=f"its {CONFIG_NAME}" if raw.config else "its training checkpoint",
+        config={**config, "num_queries": 0, "target": None},
+        num_queries=0,
+        ignored=(*(k for k in inside if k not in state), *outside),
     )
 
 

@@ -359,7 +359,7 @@ class TestRecipes:
     def test_recipe__values_of_the_paper(
         self, name: str, width: int, patch: int, epochs: int
     ) -> None:
-        base = yaml.safe_load(recipes.BASE_RECIPE.read_text())
+        base = yaml.safe_load(recipes.BASE_RECIPES["stellar"].read_text())
         recipe = yaml.safe_load(Path(recipes._recipe_path(name)).read_text())
         assert recipe["trainer"]["max_epochs"] == epochs
         with torch.device("meta"):

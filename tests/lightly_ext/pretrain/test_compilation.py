@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from lightly_ext.pretrain import StellarPretraining
-from lightly_ext.pretrain import module as pretrain_module
+from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
 from stellar_plugin import Stellar
 from tests.pretraining import (
@@ -33,8 +33,8 @@ def fresh_graphs() -> None:
 def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are traced and run, without the minutes that a C++ compiler takes."""
     without = partial(compile_blocks, backend="aot_eager")
-    monkeypatch.setattr(pretrain_module, "compile_blocks", without)
-    monkeypatch.setattr(pretrain_module, "compiler_error", lambda _: None)
+    monkeypatch.setattr(pretraining_module, "compile_blocks", without)
+    monkeypatch.setattr(pretraining_module, "compiler_error", lambda _: None)
 
 
 def num_graphs() -> int:
@@ -115,8 +115,8 @@ class TestCompile:
         module, compiled, said = tiny(), [], []
         monkeypatch.setattr(StellarPretraining, "device", torch.device("cuda"))
         monkeypatch.setattr(StellarPretraining, "print", lambda _, x: said.append(x))
-        monkeypatch.setattr(pretrain_module, "compiler_error", lambda _: error)
-        monkeypatch.setattr(pretrain_module, "compile_blocks", compiled.append)
+        monkeypatch.setattr(pretraining_module, "compiler_error", lambda _: error)
+        monkeypatch.setattr(pretraining_module, "compile_blocks", compiled.append)
         module.on_fit_start()
         assert compiled == ([] if error else [module])
         text = f"are not compiled. {error}" if error else "are compiled: the first"

@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from lightly_ext.modules import random_focal_mask
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import module as pretrain_module
+from lightly_ext.pretrain import pretraining as pretraining_module
 from tests import distributed, reference
 from tests.exact_resume import images
 from tests.pretraining import (
@@ -300,9 +301,10 @@ class TestStellarPretraining:
         self, scaler: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module, optimizer = tiny(), Mock(side_effect=AdamW)
-        module.trainer = Mock(max_epochs=-1, max_steps=10)
+        module.trainer = Mock(max_epochs=-1, max_steps=10, world_size=1)
+        module.trainer.train_dataloader.batch_size = 4
         module.trainer.precision_plugin.scaler = scaler
-        monkeypatch.setattr(pretrain_module, "AdamW", optimizer)
+        monkeypatch.setattr(pretraining_module, "AdamW", optimizer)
         monkeypatch.setattr(StellarPretraining, "device", torch.device("cuda"))
         monkeypatch.setattr(module, "_scaled_lr", lambda: 0.1)
         module.configure_optimizers()
@@ -315,7 +317,7 @@ class TestStellarPretraining:
         def fused(*args: Any, **kwargs: Any) -> AdamW:
             return AdamW(*args, **{**kwargs, "fused": True})
 
-        monkeypatch.setattr(pretrain_module, "AdamW", fused)
+        monkeypatch.setattr(pretraining_module, "AdamW", fused)
         module = tiny()
         clipping = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
         fit = trainer(tmp_path, max_steps=1, precision="bf16-mixed", **clipping)

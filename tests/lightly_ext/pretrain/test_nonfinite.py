@@ -20,7 +20,7 @@ from benchmarks.gpu.training import StepWatch
 from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
-from lightly_ext.pretrain import module as pretrain_module
+from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from tests import distributed
@@ -115,7 +115,7 @@ def fused(*arguments: Any, **options: Any) -> AdamW:
 def decided_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who leaves the update out: a fused AdamW does it on the device, as on a GPU."""
     if request.param == "device":
-        monkeypatch.setattr(pretrain_module, "AdamW", fused)
+        monkeypatch.setattr(pretraining_module, "AdamW", fused)
     return request.param
 
 
@@ -295,7 +295,7 @@ class TestNoWaiting:
     def test_fit__the_device_decides_and_the_host_reads_later(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(pretrain_module, "AdamW", fused)
+        monkeypatch.setattr(pretraining_module, "AdamW", fused)
         module, watch = tiny(teacher_momentum=0.9), StepWatch("cpu", (2, 6))
         poison_gradient(module, {4})
         options = {"gradient_clip_val": 3.0, "log_every_n_steps": 50}
