@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
@@ -86,10 +88,11 @@ class Run:
         module: dict[str, Any] | None = None,
         data: dict[str, Any] | None = None,
         callbacks: list[Callback] | None = None,
+        make: Callable[..., LightningModule] | None = None,
         **arguments: Any,
     ) -> None:
-        options = {"lr": 1e-2, "warmup_fraction": 0.2, "loss": GATHERED}
-        self.module = tiny(**{**options, **(module or {})})
+        options = {"lr": 1e-2, "warmup_fraction": 0.2, **(module or {})}
+        self.module = (make or partial(tiny, loss=GATHERED))(**options)
         self.data = images(folder / "images", **(data or {}))
         self.logger, self.seen = MemoryLogger(), SeenImages()
         given = [LearningRateMonitor("step"), self.seen, *(callbacks or [])]

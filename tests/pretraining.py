@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.io import write_png
 
 from lightly_ext.loss import STELLARLossTerms
-from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import MAEPretraining, StellarPretraining
 from lightly_ext.pretrain.recipes import merge_recipes
-from lightly_ext.transforms import STELLARViews
+from lightly_ext.transforms import STELLARTransform, STELLARViews
 from tests import reference
 
 TINY = {
@@ -57,6 +57,25 @@ TINY_OPTIONS = [
 def tiny(**kwargs: Any) -> StellarPretraining:
     seed_everything(0)
     return StellarPretraining(**{**TINY, **kwargs})
+
+
+TINY_MAE = {
+    "model_name": "stellar_vit_tiny_patch16_224",
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
+MAE_VIEW = STELLARTransform(1, 0, global_crop_size=32, global_crop_scale=(0.2, 1.0))
+
+
+def tiny_mae(**kwargs: Any) -> MAEPretraining:
+    seed_everything(0)
+    return MAEPretraining(**{"model": TINY_MAE, "lr_scaling": "none", **kwargs})
 
 
 class Views(torch.utils.data.Dataset):

@@ -9,7 +9,7 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 
 from tests.exact_resume import Run, SaveAlways, assert_equal_states, write_classes
-from tests.pretraining import TINY, loader, tiny, trainer
+from tests.pretraining import MAE_VIEW, TINY, loader, tiny, tiny_mae, trainer
 
 STEPS = {"max_epochs": -1, "max_steps": 5}
 EPOCHS = {"max_epochs": 2}
@@ -65,6 +65,15 @@ class TestExactResume:
     def test_fit__dropout_too(self, tmp_path: Path) -> None:
         model = {**TINY["model"], "drop_path_rate": 0.5, "proj_drop_rate": 0.1}
         assert_exact(tmp_path, ("batch-2",), module={"model": model}, **STEPS)
+
+    def test_fit__mae(self, tmp_path: Path) -> None:
+        assert_exact(
+            tmp_path,
+            ("batch-2", "epoch-1"),
+            make=tiny_mae,
+            data={"transform": MAE_VIEW},
+            **STEPS,
+        )
 
     def test_fit__from_a_loader_without_seeds(self, tmp_path: Path) -> None:
         # Nothing but epoch ends, where such a loader starts anew.

@@ -19,7 +19,13 @@ from tests.exact_resume import (
     images,
     write_classes,
 )
-from tests.pretraining import assert_same_training, tiny, trainer
+from tests.pretraining import (
+    MAE_VIEW,
+    assert_same_training,
+    tiny,
+    tiny_mae,
+    trainer,
+)
 
 ROOT = Path(__file__).parents[3]
 BATCH = 4
@@ -48,16 +54,27 @@ class Record(Callback):
 
 
 def fit(
-    folder: Path, processes: int, checkpoint: Path | None = None, save: bool = False
+    folder: Path,
+    method: str,
+    processes: int,
+    checkpoint: Path | None = None,
+    save: bool = False,
 ) -> tuple[Any, list[dict[str, Any]], float]:
     """Trains two epochs; returns module, records of all processes, and kNN accuracy."""
-    module = tiny(lr=1e-3, warmup_fraction=0.0, loss=GATHERED, teacher_momentum=0.9)
+    module: Any = tiny(
+        lr=1e-3, warmup_fraction=0.0, loss=GATHERED, teacher_momentum=0.9
+    )
+    views = {}
+    if method == "mae":
+        module = tiny_mae(lr=1e-3, warmup_fraction=0.0)
+        views["transform"] = MAE_VIEW
     labelled = str(folder / "labelled")
     data = images(
         folder / "images",
         batch_size=BATCH // processes,
         knn_train=labelled,
         knn_val=labelled,
+        **views,
     )
     several = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {}
     run = trainer(
@@ -78,11 +95,12 @@ def fit(
 
 
 @pytest.mark.slow
-def test_fit__processes_like_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["stellar", "mae"])
+def test_fit__processes_like_one(method: str, tmp_path: Path) -> None:
     # From a process of its own, without threads: it forks.
     code = f"from pathlib import Path; from {__name__} import compare; "
     result = subprocess.run(
-        [sys.executable, "-c", f"{code}compare(Path({str(tmp_path)!r}))"],
+        [sys.executable, "-c", f"{code}compare(Path({str(tmp_path)!r}), {method!r})"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -91,15 +109,15 @@ def test_fit__processes_like_one(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def compare(tmp_path: Path) -> None:
+def compare(tmp_path: Path, method: str) -> None:
     write_classes(tmp_path / "images", 14)
     write_classes(tmp_path / "labelled", 23)  # so that shares differ
-    module, (record,), accuracy = fit(tmp_path, 1, save=True)
+    module, (record,), accuracy = fit(tmp_path, method, 1, save=True)
     assert len(record["images"]) == 6
     # Two processes from the start, and four that go on behind the fourth batch.
-    for processes, batches in ((2, 0), (4, 4)):
+    for processes, batches in ((2, 0), (4, 4))[: 1 if method == "mae" else 2]:
         checkpoint = tmp_path / f"batch-{batches}.ckpt" if batches else None
-        other, records, knn = fit(tmp_path, processes, checkpoint)
+        other, records, knn = fit(tmp_path, method, processes, checkpoint)
         dealt = zip(*(record["images"] for record in records), strict=True)
         together = [[i for turn in zip(*x, strict=True) for i in turn] for x in dealt]
         assert together == record["images"][batches:]
