@@ -55,12 +55,14 @@ OPTIONS = [
     "--model.model.embed_dim=24",
     "--model.model.depth=1",
     "--model.model.num_heads=2",
-    "--model.model.num_queries=3",
     "--model.model.decoder_dim=16",
     "--model.model.decoder_depth=1",
     "--model.model.decoder_num_heads=2",
-    "--model.head={hidden_dim: 16, output_dim: 8, num_prototypes: 12}",
     "--model.lr=1e-2",
+]
+OF_STELLAR = [
+    "--model.model.num_queries=3",
+    "--model.head={hidden_dim: 16, output_dim: 8, num_prototypes: 12}",
     "--model.augment={kernel_size: 3}",
     "--data.transform=STELLARTransform",
     "--data.transform.num_global_views=2",
@@ -68,6 +70,7 @@ OPTIONS = [
     "--data.transform.global_crop_size=32",
     "--data.transform.local_crop_size=16",
 ]
+OF_MAE = ["--method=mae", "--data.transform.global_crop_size=32"]
 # Kinds of runs; five batches are an epoch, so that 13 steps end within the third.
 KINDS = {
     "plain": ["--trainer.max_epochs=3"],
@@ -76,6 +79,7 @@ KINDS = {
     "teacher": ["--trainer.max_epochs=3", "--model.teacher_momentum=0.9"],
     "accumulation": ["--trainer.max_epochs=4", "--trainer.accumulate_grad_batches=2"],
     "knn": ["--trainer.max_epochs=3"],
+    "mae": ["--trainer.max_epochs=3"],
 }
 ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "disk full")
 LOGGED = ("loss", "train/", "lr-")
@@ -97,6 +101,7 @@ def arguments(kind: str, data: Path, output: Path) -> list[str]:
         f"--output={output}",
         f"--data.path={data / 'images'}",
         *OPTIONS,
+        *(OF_MAE if kind == "mae" else OF_STELLAR),
         *KINDS[kind],
         *(knn if kind == "knn" else []),
     ]
@@ -170,8 +175,8 @@ def numbers(output: Path) -> dict[str, Tensor]:
     if best.exists():
         step = torch.load(best, weights_only=False)["global_step"]
         result["best step"] = torch.tensor(step)
-    for name in ("model", "heads"):
-        result |= _tensors(name, load_file(output / "model" / f"{name}.safetensors"))
+    for file in sorted((output / "model").glob("*.safetensors")):
+        result |= _tensors(file.stem, load_file(file))
     return result
 
 

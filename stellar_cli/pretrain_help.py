@@ -13,6 +13,8 @@ OPTIONS = {
     "The run": {
         "config NAME": "recipe: vit_base, vit_large, vit_huge, photos (your own, few),"
         " digit_boards, ablations/NAME, or a YAML file; several add up, later ones win",
+        "method stellar": "what is trained: stellar, or mae, a prior for it (recipe"
+        " photos_prior; `--help-all` behind that has its options)",
         "output runs/pretrain": "folder for checkpoints, logs, report and model",
         "resume": "go on from the last checkpoint in that folder",
         "from-run FOLDER": "repeat a run: its recipe, into another --output",
