@@ -150,9 +150,8 @@ class TestFollow:
         assert [x["num_workers"] for x in found] == [0, 2, 16, 4]
         precisions = ["32-true", "32-true", "bf16-mixed", "16-mixed"]
         assert [x["precision"] for x in found] == precisions
-        # vit_small at 196 patches.
-        assert found[2]["batch_size"] == 128
-        assert found[3]["batch_size"] < 128
+        # vit_small at 196 patches: 0.13 GiB for an image.
+        assert [x["batch_size"] for x in found] == [64, 64, 128, 16]
 
     def test_follow__processes_share_the_batch_and_agree(self) -> None:
         one, two = values(8000, 64, GPU), values(8000, 64, TWO_GPUS)
