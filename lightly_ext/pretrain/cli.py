@@ -153,10 +153,9 @@ class PretrainCLI(LightningCLI):
             print(
                 "No --model.prior: training starts from random weights. A prior of the "
                 "same images helped where it was measured (docs/learning.md):\n"
-                f"  stellar pretrain --config photos_prior --data.path {path} "
-                "--output PRIOR\n"
+                f"  stellar pretrain --config photos_prior --data.path {path}\n"
                 f"  stellar pretrain --config photos --data.path {path} "
-                "--model.prior PRIOR/model\n"
+                "--model.prior runs/photos_prior/model\n"
                 "or public weights, --model.prior timm:vit_small_patch16_224.dino"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ QUERIES, MANY_TOKENS, MORE_QUERIES = 8, 128, 16
 BLUR_FROM = 128  # px: at 64 a blur of 0.1 to 2 px hides what is there
 BATCH = {"cpu": 64, "gpu": 128}
 MIN_BATCHES = 4  # of an epoch
-# Memory of a step by images, tokens, width and blocks: 130 to 160 bytes are kept for the
-# backward pass in bf16. The part of a GPU for it.
+# Memory of a step by images, tokens, width and blocks: 130 to 160 bytes are kept for
+# the backward pass in bf16. The part of a GPU for it.
 BYTES_PER_TOKEN, MEMORY_SHARE = 160, 0.6
 MAX_PROTOTYPES = 1024
 # Hidden and output width of the heads, by the largest width of the encoder.
@@ -372,7 +373,9 @@ def shown(name: str) -> str:
 
 def _photos(options: Mapping[str, Any]) -> Photos:
     path = Path(options["data.path"])
-    names = list_images(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run says it, and its page
+        names = list_images(path)
     if len(names) < MIN_IMAGES:
         raise ValueError(
             f"There are {len(names)} images below {printable(path)}: with fewer than "
@@ -547,7 +550,7 @@ def _decoder_dim(known: Known) -> Derived:
 
 
 def _decoder_depth(known: Known) -> Derived:
-    return Derived(DECODER_DEPTH, "enough for so small images, and cheap")
+    return Derived(DECODER_DEPTH, "as measured, and cheap")
 
 
 def _decoder_heads(known: Known) -> Derived:
