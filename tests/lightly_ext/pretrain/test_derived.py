@@ -197,6 +197,17 @@ class TestPhotos:
         assert built.config["model"]["head"]["num_prototypes"] == 128
         assert built.derived["data.batch_size"].value == 32
 
+    def test_photos_prior__has_the_same_vit_and_more_epochs(self, photos: Path) -> None:
+        given = f"--data.path={photos}", "--trainer.accelerator=cpu"
+        stellar = parsed(*given)
+        prior = PretrainCLI(merge_recipes(["--config=photos_prior", *given]))
+        assert prior.config["method"] == "mae"
+        ours, theirs = (one.config["model"]["model"] for one in (prior, stellar))
+        assert {k: theirs[k] for k in ours} == ours
+        assert prior.config["model"]["lr"] == stellar.config["model"]["lr"]
+        epochs = [one.config["trainer"]["max_epochs"] for one in (stellar, prior)]
+        assert epochs == [952, 1600]  # no more than that
+
     def test_photos__options_win(self, photos: Path) -> None:
         built = parsed(
             *(f"--data.path={photos}", "--trainer.accelerator=cpu"),
@@ -227,7 +238,7 @@ class TestPhotos:
         assert found[0].config["data"]["batch_size"] == 16
         assert found[0].config["model"]["head"]["num_prototypes"] == 128
 
-    def test_photos__contradicts_the_prior(self, photos: Path, tmp_path: Path) -> None:
+    def test_photos__prior_of_a_folder(self, photos: Path, tmp_path: Path) -> None:
         torch.manual_seed(0)
         Stellar(**TINY["model"]).save_pretrained(tmp_path / "model")
         given = f"--data.path={photos}", f"--model.prior={tmp_path / 'model'}"
@@ -237,6 +248,11 @@ class TestPhotos:
             assert model[name] == TINY["model"][name]
         assert model["img_size"] == 64  # no run made it: the size of the images
         assert built.config["model"]["lr"] == 7.07e-5
+        # As a run has it: made of images like these.
+        (tmp_path / "config.yaml").touch()
+        built = parsed(*given, "--trainer.accelerator=cpu")
+        assert built.config["model"]["model"]["img_size"] == 32
+        assert built.config["model"]["lr"] == 7.07e-4
         with pytest.raises(OptionError) as error:
             parsed(*given, "--model.model.patch_size=16")
         assert str(error.value) == (

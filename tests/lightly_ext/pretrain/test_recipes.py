@@ -183,7 +183,7 @@ class TestRecipes:
         options = []
         if name == "ablations/target_tokens":
             options = tokens_options(tmp_path)
-        elif name == "photos":
+        elif name.startswith("photos"):
             options = [f"--data.path={write_photos(tmp_path / 'photos', 256, 64)}"]
         with torch.device("meta"):
             built = build(name, tmp_path, *options)
@@ -191,8 +191,9 @@ class TestRecipes:
         assert size == built.model.model.encoder.vit.patch_embed.img_size[0]
         patch = built.model.model.encoder.patch_size
         assert built.datamodule.transform.local_crop_size % patch == 0
-        small = name in ("digit_boards", "photos")
-        assert built.model.criterion.gather_distributed
+        small = name in ("digit_boards", "photos", "photos_prior")
+        if built.config["method"] == "stellar":
+            assert built.model.criterion.gather_distributed
         assert built.model.hparams["lr"] == (1e-3 if small else 1.5e-4)
 
     @pytest.mark.parametrize("name", ["vit_base", "vit_large", "vit_huge"])
