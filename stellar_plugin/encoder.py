@@ -5,26 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, RmsNorm
 from timm.models import checkpoint_seq
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stellar_plugin import vit as stellar_vits
 from stellar_plugin.arguments import check_arguments
-from stellar_plugin.vit import ViT, resample_position
+from stellar_plugin.vit import RotaryViT, ViT, resample_position
 
 # Letters in shape comments:
 # B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
 
 LOCALIZATION_TEMPERATURE = 0.06
 L2_NORM_EPS = 1e-7  # of every division by a length, not of LayerNorm
+NORMS = (nn.LayerNorm, RmsNorm)
+# Classes of timm that the encoder takes, and ours of the same tensors.
+KINDS: dict[type[nn.Module], type[ViT | RotaryViT]] = {
+    VisionTransformer: ViT,
+    Eva: RotaryViT,
+}
+NEEDED_KIND = (
+    "a timm VisionTransformer or Eva with a norm of all tokens, such as "
+    "'vit_base_patch16_224' or 'vit_base_patch16_dinov3'"
+)
 
 
 @dataclass(frozen=True)
@@ -76,22 +87,24 @@ class Factorization:
 class StellarEncoder(nn.Module):
     """ViT with latent queries that factorizes an image into "what" and "where" [0].
 
-    Any timm `VisionTransformer` gets `num_queries` learnable tokens, registered as timm
-    register tokens after the ViT's own registers. They carry no position and attend
-    jointly with all other tokens. The position embedding is resampled to the size of
-    the image, which may be any multiple of the patch size, square or not.
+    Any timm `VisionTransformer` or `Eva` (rotary positions, as DINOv3 has them) gets
+    `num_queries` learnable tokens, registered as timm register tokens after the ViT's
+    own registers. They carry no position and attend jointly with all other tokens.
+    Positions are those of the size of the image, which may be any multiple of the patch
+    size, square or not: a table is resampled, rotary ones are computed.
 
     - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (section 3)
 
     Attributes:
         model_name:
-            Name of a timm VisionTransformer, for example
-            "stellar_vit_base_patch16_224" or "vit_small_patch16_224".
+            Name of a timm VisionTransformer or Eva, for example
+            "stellar_vit_base_patch16_224", "vit_small_patch16_224" or
+            "vit_small_patch16_dinov3".
         num_queries:
             Number r of latent queries. 0 gives the plain ViT (for baselines).
         norm_eps:
-            Epsilon of every LayerNorm. None keeps the value of the named model
-            (1e-12 for the STELLAR sizes, 1e-6 for timm's).
+            Epsilon of every norm. None keeps the value of the named model (1e-12 for
+            the STELLAR sizes, 1e-6 for most of timm's, 1e-5 for DINOv3).
         pos_antialias:
             Whether the position embedding is resampled with antialiasing. False for
             STELLAR, MAE and DINO weights, True for timm's own habit. None does what
@@ -99,13 +112,14 @@ class StellarEncoder(nn.Module):
         localization:
             Whether there are the two projections that localization is made of. False
             for an encoder that learns without reconstruction, which alone trains them.
+        reg_tokens:
+            Number of the ViT's own registers. None keeps that of the named model.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
     Raises:
-        ValueError: If `model_name` is unknown to timm or no plain VisionTransformer, or
-            an argument is unknown, of another type, out of range or does not fit the
-            others.
+        ValueError: If `model_name` is unknown to timm or no plain ViT, or an argument
+            is unknown, of another type, out of range or does not fit the others.
 
     Examples:
         >>> encoder = StellarEncoder("stellar_vit_base_patch16_224")
@@ -121,6 +135,7 @@ class StellarEncoder(nn.Module):
         norm_eps: float | None = None,
         pos_antialias: bool | None = None,
         localization: bool = True,
+        reg_tokens: int | None = None,
         **vit_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -130,12 +145,16 @@ class StellarEncoder(nn.Module):
             "norm_eps": norm_eps,
             "pos_antialias": pos_antialias,
             "localization": localization,
+            "reg_tokens": reg_tokens,
             **vit_kwargs,
         }
-        check_arguments(arguments, StellarEncoder, VisionTransformer)
+        timms = ("num_reg_tokens",)  # Eva's name of reg_tokens
+        check_arguments(arguments, StellarEncoder, VisionTransformer, Eva, taken=timms)
+        self.vit = _create_vit(model_name, num_queries, reg_tokens, vit_kwargs)
         if norm_eps is not None:
-            vit_kwargs["norm_layer"] = partial(nn.LayerNorm, eps=norm_eps)
-        self.vit = _create_vit(model_name, num_queries, vit_kwargs)
+            for part in self.vit.modules():
+                if isinstance(part, NORMS):
+                    part.eps = norm_eps
         self.num_queries = num_queries
         self.vit.pos_antialias = bool(pos_antialias)
         self._any_antialias = pos_antialias is None
@@ -195,10 +214,12 @@ class StellarEncoder(nn.Module):
             The queries are the last `num_queries` prefix tokens.
         """
         x = self._embed(images, keep)
+        blocks = self._blocks(self._image_grid(images), keep)
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint_seq(self.vit.blocks, x)
+            x = checkpoint_seq(blocks, x)
         else:
-            x = self.vit.blocks(x)
+            for block in blocks:
+                x = block(x)
         return self.vit.norm(x)
 
     def forward_intermediates(
@@ -228,7 +249,8 @@ class StellarEncoder(nn.Module):
         grid_size = self._image_grid(images)
         x = self._embed(images, keep=None)
         results = []
-        for index, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
+        blocks = self._blocks(grid_size, keep=None)
+        for index, block in enumerate(blocks[: max(wanted) + 1]):
             x = block(x)
             if index in wanted:
                 results.append(self._split(self.vit.norm(x), grid_size))
@@ -277,6 +299,18 @@ class StellarEncoder(nn.Module):
             grid_size=grid_size,
             _localize=self.localize,
         )
+
+    def _blocks(
+        self, grid_size: tuple[int, int], keep: Tensor | None
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """The transformer blocks, with the rotary positions of the patches."""
+        if isinstance(self.vit, ViT):
+            return list(self.vit.blocks)
+        rotations = self.vit.rotations(grid_size, keep)
+        return [
+            partial(block, rope=rotation)
+            for block, rotation in zip(self.vit.blocks, rotations, strict=True)
+        ]
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Prefix tokens and patches with positions -> (B, prefix + n or k, d)."""
@@ -333,23 +367,24 @@ class StellarEncoder(nn.Module):
 
 
 def _create_vit(
-    model_name: str, num_queries: int, vit_kwargs: dict[str, Any]
-) -> Any:  # a VisionTransformer, whose attributes timm types loosely
+    model_name: str,
+    num_queries: int,
+    reg_tokens: int | None,
+    vit_kwargs: dict[str, Any],
+) -> Any:  # one of KINDS, whose attributes timm types loosely
     if not timm.is_model(model_name):
         raise ValueError(
             f"timm knows no model '{model_name}'; the STELLAR sizes are "
             f"{', '.join(stellar_vits.default_cfgs)}."
         )
-    num_registers = vit_kwargs.pop("reg_tokens", None)
-    kwargs = {"num_classes": 0, "global_pool": "", **vit_kwargs}
-    own_registers = _own_registers(model_name)
-    registers = own_registers if num_registers is None else num_registers
+    kind, own_registers = _kind(model_name)
+    registers = own_registers if reg_tokens is None else reg_tokens
+    kwargs: dict[str, Any] = {"num_classes": 0, "global_pool": "", **vit_kwargs}
     # With a dynamic size timm's patch_embed takes any image and returns a map.
     kwargs |= {"no_embed_class": True, "dynamic_img_size": True}
+    kwargs[kind.registers] = registers + num_queries
     try:
-        vit: Any = timm.create_model(
-            model_name, reg_tokens=registers + num_queries, **kwargs
-        )
+        vit: Any = timm.create_model(model_name, **kwargs)
     except (AssertionError, RuntimeError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"timm cannot build '{model_name}' with {kwargs}: {error}."
@@ -366,13 +401,13 @@ def _create_vit(
             f"An image of img_size {kwargs.get('img_size')} has not one patch of "
             f"{patch_embed.patch_size[0]} px; use larger images or smaller patches."
         )
-    vit.__class__ = ViT
+    vit.__class__ = kind
     return vit
 
 
 def is_plain(model: nn.Module) -> bool:
     """Whether a model is a ViT whose tokens the encoder computes as timm does."""
-    if type(model) is not VisionTransformer and not isinstance(model, ViT):
+    if type(model) not in KINDS and not isinstance(model, tuple(KINDS.values())):
         return False
     vit: Any = model
     patch_size = getattr(vit.patch_embed, "patch_size", (0, 1))
@@ -383,15 +418,17 @@ def is_plain(model: nn.Module) -> bool:
     )
 
 
-def _own_registers(model_name: str) -> int:
-    """Registers that a timm model has by itself; those of STELLAR sizes are queries."""
+@cache  # timm builds the whole model
+def _kind(model_name: str) -> tuple[type[ViT | RotaryViT], int]:
+    """Class of a timm model here, and how many registers it has by itself."""
     if model_name in stellar_vits.default_cfgs:
-        return 0
+        return ViT, 0  # its registers are queries
     with torch.device("meta"):
-        vit = timm.create_model(model_name)
-    if not isinstance(vit, VisionTransformer):
+        vit: Any = timm.create_model(model_name)
+    kind = next((k for theirs, k in KINDS.items() if isinstance(vit, theirs)), None)
+    if kind is None:
         raise ValueError(
-            f"'{model_name}' is a {type(vit).__name__}; the encoder needs a timm "
-            "VisionTransformer such as 'vit_base_patch16_224'."
+            f"'{model_name}' is a {type(vit).__name__}; the encoder needs {NEEDED_KIND}"
+            "."
         )
-    return int(vit.num_reg_tokens)
+    return kind, vit.num_prefix_tokens - (vit.cls_token is not None)

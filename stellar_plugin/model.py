@@ -43,7 +43,7 @@ class Stellar(
 
     Attributes:
         model_name:
-            Name of a timm VisionTransformer, see `StellarEncoder`.
+            Name of a timm VisionTransformer or Eva, see `StellarEncoder`.
         num_queries:
             Number r of sparse tokens, at least 1.
         target:
@@ -341,7 +341,9 @@ class Stellar(
         # do not fit.
         with checkpoint.building(), torch.device("meta"):
             model = cls(**config)
-        if not model.state_dict().keys() <= checkpoint.state.keys():
+        saved = model.state_dict().keys()
+        unsaved = dict(model.named_buffers()).keys() - saved  # of rotary positions
+        if unsaved or not saved <= checkpoint.state.keys():
             _, missing, _ = fitted_model(model, checkpoint, num_heads)
             if any(name.startswith("tokenizer.") for name in missing):
                 raise ValueError(

@@ -8,15 +8,16 @@ makes `timm.create_model("stellar_vit_base_patch16_224")` work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed
+from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import LayerNorm, Parameter
@@ -31,15 +32,18 @@ FIRST_CONV = "patch_embed.proj.weight"
 TIMM_HEADS = ("head.", "fc_norm.", "attn_pool.")
 
 
-class ViT(VisionTransformer):
-    """timm's, which says how positions are brought to images of another size.
+class _Resampled:
+    """A ViT that says how its position table is brought to images of another size.
 
     Attributes:
         pos_antialias:
-            Whether they are resampled with antialiasing, as timm's own always are.
+            Whether it is resampled with antialiasing, as timm's own always is.
+        registers:
+            timm's name of the argument for register tokens.
     """
 
     pos_antialias = False
+    registers: str
 
     def set_input_size(
         self,
@@ -47,16 +51,29 @@ class ViT(VisionTransformer):
         patch_size: tuple[int, int] | None = None,
     ) -> None:
         """Brings the model to images, or patches, of another size."""
-        table, old_grid = self.pos_embed, self.patch_embed.grid_size
-        super().set_input_size(img_size, patch_size)
-        if table is None or self.patch_embed.grid_size == old_grid:
+        vit: Any = self
+        table, old_grid = vit.pos_embed, vit.patch_embed.grid_size
+        super().set_input_size(img_size, patch_size)  # type: ignore[misc]
+        if table is None or vit.patch_embed.grid_size == old_grid:
             return
-        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         position = resample_position(
-            table[:, prefix:], old_grid, self.patch_embed.grid_size, self.pos_antialias
+            table[:, prefix:], old_grid, vit.patch_embed.grid_size, vit.pos_antialias
         )
         resized = torch.cat([table[:, :prefix], position], 1).detach()
-        self.pos_embed = Parameter(resized, requires_grad=table.requires_grad)
+        vit.pos_embed = Parameter(resized, requires_grad=table.requires_grad)
+
+
+# Of timm's rotary positions, what training alone depends on.
+TRAINING_ROTATION = (
+    *("training", "aug_active", "shift_coords", "jitter_coords", "rescale_coords"),
+)
+
+
+class ViT(_Resampled, VisionTransformer):
+    """timm's `VisionTransformer`."""
+
+    registers = "reg_tokens"
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.pos_embed is None or not self.dynamic_img_size or self.pos_antialias:
@@ -73,6 +90,78 @@ class ViT(VisionTransformer):
         if prefix:
             first = [torch.cat(first, 1) + table[:, :prefix]]
         return self.pos_drop(torch.cat([*first, x.flatten(1, 2) + position], 1))
+
+
+class RotaryViT(_Resampled, Eva):
+    """timm's `Eva`, DINOv3 among them, with the attributes of `VisionTransformer`."""
+
+    registers = "num_reg_tokens"
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether there is a CLS token."""
+        return self.cls_token is not None
+
+    @property
+    def num_reg_tokens(self) -> int:
+        """Number of register tokens."""
+        return self.num_prefix_tokens - self.has_class_token
+
+    @property
+    def rotation(self) -> str:
+        """What decides on rotary positions in evaluation, and no tensor shows."""
+        settings = vars(self.rope) if self.rope is not None else {}
+        told = [
+            f"{name}={value}"
+            for name, value in sorted(settings.items())
+            if isinstance(value, (int, float, str, tuple))
+            and name not in TRAINING_ROTATION
+        ]
+        return f"{type(self.rope).__name__}({', '.join(told)})"
+
+    def rotations(
+        self, grid_size: tuple[int, int], keep: Tensor | None
+    ) -> list[Tensor | None]:
+        """What each block rotates queries and keys of the patches by.
+
+        Args:
+            grid_size:
+                Height and width of the patch grid.
+            keep:
+                Indices of the patches that are there, int64 with shape (batch_size, k).
+                None is all.
+
+        Returns:
+            Sines and cosines per block; they broadcast to (batch_size, num_heads,
+            num_patches or k, 2 * head_dim).
+        """
+        if self.rope is None:
+            return [None] * len(self.blocks)
+        rotation = self._rotation(grid_size)
+        if keep is not None:  # the shapes of timm's patch dropout
+            rotation = apply_keep_indices_nlc(keep, rotation, keep)
+            mixed = self.rope_mixed
+            rotation = rotation.transpose(0, 1) if mixed else rotation.unsqueeze(1)
+        return list(rotation) if self.rope_mixed else [rotation] * len(self.blocks)
+
+    def _rotation(self, grid_size: tuple[int, int]) -> Tensor:
+        rope: Any = self.rope
+        augmented = rope.training and getattr(rope, "aug_active", False)
+        if augmented or self.rope_mixed or torch.compiler.is_compiling():
+            return rope.get_embed(shape=list(grid_size))
+        if grid_size not in self._rotations:
+            # timm makes DINOv3's on the CPU; a GPU would wait for it in every step.
+            with torch.inference_mode(False), torch.no_grad():
+                self._rotations[grid_size] = rope.get_embed(shape=list(grid_size))
+        return self._rotations[grid_size]
+
+    @cached_property
+    def _rotations(self) -> dict[tuple[int, int], Tensor]:
+        return {}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._rotations.clear()  # of another device or precision
+        return super()._apply(*args, **kwargs)
 
 
 class StellarVisionTransformer(ViT):

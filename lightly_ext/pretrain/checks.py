@@ -123,13 +123,15 @@ def check_views(module: Any, transform: STELLARTransform) -> None:
     sizes = {"global_crop_size": transform.global_crop_size}
     if transform.num_local_views > 0:
         sizes["local_crop_size"] = transform.local_crop_size
-    made_for = max(module.model.encoder.vit.patch_embed.img_size)
+    vit = module.model.encoder.vit
+    made_for = max(vit.patch_embed.img_size)
     if transform.global_crop_size != made_for:
+        table = vit.pos_embed is not None
         rank_zero_warn(
             f"global_crop_size is {transform.global_crop_size}, the model's img_size "
-            f"{made_for}: positions are resampled in every step, online kNN sees "
-            f"{transform.global_crop_size} px, and evaluation will see {made_for} px. "
-            "Set both to the same."
+            f"{made_for}: {'positions are resampled in every step, ' if table else ''}"
+            f"online kNN sees {transform.global_crop_size} px, and evaluation will see "
+            f"{made_for} px. Set both to the same."
         )
     for name, size in sizes.items():
         check_crop(module.model.encoder, name, size)

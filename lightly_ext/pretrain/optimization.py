@@ -9,9 +9,9 @@ from torch import nn
 
 # Learning rates are given for this global batch size (section 10 of the method).
 REFERENCE_BATCH_SIZE = 2048
-# Queries and position table are matrices that carry no weight decay; biases, norms and
+# Queries and positions are matrices that carry no weight decay; biases, norms and
 # the CLS token are excluded by their shape or name.
-NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed")
+NO_WEIGHT_DECAY = ("*cls_token", "*reg_token", "*pos_embed", "*rope.freqs")
 
 LRScaling = Literal["none", "sqrt", "linear"]
 

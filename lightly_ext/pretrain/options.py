@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from stellar_cli.errors import OptionError, did_you_mean, raise_errors
@@ -33,7 +34,8 @@ def check_groups(
         parser.add_class_arguments(kind, f"model.{group}", skip=own)
         names = [n for n in inspect.signature(kind).parameters if n not in own]
         # The encoder's go on to timm.
-        others = inspect.signature(VisionTransformer).parameters
+        vits = [inspect.signature(vit).parameters for vit in (VisionTransformer, Eva)]
+        others = {*vits[0], *vits[1]} - {"num_reg_tokens"}
         accepted = [*names, *others] if group == "model" else names
         values = options[group] or {}
         for name in values:

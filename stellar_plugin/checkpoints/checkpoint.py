@@ -46,6 +46,8 @@ class Checkpoint:
             Patch grid of the position table, None if nothing tells it.
         prefixes:
             How many rows the table may have before those of the patches, beside none.
+        rotary:
+            Whether the ViT is one of timm's Eva, by whose names its tensors are then.
         unexpected:
             Names that the layout does not have.
         ignored:
@@ -65,6 +67,7 @@ class Checkpoint:
     num_queries: int | None = None
     grid_size: tuple[int, int] | None = None
     prefixes: tuple[int, ...] = (0,)
+    rotary: bool = False
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -80,9 +83,12 @@ class Checkpoint:
 
     @property
     def read_as(self) -> str:
-        """What the file was recognised as, in words."""
+        """What the file was recognised as, and under which licence, in words."""
         layout = f"layout '{self.layout}'"
-        return f"{self.method.name} in {layout}" if self.method else layout
+        if self.method is None:
+            return layout
+        license = f" ({self.method.license})" if self.method.license else ""
+        return f"{self.method.name}{license} in {layout}"
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.eva import Eva
 from timm.models.vision_transformer import LayerScale
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from stellar_plugin.checkpoints.readers import (
     OFFICIAL_MODULES,
 )
 from stellar_plugin.encoder import StellarEncoder
-from stellar_plugin.vit import STELLAR_NORM_EPS, size_of_width
+from stellar_plugin.vit import STELLAR_NORM_EPS, RotaryViT, size_of_width
 from stellar_plugin.weight_files import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -81,18 +82,25 @@ def to_official(model: Stellar, heads: Mapping[str, State] | None = None) -> Sta
 
 
 def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
-    """State of a timm VisionTransformer whose last registers are the queries.
+    """State of a timm ViT whose last registers are the queries.
 
     Args:
         encoder:
             The encoder; its projections are left out.
+
+    Raises:
+        ValueError: If it rotates otherwise than the model of its name, which no tensor
+            shows.
 
     Returns:
         Tensors by timm's names, and metadata that tell `read_checkpoint` what tensors
         do not: which registers are queries, the number of heads, the numerics.
     """
     state = {k: v.detach().clone() for k, v in encoder.vit.state_dict().items()}
+    rotary = isinstance(encoder.vit, RotaryViT)
     settings = {
+        **({"model_name": _rotary_name(encoder.vit)} if rotary else {}),
+        "rotary": rotary,
         "num_queries": encoder.num_queries,
         "num_heads": encoder.vit.blocks[0].attn.num_heads,
         "activation": type(encoder.vit.blocks[0].mlp.act).__name__,
@@ -106,23 +114,25 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
 def timm_call(encoder: StellarEncoder) -> str:
     """The line of Python that builds the model for `to_timm`."""
     vit = encoder.vit
-    name = size_of_width(encoder.embed_dim).name
+    rotary = isinstance(vit, RotaryViT)
+    name = _rotary_name(vit) if rotary else size_of_width(encoder.embed_dim).name
     with torch.device("meta"):
         usual = _timm_arguments(timm.create_model(name))
     arguments = {k: v for k, v in _timm_arguments(vit).items() if usual[k] != v}
     if not vit.has_class_token:
         arguments |= {"class_token": False, "global_pool": ""}
-    if isinstance(vit.blocks[0].ls1, LayerScale):
+    if not rotary and isinstance(vit.blocks[0].ls1, LayerScale):
         arguments["init_values"] = 1e-5
     text = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return (
         f"timm.create_model('{name}'{text}, no_embed_class=True, num_classes=0, "
-        f"norm_layer=partial(LayerNorm, eps={vit.norm.eps}))"
+        f"norm_layer=partial(LayerNorm, eps={vit.blocks[0].norm1.eps}))"
     )
 
 
 def _timm_arguments(vit: Any) -> dict[str, Any]:
     block = vit.blocks[0]
+    registers = "num_reg_tokens" if isinstance(vit, Eva) else "reg_tokens"
     patch_size = vit.patch_embed.patch_size[0]
     height, width = (side * patch_size for side in vit.patch_embed.grid_size)
     return {
@@ -132,8 +142,24 @@ def _timm_arguments(vit: Any) -> dict[str, Any]:
         "depth": len(vit.blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc2.in_features / vit.embed_dim,
-        "reg_tokens": vit.num_reg_tokens,
+        registers: vit.num_prefix_tokens - (vit.cls_token is not None),
     }
+
+
+def _rotary_name(vit: Any) -> str:
+    """Timm's name of an Eva that rotates as the named one does."""
+    name: str = vit.pretrained_cfg["architecture"]
+    sizes = ("embed_dim", "depth", "num_heads")
+    arguments = {k: v for k, v in _timm_arguments(vit).items() if k in sizes}
+    with torch.device("meta"):
+        named: Any = timm.create_model(name, dynamic_img_size=True, **arguments)
+    named.__class__ = RotaryViT
+    if vit.rotation != named.rotation:
+        raise ValueError(
+            f"The encoder rotates otherwise than timm's '{name}', and no tensor would "
+            "tell: save the model by save_pretrained."
+        )
+    return name
 
 
 def _check_official(model: Stellar) -> None:
@@ -145,7 +171,9 @@ def _check_official(model: Stellar) -> None:
         "it has no decoder": model.decoder is None,
         "its tokenizer is not loaded": model.target == "tokens"
         and model.tokenizer is None,
-        "its LayerNorm epsilon is not 1e-12": vit.norm.eps != STELLAR_NORM_EPS,
+        "it has rotary positions": isinstance(vit, RotaryViT),
+        "its LayerNorm epsilon is not 1e-12": vit.blocks[0].norm1.eps
+        != STELLAR_NORM_EPS,
         "it resamples positions with antialiasing": model.encoder.pos_antialias,
         "it has no CLS token": not vit.has_class_token,
         "it has registers beside its queries": vit.num_reg_tokens

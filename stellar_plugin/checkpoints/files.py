@@ -34,7 +34,7 @@ from stellar_plugin.checkpoints.timm_models import (
     settings_of,
     weights_of,
 )
-from stellar_plugin.encoder import StellarEncoder, is_plain
+from stellar_plugin.encoder import NEEDED_KIND, StellarEncoder, is_plain
 from stellar_plugin.weight_files import (
     CONFIG_NAME,
     check_intact,
@@ -361,8 +361,8 @@ def _read_timm(name: str) -> RawCheckpoint:
     model = architecture(name)
     if not is_plain(model):  # known before anything is downloaded
         raise ValueError(
-            f"timm's '{name}' is a {type(model).__name__}; the encoder needs a plain "
-            "VisionTransformer such as 'vit_base_patch16_224'."
+            f"timm's '{name}' is a {type(model).__name__}; the encoder needs "
+            f"{NEEDED_KIND}."
         )
     model = timm_model(name)
     return RawCheckpoint(Path(name), model.state_dict(), {}, settings_of(model, name))

@@ -17,7 +17,7 @@ from stellar_plugin.checkpoints.sizes import encoder_config, encoder_state
 from stellar_plugin.checkpoints.sizes import heads as heads_of
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.state_dict import misfits
-from stellar_plugin.vit import HEADS_OF_WIDTH, resample_position
+from stellar_plugin.vit import HEADS_OF_WIDTH, RotaryViT, resample_position
 
 POSITION_KEY = "vit.pos_embed"
 QUERY_KEY = "vit.reg_token"
@@ -61,9 +61,9 @@ def _check_settings(
 ) -> None:
     ours, theirs = encoder_settings(encoder), _trained_settings(checkpoint, num_heads)
     wrong = [
-        f"{name}={ours[name]} (checkpoint: {str(value)[:50]})"
+        f"{name}={ours.get(name)} (checkpoint: {str(value)[:50]})"
         for name, value in theirs.items()
-        if ours[name] != value
+        if ours.get(name) != value
         and not (name == "pos_antialias" and encoder.any_antialias)
     ]
     if wrong:
@@ -77,7 +77,9 @@ def _check_settings(
 def encoder_settings(encoder: StellarEncoder) -> dict[str, Any]:
     """What changes the features but no tensor's shape."""
     block: Any = encoder.vit.blocks[0]
+    rotary = isinstance(encoder.vit, RotaryViT)
     return {
+        **({"rotation": encoder.vit.rotation} if rotary else {}),
         "num_queries": encoder.num_queries,
         "patch_size": encoder.patch_size,
         "num_heads": block.attn.num_heads,
@@ -118,6 +120,9 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
     if checkpoint.num_queries:
         known["num_queries"] = checkpoint.num_queries
+    if checkpoint.rotary:
+        named = _own_encoder(checkpoint, num_heads)
+        known["rotation"] = encoder_settings(named)["rotation"]
     norm = checkpoint.state.get("encoder.vit.norm.weight")
     if num_heads or (norm is not None and len(norm) in HEADS_OF_WIDTH):
         known["num_heads"] = heads_of(checkpoint, num_heads)
@@ -141,8 +146,10 @@ def _resample_position(
     return [f"{POSITION_KEY} from {old_h} x {old_w} to {new_h} x {new_w} patches"]
 
 
-def _own_encoder(checkpoint: Checkpoint) -> StellarEncoder:
-    config = encoder_config(checkpoint)
+def _own_encoder(
+    checkpoint: Checkpoint, num_heads: int | None = None
+) -> StellarEncoder:
+    config = encoder_config(checkpoint, num_heads)
     with checkpoint.building(), torch.device("meta"):
         return StellarEncoder(**config)
 

@@ -52,6 +52,7 @@ class Files:
         marks: Patterns (as in `fnmatch`) of names of tensors.
         wrappers: Dictionaries or prefixes around the weights, the preferred one first.
         needs: Patterns of names that must all be there too.
+        lacks: Patterns of names none of which may be there.
         sines: Whether positions must be fixed sines and cosines too.
         renamed: Parts of names -> parts of the names of the layout.
         ignored: Beginnings of names that features do not depend on.
@@ -67,6 +68,7 @@ class Files:
     marks: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     sines: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -94,6 +96,7 @@ class Method:
         files: The kinds of its files.
         papers: Where it was published.
         timm_names: Patterns of timm's names of its weights.
+        license: Licence of its weights, where it forbids some uses.
         vit_b: Arguments of `StellarEncoder` for its ViT-B, where not STELLAR's.
     """
 
@@ -102,6 +105,7 @@ class Method:
     files: tuple[Files, ...]
     papers: tuple[Paper, ...]
     timm_names: tuple[str, ...] = ()
+    license: str = ""
     vit_b: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -112,6 +116,11 @@ _OF_DINOV2: dict[str, Any] = {
         ".mlp.w3.": ".mlp.fc2.",
     },
     "ignored": ("mask_token",),
+}
+_OF_DINOV3: dict[str, Any] = {
+    "ignored": ("mask_token",),
+    "norm_eps": 1e-5,
+    "pos_antialias": None,
 }
 _OF_MAE = ("mask_token", "decoder_")
 
@@ -165,6 +174,7 @@ METHODS = (
         (
             Files(
                 marks=("*.q_bias",),
+                lacks=("reg_token",),
                 ignored=("mask_token", "lm_head."),
                 mean=IMAGENET_INCEPTION_MEAN,
                 std=IMAGENET_INCEPTION_STD,
@@ -233,7 +243,12 @@ METHODS = (
         # Those with registers were released with antialiasing.
         (
             Files(marks=("register_tokens",), pos_antialias=True, **_OF_DINOV2),
-            Files(marks=("mask_token",), needs=("*.ls1.gamma",), **_OF_DINOV2),
+            Files(
+                marks=("mask_token",),
+                needs=("*.ls1.gamma",),
+                lacks=("storage_tokens",),
+                **_OF_DINOV2,
+            ),
             # lightly's examples and lightly-train's checkpoints.
             Files(
                 marks=("teacher_dino_head.*", "teacher_head.dino_head.*"), **_OF_DINOV2
@@ -252,6 +267,58 @@ METHODS = (
             "img_size": 518,
             "init_values": 1.0,
         },
+    ),
+    Method(
+        "DINOv3",
+        "cls+dense",
+        (
+            Files(marks=("storage_tokens",), **_OF_DINOV3),
+            Files(
+                marks=("blocks.0.gamma_2",),
+                needs=("reg_token", "norm.weight"),
+                lacks=("pos_embed",),
+                **_OF_DINOV3,
+            ),
+        ),
+        (
+            Paper(
+                "DINOv3",
+                "https://arxiv.org/abs/2508.10104",
+                "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
+            ),
+        ),
+        timm_names=(
+            "*_dinov3",
+            "*_dinov3.*",
+            "*_dinov3_qkvb.lvd1689m",
+            "*_dinov3_qkvb.sat493m",
+        ),
+        license="DINOv3 License, "
+        "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+        vit_b={"model_name": "vit_base_patch16_dinov3"},
+    ),
+    # Of the same tensors as DINOv3 or BEiT: known by timm's names alone.
+    Method(
+        "EVA-CLIP",
+        None,
+        (),
+        (Paper("EVA-CLIP", "https://arxiv.org/abs/2303.15389"),),
+        timm_names=("eva*_clip_*",),
+    ),
+    Method(
+        "EUPE",
+        None,
+        (),
+        (Paper("EUPE", "https://github.com/facebookresearch/EUPE"),),
+        timm_names=("*.eupe_*",),
+        license="FAIR Noncommercial Research License",
+    ),
+    Method(
+        "LingBot-Vision",
+        None,
+        (),
+        (Paper("LingBot-Vision", "https://arxiv.org/abs/2607.05247"),),
+        timm_names=("*_lingbot", "*_lingbot.*"),
     ),
 )
 
@@ -277,6 +344,7 @@ def recognised(
         for files in method.files
         if files.layout == layout
         and all(_has(names, p) for p in files.needs)
+        and not any(_has(names, p) for p in files.lacks)
         and sines >= files.sines
     ]
     found = [
@@ -354,9 +422,10 @@ def table() -> str:
     for method in METHODS:
         papers = ", ".join(f"[{paper.name}]({paper.url})" for paper in method.papers)
         title = papers if method.name in papers else f"{method.name} ({papers})"
+        title += f"; {method.license}" if method.license else ""
         cells = [
             title,
-            "; ".join(_told_by(files) for files in method.files),
+            "; ".join(_told_by(files) for files in method.files) or "-",
             f"`{method.feature}`" if method.feature else "to be named",
             ", ".join(f"`{pattern}`" for pattern in method.timm_names) or "-",
         ]
@@ -369,6 +438,7 @@ def _told_by(files: Files) -> str:
     told += [f"wrapper `{wrapper}`" for wrapper in files.wrappers]
     text = f"{files.layout}: {' or '.join(told)}" if told else files.layout
     text += "".join(f", with `{name}`" for name in files.needs)
+    text += "".join(f", without `{name}`" for name in files.lacks)
     return text + _with_sines(files)
 
 

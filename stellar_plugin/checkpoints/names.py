@@ -43,12 +43,24 @@ _BACKBONE = ("embeddings.", "encoder.", "layers.", "layernorm.")
 
 # DINOv2 trains blocks in chunks.
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.")
-# LayerScale of BEiT, DeiT III and others.
+# LayerScale of BEiT, DeiT III and others, which timm's Eva calls so too.
 _TIMM_RENAMED = {".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}
+# DINOv3's names of what timm has in its Eva, and what serves its training alone; the
+# periods of the rotation are timm's own.
+_EVA_RENAMED = {
+    "storage_tokens": "reg_token",
+    ".ls1.gamma": ".gamma_1",
+    ".ls2.gamma": ".gamma_2",
+    ".mlp.w1.": ".mlp.fc1_g.",
+    ".mlp.w2.": ".mlp.fc1_x.",
+    ".mlp.w3.": ".mlp.fc2.",
+}
+_EVA_UNUSED = ("rope_embed.", "local_cls_norm.")
 # Classifiers behind the features.
 _CLASSIFIERS = ("fc.", "fc_norm.", "head.", "head_dist.", "pre_logits.")
 _TIMM_BACKBONE = (
     "blocks",
+    "cls_norm",
     "cls_token",
     "dist_token",
     "norm",
@@ -192,16 +204,19 @@ def from_timm_like(
     state: State,
     renamed: Mapping[str, str] | None = None,
     ignored: tuple[str, ...] = (),
+    rotary: bool = False,
 ) -> Names:
     """Renames what methods call differently than timm.
 
     Args:
         state:
-            Tensors by names close to timm's.
+            Tensors by names close to those of timm's VisionTransformer, or of its Eva.
         renamed:
             Parts of names of this method -> parts of timm's.
         ignored:
             Beginnings of names of this method that are not used.
+        rotary:
+            Whether it is an Eva.
 
     Raises:
         ValueError: If the ViT has a structure that the encoder cannot represent, or
@@ -214,10 +229,12 @@ def from_timm_like(
             "encoder is a plain ViT with a position table"
         )
     names = Names()
-    for name, tensor in _with_fused_bias(state).items():
-        new = _CHUNK.sub(r"blocks.\1.", name)
-        new = _replaced(new, {**_TIMM_RENAMED, **(renamed or {})})
-        if name.startswith((*_CLASSIFIERS, *ignored)):
+    state = _with_split_bias(state) if rotary else _with_fused_bias(state)
+    parts = {**(_EVA_RENAMED if rotary else _TIMM_RENAMED), **(renamed or {})}
+    unused = (*_CLASSIFIERS, *(_EVA_UNUSED if rotary else ()), *ignored)
+    for name, tensor in state.items():
+        new = _replaced(_CHUNK.sub(r"blocks.\1.", name), parts)
+        if name.startswith(unused):
             names.ignored.append(name)
         elif new.split(".")[0] in _TIMM_BACKBONE:
             names.add(name, new, tensor)
@@ -243,6 +260,23 @@ def _with_fused_bias(state: State) -> State:
         elif not (name.endswith(".v_bias") and name.replace(".v_", ".q_") in state):
             result[name] = tensor
     return result
+
+
+def _with_split_bias(state: State) -> State:
+    """DINOv3 masks the bias of keys; where all are zero, timm has none."""
+    result: State = {}
+    biases: State = {}
+    for name, tensor in state.items():
+        mask = state.get(f"{name}_mask")
+        if name.endswith(".qkv.bias") and mask is not None:
+            query, key, value = (tensor * mask).chunk(3)
+            if len(mask) != len(tensor) or key.any():
+                raise ValueError(f"'{name}_mask' leaves a bias of keys, timm has none")
+            start = name.removesuffix("qkv.bias")
+            biases |= {f"{start}q_bias": query, f"{start}v_bias": value}
+        elif not name.endswith(".qkv.bias_mask"):
+            result[name] = tensor
+    return result | (biases if any(bias.any() for bias in biases.values()) else {})
 
 
 def _fused(name: str, parts: list[Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ from stellar_plugin.checkpoints.names import (
 )
 from stellar_plugin.checkpoints.positions import PREFIX_TOKENS
 from stellar_plugin.checkpoints.sizes import depth
-from stellar_plugin.checkpoints.timm_models import described
+from stellar_plugin.checkpoints.timm_models import described, dinov3
 from stellar_plugin.state_dict import unwrapped
 from stellar_plugin.vit import STELLAR_NORM_EPS
 from stellar_plugin.weight_files import CONFIG_NAME, METADATA_KEY, read_tensors
@@ -195,7 +195,6 @@ def read_transformers(
 def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpoint:
     """Reads a ViT of timm or of one of the methods whose names are close to timm's."""
     files = files or Files(ignored=methods.ignored(TIMM), pos_antialias=None)
-    names = from_timm_like(state, files.renamed, files.ignored)
     exported = as_mapping(
         json.loads(raw.metadata.get(METADATA_KEY, "{}")), METADATA_KEY
     )
@@ -203,13 +202,19 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
     # say of themselves.
     run = as_mapping(raw.content.get("lightly_train"), "lightly_train")
     normalize = as_mapping(run.get("normalize_args"), "lightly_train.normalize_args")
-    settings = {**normalize, **_timm_config(raw.config, names.state), **exported}
+    settings = {**normalize, **_timm_config(raw.config, state), **exported}
+    rotary = settings.get("rotary", _is_dinov3(state))
+    names = from_timm_like(state, files.renamed, files.ignored, rotary)
+    if rotary and "model_name" not in settings:
+        settings |= _of_dinov3(state, names.state)
     known = {name: settings[name] for name in TIMM_CONFIG if name in settings}
     config = {**files.numerics(), **known}
     if "norm_pre.weight" in state and "norm_eps" not in known:
         del config["norm_eps"]  # CLIP's ViTs come with several
     images = {k: settings[k] for k in ("interpolation", "crop_pct") if k in settings}
     usual = {"norm_eps": 1e-5, "pos_antialias": True, "activation": "GELU"}
+    if rotary and "pos_embed" not in names.state:
+        del usual["pos_antialias"]
     grid = settings.get("grid_size")
     result = _plain(
         raw,
@@ -219,12 +224,50 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
         grid_size=None if grid is None else (int(grid[0]), int(grid[1])),
         assumed={k: v for k, v in usual.items() if k not in config},
         images=images,
+        rotary=rotary,
         num_queries=exported.get("num_queries", 0),
     )
     method = methods.of_timm(settings.get("timm_name", ""))
     rule = f"timm's name {settings.get('timm_name')}" if method else ""
     prefixes = (0,) if exported else result.prefixes
     return replace(result, method=method, rule=rule, prefixes=prefixes)
+
+
+def _is_dinov3(state: State) -> bool:
+    """Whether a ViT has registers and the LayerScale of DINOv3, and no position table.
+
+    Everything else that only rotates is told by a name of timm.
+    """
+    registers = "storage_tokens" in state or (
+        "reg_token" in state and "blocks.0.gamma_2" in state
+    )
+    return registers and "pos_embed" not in state
+
+
+def _of_dinov3(state: State, vit: State) -> dict[str, Any]:
+    """Settings of a DINOv3 that has neither name nor config.
+
+    Args:
+        state:
+            Tensors of the file; that of Meta has the periods of the rotation.
+        vit:
+            Those by timm's names.
+    """
+    width = len(vit.get("norm.weight", ()))
+    settings = dinov3(width, gated="blocks.0.mlp.fc1_g.weight" in vit)
+    periods = state.get("rope_embed.periods")
+    count = width // settings["num_heads"] // 4
+    usual = 100 ** (torch.arange(count) / count)
+    # Meta's are rounded to bfloat16.
+    if periods is not None and (
+        periods.shape != usual.shape
+        or not torch.allclose(periods.to(usual), usual, rtol=2**-7)
+    ):
+        raise ValueError(
+            f"its rotation has the periods {reprlib.repr(periods.tolist())}, DINOv3's "
+            f"of {settings['num_heads']} heads are {reprlib.repr(usual.tolist())}"
+        )
+    return settings
 
 
 def _timm_config(config: Mapping[str, Any], vit: State) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from stellar_plugin.tokenizer import tokenizer_sizes
 from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
 DECODER_HEAD_WIDTH = 64
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+QKV_BIASES = ("qkv.bias", "q_bias", "q_proj.bias")  # of timm's ViT and its Eva
+_BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.")  # DINOv2 trains them in chunks
 # Arguments of `Stellar` that no tensor shows.
 NUMERICS = ("norm_eps", "pos_antialias", "mean", "std")
 # Arguments of `Stellar` that are not its encoder's.
@@ -109,22 +110,24 @@ def encoder_config(
     config = {
         "model_name": named or f"stellar_{size_of_width(width).name}",
         "num_queries": checkpoint.num_queries or 0,
-        "img_size": img_size or _img_size(checkpoint, patch_size),
         "patch_size": patch_size,
         "embed_dim": width,
         "depth": depth(vit),
         "num_heads": heads(checkpoint, num_heads),
         "pos_antialias": known.get("pos_antialias", False),
     }
+    if img_size is not None or "pos_embed" in vit or not checkpoint.rotary:
+        config["img_size"] = img_size or _img_size(checkpoint, patch_size)
     if not named:  # else the model has it already, of its own kind
         config["mlp_ratio"] = _mlp_ratio(vit, checkpoint)
         config["norm_eps"] = known.get("norm_eps")
+    has_bias = any(f"blocks.0.attn.{name}" in vit for name in QKV_BIASES)
     optional = {
         "reg_tokens": (registers > 0 or named, registers),
         "class_token": ("cls_token" not in vit, False),
         "init_values": ("blocks.0.ls1.gamma" in vit, 1e-5),
-        "qkv_bias": ("blocks.0.attn.qkv.bias" not in vit, False),
-        "pre_norm": ("norm_pre.weight" in vit, True),
+        "qkv_bias": (checkpoint.rotary or not has_bias, has_bias),
+        "pre_norm": ("norm_pre.weight" in vit and not checkpoint.rotary, True),
     }
     return config | {k: value for k, (there, value) in optional.items() if there}
 

@@ -11,9 +11,27 @@ import timm
 import torch
 from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
+from timm.models.eva import Eva
 from torch import nn
 
 from stellar_plugin.encoder import is_plain
+from stellar_plugin.vit import RotaryViT
+
+# DINOv3 in timm by its width, and whether its MLPs are gated.
+DINOV3 = {
+    (192, False): "vit_tiny_patch16_dinov3_qkvb",
+    (384, False): "vit_small_patch16_dinov3",
+    (384, True): "vit_small_plus_patch16_dinov3",
+    (768, False): "vit_base_patch16_dinov3",
+    (1024, False): "vit_large_patch16_dinov3",
+    (1280, True): "vit_huge_plus_patch16_dinov3",
+    (4096, True): "vit_7b_patch16_dinov3",
+}
+# Arguments of timm's models that tensors show, or that the encoder sets itself.
+SHOWN = (
+    *("img_size", "embed_dim", "depth", "num_heads", "num_classes", "qkv_bias"),
+    *("global_pool", "num_reg_tokens", "dynamic_img_size", "no_embed_class"),
+)
 
 
 def architecture(name: str) -> nn.Module:
@@ -83,14 +101,15 @@ def settings_of(model: nn.Module, name: str) -> dict[str, Any]:
     data = resolve_data_config({}, model=vit)
     architecture, _, tag = name.partition(".")
     tag = tag or vit.pretrained_cfg.get("tag") or ""
+    table = {"pos_antialias": True, "grid_size": tuple(vit.patch_embed.grid_size)}
     return {
+        **(table if vit.pos_embed is not None else {}),
         "model_name": architecture,
         "timm_name": f"{architecture}.{tag}".removesuffix("."),
         "num_heads": block.attn.num_heads,
         "activation": type(block.mlp.act).__name__,
         "norm_eps": block.norm1.eps,
-        "pos_antialias": True,
-        "grid_size": tuple(vit.patch_embed.grid_size),
+        "rotary": isinstance(vit, Eva | RotaryViT),
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "interpolation": data["interpolation"],
@@ -129,6 +148,12 @@ def described(config: Mapping[str, Any], width: int, depth: int) -> dict[str, An
             f"config.json says '{name}', which is no plain ViT; evaluate it by --model "
             f"timm:{name} --weights FILE"
         )
+    hidden = [key for key in arguments if key not in SHOWN]
+    if isinstance(vit, Eva) and hidden:
+        raise ValueError(
+            f"config.json gives '{name}' other {', '.join(hidden)}, which no tensor "
+            "shows: build StellarEncoder with them and use load_encoder_weights"
+        )
     theirs = vit.embed_dim, len(vit.blocks)
     if theirs != (width, depth):
         raise ValueError(
@@ -138,3 +163,26 @@ def described(config: Mapping[str, Any], width: int, depth: int) -> dict[str, An
     cfg = config.get("pretrained_cfg") or {}
     vit.pretrained_cfg = {**vit.pretrained_cfg, "tag": None, **cfg}
     return settings_of(vit, name)
+
+
+def dinov3(width: int, gated: bool) -> dict[str, Any]:
+    """The same of a DINOv3 that nothing but its tensors tells.
+
+    Args:
+        width:
+            Its width.
+        gated:
+            Whether its MLPs are gated.
+
+    Raises:
+        ValueError: If timm has none of this size.
+    """
+    name = DINOV3.get((width, gated))
+    if name is None:
+        raise ValueError(
+            f"it has the tensors of DINOv3, and timm has none {width} wide with"
+            f"{'' if gated else 'out'} gated MLPs: build StellarEncoder with its sizes "
+            "and use load_encoder_weights, or put timm's config.json beside the file"
+        )
+    settings = settings_of(architecture(name), name)
+    return {k: v for k, v in settings.items() if k != "timm_name"}

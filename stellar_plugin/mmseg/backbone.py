@@ -37,9 +37,9 @@ class StellarViT(WholeModule):
 
     Args:
         model_name:
-            Name of a timm VisionTransformer, see `StellarEncoder`. None takes all that
-            makes the encoder (sizes, heads, queries, epsilon) from the checkpoint of
-            `init_cfg`, but for what is given here; STELLAR's ViT-B without one.
+            Name of a timm ViT, see `StellarEncoder`. None takes all that makes the
+            encoder (sizes, heads, queries, epsilon) from the checkpoint of `init_cfg`,
+            but for what is given here; STELLAR's ViT-B without one.
         num_queries:
             Number of latent queries, 0 for a plain ViT. None as the checkpoint has, or
             16 where `model_name` is given.
@@ -148,7 +148,7 @@ class StellarViT(WholeModule):
     def adopt(self, arguments: Mapping[str, Any]) -> None:
         """Builds the encoder of a checkpoint, where nothing told of it before."""
         if arguments and not self._is_told and "model_name" not in self._given:
-            device = self.encoder.vit.norm.weight.device
+            device = next(self.encoder.parameters()).device
             self._build(arguments)
             self.train(self.training).to(device)
 

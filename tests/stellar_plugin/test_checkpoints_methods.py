@@ -116,7 +116,7 @@ class TestARowMakesABaseline:
             "`*.made_up` |"
         )
         path = save({"conv.weight": torch.ones(1)}, tmp_path / "a.pth")
-        with pytest.raises(ValueError, match=r"Known layouts: .*DINOv2, Made-up"):
+        with pytest.raises(ValueError, match=r"Known layouts: .*DINOv3, Made-up"):
             read_checkpoint(path)
 
 
@@ -159,6 +159,20 @@ OF_TIMM = {
         for size in ("small", "base", "large", "giant")
         for registers in ("", "reg4_")
     },
+    "DINOv3": {
+        f"vit_{size}_patch16_dinov3{bias}.lvd1689m"
+        for size in ("small", "small_plus", "base", "large", "huge_plus")
+        for bias in ("", "_qkvb")
+    }
+    | {"vit_7b_patch16_dinov3.lvd1689m"}
+    | {f"vit_{size}_patch16_dinov3.sat493m" for size in ("large", "7b")}
+    | {"vit_large_patch16_dinov3_qkvb.sat493m"},
+    "EUPE": {
+        f"vit_{size}_patch16_dinov3_qkvb.eupe_lvd1689m"
+        for size in ("tiny", "small", "base")
+    },
+    "LingBot-Vision": set(timm.list_pretrained("vit_*_lingbot")),
+    "EVA-CLIP": set(timm.list_pretrained("eva*_clip_*")),
     "I-JEPA": {
         "vit_giant_patch16_gap_224.in22k_ijepa",
         "vit_huge_patch14_gap_224.in1k_ijepa",
