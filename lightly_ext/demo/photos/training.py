@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,15 @@ def _pace(folder: Path, options: Sequence[str], seconds: int) -> tuple[int, floa
                 f"--output={folder}",
                 f"--trainer.max_steps={ENDLESS}",
                 f"--trainer.max_time={{seconds: {seconds}}}",
+                "--trainer.log_every_n_steps=1",
                 "--trainer.enable_progress_bar=false",
                 "--trainer.enable_model_summary=false",
             ]
         )
-    record = json.loads((folder / RECORD).read_text())
+    stage = read_stage(folder)
     shutil.rmtree(folder)
-    return record["sessions"][0]["global_batch"], record["seconds"] / record["step"]
+    images = stage.record["sessions"][0]["global_batch"]
+    # Without the first step, in which loaders start.
+    if speeds := stage.log.get("images_per_s"):
+        return images, images / statistics.harmonic_mean(speeds.values())
+    return images, stage.record["seconds"] / stage.record["step"]
