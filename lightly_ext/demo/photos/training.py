@@ -146,5 +146,5 @@ def _pace(folder: Path, options: Sequence[str], seconds: int) -> tuple[int, floa
     images = stage.record["sessions"][0]["global_batch"]
     # Without the first step, in which loaders start.
     if speeds := stage.log.get("images_per_s"):
-        return images, images / statistics.harmonic_mean(speeds.values())
+        return images, images / statistics.harmonic_mean(list(speeds.values()))
     return images, stage.record["seconds"] / stage.record["step"]

@@ -187,10 +187,10 @@ def test_pace__of_real_steps(tmp_path: Path) -> None:
     photos = write_images(tmp_path / "photos", 200)
     options = [f"--data.path={photos}", "--trainer.max_epochs=-1", *OPTIONS[PRIOR]]
     images, seconds = training._pace(
-        tmp_path / "trial", ["--config=photos_prior", *options], 1
+        tmp_path / "trial", ["--config=photos_prior", *options], 3
     )
     assert images == 8
-    assert 0 < seconds < 5
+    assert 0 < seconds < 1  # without what the start takes
     assert not (tmp_path / "trial").exists()
 
 
