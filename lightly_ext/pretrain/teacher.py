@@ -57,6 +57,7 @@ class MomentumTeacher(nn.ModuleDict):
     @torch.no_grad()
     def targets(self, images: Tensor) -> TeacherTargets:
         """What the teacher says of normalised images (batch_size, 3, height, width)."""
+        self.eval()  # dropped paths and drawn rotations are no targets
         result = self["encoder"](images)
         sparse_head: Any = self["sparse_head"]
         targets = TeacherTargets(

@@ -54,6 +54,18 @@ class TestExportONNX:
             outputs["sparse"], expected["nonsquare.sparse"], rtol=0, atol=2e-5
         )
 
+    def test_export_onnx__rotary_positions(self, tmp_path: Path) -> None:
+        name, sizes = "vit_small_patch16_dinov3", {"embed_dim": 48, "num_heads": 3}
+        encoder = StellarEncoder(name, num_queries=2, depth=1, **sizes).eval()
+        images = torch.randn(3, 3, 48, 80)
+        outputs = run(export_onnx(encoder, tmp_path / "m.onnx", (48, 80)), images)
+        with torch.no_grad():
+            expected = encoder(images)
+        for ours in ("sparse", "dense", "localization", "cls"):
+            torch.testing.assert_close(
+                outputs[ours], getattr(expected, ours), rtol=0, atol=2e-5
+            )
+
     def test_export_onnx__plain_vit_without_cls(self, tmp_path: Path) -> None:
         encoder = StellarEncoder(
             "vit_tiny_patch16_224",

@@ -68,6 +68,20 @@ class TestWeightsOfTimm:
         self._assert_as_timm(model.eval(), vit)
 
 
+def test_weights_of_dinov3__built_of_the_file(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_dinov3_qkvb"
+    vit = timm.create_model(name, depth=2, num_classes=0).eval()
+    path = save(vit.state_dict(), tmp_path / "dinov3.pth")
+    backbone = StellarViT(init_cfg=init_cfg(path), out_indices=(0, 1))
+    backbone.init_weights()
+    assert backbone.settings()["rotation"].startswith("RotaryEmbeddingDinoV3(")
+    images = torch.randn(1, 3, 32, 80)
+    with torch.no_grad():
+        _, expected = vit.forward_intermediates(images, norm=True)
+        for ours, theirs in zip(backbone(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 class TestStellarViT:
     @pytest.mark.parametrize(
         ("size", "grid"),
