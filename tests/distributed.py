@@ -12,8 +12,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Processes are forks of one that has imported these: that takes most of their time.
-mp.get_context("forkserver").set_forkserver_preload(
-    ["pytest", "lightly_ext.pretrain.cli", "lightly_ext.evaluate.cli"]
+FORKSERVER = mp.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    [
+        "pytest",
+        "lightly_ext.pretrain.cli",
+        "lightly_ext.evaluate.cli",
+        "mmseg.apis",
+        "stellar_plugin.mmseg",
+    ]
 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import torch
 from PIL import Image
 
 import stellar_plugin
+from stellar_plugin.mmseg.train import find_tool
+from tests.distributed import FORKSERVER
 
 REPOSITORY = Path(__file__).parents[3]
 # Height and width of the images: mixed, not square, odd.
@@ -149,38 +153,67 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
     return done.stdout
 
 
+def mim(command: Path, task: str, *arguments: str | Path, folder: Path) -> str:
+    """Runs `mim train mmseg ...` or `mim test mmseg ...`."""
+    if task == "train":
+        arguments = (*arguments, "--gpus", "0")
+    return run([command, task, "mmseg", *arguments], folder)
+
+
+def tool(task: str, *arguments: str | Path, folder: Path) -> str:
+    """Runs the tool that `mim` runs, in a fork of a process that has imported it."""
+    log = folder / f"{task}.log"
+    words = [str(word) for word in arguments if word != "--checkpoint"]
+    process = FORKSERVER.Process(target=_tool, args=(task, words, folder, log))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-6000:]
+    return log.read_text()
+
+
+def _tool(task: str, arguments: list[str], folder: Path, log: Path) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.chdir(folder)
+    with log.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv[1:] = arguments
+    runpy.run_path(str(find_tool(f"{task}.py")), run_name="__main__")
+
+
 def train_resume_test(
-    mim: Path, config: Path, options: list[str], folder: Path
+    command: Callable[..., str], config: Path, options: list[str], folder: Path
 ) -> None:
-    """The three commands of a user; the last without the file trained from."""
-    train = [mim, "train", "mmseg", config, "--gpus", "0"]
-    output = run([*train, "--cfg-options", *options], folder)
+    """The three commands of a user; the last without the file trained from.
+
+    Args:
+        command:
+            Runs a task with arguments: `mim` or `tool`.
+        config:
+            The config.
+        options:
+            For --cfg-options.
+        folder:
+            Where the commands run.
+    """
+
+    def task(name: str, *arguments: str, more: Sequence[str]) -> str:
+        changed = ("--cfg-options", *options, *more)
+        return command(name, config, *arguments, *changed, folder=folder)
+
+    output = task("train", more=[])
     assert "StellarViT weights: " in output
     assert "Iter(train) [2/2]" in output
 
-    more = [*options, "train_cfg.max_iters=4"]
-    output = run([*train, "--resume", "--cfg-options", *more], folder)
+    output = task("train", "--resume", more=["train_cfg.max_iters=4"])
     assert "resumed epoch: 0, iter: 2" in output
     assert "iteration 2; changed: train_cfg.max_iters 2 -> 4. From" in output
     assert "Iter(train) [1/4]" not in output
     assert "Iter(train) [4/4]" in output
     validated = miou(output)
 
-    saved = f"work_dirs/{config.stem}/iter_4.pth"
-    options = [*options, "model.backbone.init_cfg.checkpoint=nowhere"]
-    output = run(
-        [
-            mim,
-            "test",
-            "mmseg",
-            config,
-            "--checkpoint",
-            saved,
-            "--cfg-options",
-            *options,
-        ],
-        folder,
-    )
+    saved = ("--checkpoint", f"work_dirs/{config.stem}/iter_4.pth")
+    output = task("test", *saved, more=["model.backbone.init_cfg.checkpoint=nowhere"])
     assert miou(output) == validated
 
 

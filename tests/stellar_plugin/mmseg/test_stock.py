@@ -11,14 +11,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     REPOSITORY,
     WRITERS,
+    mim,
     run,
     tiny_options,
     train_resume_test,
@@ -39,10 +42,11 @@ def stock(request: pytest.FixtureRequest) -> Path:
     listing = "\n".join([CONSTRAINTS.read_text(), *(str(path) for path in shared)])
     key = hashlib.sha256(listing.encode()).hexdigest()[:12]
     env = request.config.cache.mkdir("stock-openmmlab") / key
-    if not (env / "complete").exists():
-        shutil.rmtree(env, ignore_errors=True)
-        make_environment(env, shared)
-        (env / "complete").touch()
+    with FileLock(f"{env}.lock"):  # tests run in several processes
+        if not (env / "complete").exists():
+            shutil.rmtree(env, ignore_errors=True)
+            make_environment(env, shared)
+            (env / "complete").touch()
     return env / "bin"
 
 
@@ -105,7 +109,7 @@ def test_mim__train_resume_test(stock: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "stellar")
     options = tiny_options(checkpoint, WRITERS["voc"](tmp_path / "data"))
     config = REPOSITORY / "mm_configs/stellar_voc.py"
-    train_resume_test(stock / "mim", config, options, tmp_path)
+    train_resume_test(partial(mim, stock / "mim"), config, options, tmp_path)
 
 
 def test_quick_tests__pass_there_too(stock: Path, tmp_path: Path) -> None:
