@@ -181,6 +181,11 @@ def read_transformers(
     raw: RawCheckpoint, state: State, files: Files | None
 ) -> Checkpoint:
     """Reads a ViT of transformers, or of a method whose names are close to its."""
+    if "embeddings.register_tokens" in state and "layer.0.norm1.weight" in state:
+        raise ValueError(
+            "it is DINOv3 by the names of transformers; take timm's file of the same "
+            "weights, as by 'timm:vit_small_patch16_dinov3', or Meta's own"
+        )
     # transformers gives its ViTs the same epsilon as the released STELLAR models.
     files = files or Files(TRANSFORMERS, norm_eps=STELLAR_NORM_EPS)
     unused = (*TRANSFORMERS_UNUSED, *files.ignored)

@@ -209,6 +209,16 @@ class TestFiles:
         with pytest.raises(ValueError, match=match):
             create_encoder(path)
 
+    def test_transformers_file__refused(self, tmp_path: Path) -> None:
+        state = {
+            "embeddings.cls_token": torch.ones(1, 1, 192),
+            "embeddings.register_tokens": torch.ones(1, 4, 192),
+            "layer.0.norm1.weight": torch.ones(192),
+        }
+        path = save(state, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="timm:vit_small_patch16_dinov3"):
+            read_checkpoint(path)
+
     def test_timms_config__of_a_relative(self, tmp_path: Path) -> None:
         vit = dinov3("vit_small_patch16_lingbot")
         path = save(vit.state_dict(), tmp_path / "model.safetensors")
