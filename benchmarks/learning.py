@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.learning_runs.photos import PhotoSets, load_sets
@@ -54,9 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
         output=args.output,
         priors=args.priors or args.output / "priors",
         device=args.device,
-        unit="steps" if args.steps else {"cpu": "cpu", "cuda": "wall"}[args.device],
+        unit=_unit(args),
         photos=sets.sha256,
-        amount=args.steps or 60 * args.minutes,
+        amount=args.steps or args.tflop or 60 * args.minutes,
         bf16=args.bf16,
         deadline=start + args.deadline,
     )
@@ -80,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=40.0, help="of each run")
     parser.add_argument("--steps", type=int, help="steps of each run, for minutes")
     parser.add_argument(
+        "--tflop", type=float, help="10^12 operations of each run, for minutes"
+    )
+    parser.add_argument(
         "--deadline", type=float, default=float("inf"), help="seconds of all training"
     )
     parser.add_argument("--tune", action="store_true", help="score on a part of train")
@@ -92,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unit(args: argparse.Namespace) -> str:
+    if args.steps:
+        return "steps"
+    if args.tflop:
+        return "tflop"
+    return "cpu" if args.device == "cpu" else "wall"
+
+
 def _runs(args: argparse.Namespace) -> list[Run]:
     changes = dict(pair.split("=", 1) for pair in args.set)
     if args.runs is None:
@@ -102,7 +114,7 @@ def _runs(args: argparse.Namespace) -> list[Run]:
             for method in args.methods
         ]
     return [
-        Run(run.name, run.method, run.seed, {**changes, **run.changes})
+        replace(run, changes={**changes, **run.changes})
         for run in read_runs(args.runs)
     ]
 

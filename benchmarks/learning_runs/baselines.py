@@ -45,6 +45,10 @@ class Supervised(Method):
         self.encoder = new_encoder(options)
         self.head = nn.Linear(options.width, num_classes)
 
+    def is_static(self, options: Options) -> bool:
+        """Yes."""
+        return True
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Of one coloured crop per image."""
         logits = self.head(self.encoder(self.global_views(images)[:, 0]).cls)
@@ -70,6 +74,10 @@ class MAE(Method):
             num_patches, options.width, options.decoder_depth, options.heads
         )
         self.predict = nn.Linear(options.width, 3 * options.patch**2)
+
+    def is_static(self, options: Options) -> bool:
+        """Yes."""
+        return True
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Mean squared error of the hidden patches of one crop per image."""
@@ -98,6 +106,10 @@ class SimCLR(Method):
             options.width, options.head_hidden, options.head_output
         )
         self.criterion = NTXentLoss(options.simclr_temperature)
+
+    def is_static(self, options: Options) -> bool:
+        """Yes."""
+        return True
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Contrast of the first two global views."""

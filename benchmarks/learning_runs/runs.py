@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ BASELINES = {"mae": MAE, "simclr": SimCLR, "dino": DINO, "swav": SwaV}
 METHODS = ("raw", "untrained", "supervised", *BASELINES, "stellar")
 # Of the time of a run: where features are scored.
 POINTS = (0.2, 0.4, 0.6, 0.8)
+# Photos that a method sees ahead of training.
+PREPARED = 1000
 RESULTS, LOSSES = "results.jsonl", "losses.jsonl"
 # Options that decide on a prior.
 PRIOR_OPTIONS = (
@@ -57,12 +59,15 @@ class Run:
             Seed of weights, views and order.
         changes:
             Options by name.
+        prior:
+            Options that differ in the prior of STELLAR.
     """
 
     name: str
     method: str
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -72,6 +77,11 @@ class Run:
     def options(self) -> Options:
         """All options."""
         return Options().changed(self.changes)
+
+    @property
+    def of_prior(self) -> Run:
+        """The run that learns the prior."""
+        return Run("prior", "mae", self.seed, {**self.changes, **self.prior})
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,20 @@ class Setting:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Reads a JSON list of {"name", "method", "seeds", "set"}, in order of worth.
+    """Reads a JSON list of {"name", "method", "seeds", "set", "prior"}, best first.
 
     All first seeds come before all second ones.
     """
     entries = json.loads(path.read_text())
     seeds = max(len(entry.get("seeds", [0])) for entry in entries)
     return [
-        Run(entry["name"], entry["method"], entry["seeds"][i], entry.get("set", {}))
+        Run(
+            entry["name"],
+            entry["method"],
+            entry["seeds"][i],
+            entry.get("set", {}),
+            entry.get("prior", {}),
+        )
         for i in range(seeds)
         for entry in ({"seeds": [0], **entry} for entry in entries)
         if i < len(entry["seeds"])
@@ -129,7 +145,7 @@ def with_priors(runs: Sequence[Run], setting: Setting) -> list[Run]:
     for run in runs:
         path = prior_path(run, setting)
         if path is not None and path not in seen and not path.exists():
-            planned.append(replace(run, name="prior", method="mae"))
+            planned.append(run.of_prior)
         if path is not None:
             seen.add(path)
     return planned + list(runs)
@@ -137,11 +153,15 @@ def with_priors(runs: Sequence[Run], setting: Setting) -> list[Run]:
 
 def prior_path(run: Run, setting: Setting) -> Path | None:
     """File of the prior that a run starts from, None if there is none."""
-    options = run.options
-    if run.method != "stellar" or options.prior_share <= 0:
+    if run.method != "stellar" or run.options.prior_share <= 0:
         return None
+    return _file_of_prior(run.of_prior, setting)
+
+
+def _file_of_prior(prior: Run, setting: Setting) -> Path:
+    options = prior.options
     key = [getattr(options, name) for name in PRIOR_OPTIONS]
-    key += [setting.photos, run.seed, setting.device, setting.unit, setting.amount]
+    key += [setting.photos, prior.seed, setting.device, setting.unit, setting.amount]
     key += [setting.bf16]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return setting.priors / f"{name}.pt"
@@ -196,9 +216,8 @@ def carry_out(run: Run, sets: PhotoSets, setting: Setting) -> None:
             _learn(run, placed, setting, log)
     except Exception:
         log.line(RESULTS, {"error": traceback.format_exc(limit=-4)})
-        path = prior_path(replace(run, method="stellar"), setting)
-        if run.name == "prior" and path is not None:
-            path.with_suffix(".failed").touch()
+        if run.name == "prior":
+            _file_of_prior(run, setting).with_suffix(".failed").touch()
 
 
 def _carry_out_apart(run: Run, photos: Path, setting: Setting) -> None:
@@ -227,6 +246,7 @@ def _learn(run: Run, sets: PhotoSets, setting: Setting, log: _Log) -> None:
     else:
         method = BASELINES[run.method](options)
     method.to(setting.device)
+    method.prepare(sets.train.images[:PREPARED])
     stage = _stage(method, sets, setting.amount, clock, log)
     # Two runs from one prior that differ in one option draw the same batches.
     torch.manual_seed(run.seed)
@@ -234,8 +254,7 @@ def _learn(run: Run, sets: PhotoSets, setting: Setting, log: _Log) -> None:
 
 
 def _learn_prior(run: Run, sets: PhotoSets, setting: Setting, log: _Log) -> None:
-    path = prior_path(replace(run, method="stellar"), setting)
-    assert path is not None
+    path = _file_of_prior(run, setting)
     options = run.options
     clock = Clock(setting.unit, deadline=setting.deadline)
     method = MAE(options).to(setting.device)
@@ -272,7 +291,7 @@ def _stage(
             if 0 < (share := (point * amount - start) / (end - start)) < 0.99
         ],
         score=lambda share, last: log.scores(
-            encoder_scores(method.encoder, sets, last), clock, fraction(share)
+            encoder_scores(method.scored, sets, last), clock, fraction(share)
         ),
         log=lambda share, losses: log.line(
             LOSSES, {"fraction": round(fraction(share), 4), **losses}

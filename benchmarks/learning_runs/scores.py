@@ -49,7 +49,7 @@ def encoder_scores(encoder: StellarEncoder, sets: PhotoSets, maps: bool) -> Scor
     encoder.eval()
     (train, train_maps), (test, test_maps) = (_encoded(encoder, p) for p in sets)
     scores = feature_scores(train, test, sets)
-    if maps and encoder.num_queries:
+    if maps and encoder.has_localization:
         scores |= _map_scores(encoder, sets, train_maps, test_maps)
     encoder.train(was_training)
     return scores
@@ -193,7 +193,7 @@ def _encoded(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Features (N, dim) by name, and maps (N, n, r) on the CPU."""
     results = [
-        (_pooled(result), result.localization.cpu())
+        (_pooled(result, encoder), _maps(result, encoder))
         for result in _factorizations(encoder, photos.images)
     ]
     features = {
@@ -217,16 +217,22 @@ def _map_scores(encoder: StellarEncoder, sets: PhotoSets, *maps: Tensor) -> Scor
     return {"corloc": float(test[token]), "corloc_best": float(test[-1])}
 
 
-def _pooled(result: Factorization) -> dict[str, Tensor]:
+def _pooled(result: Factorization, encoder: StellarEncoder) -> dict[str, Tensor]:
     assert result.cls is not None
     features = {"cls": result.cls, "dense": result.dense.mean(dim=1)}
-    if result.sparse.shape[1]:
-        features |= {
-            "sparse": result.sparse.mean(dim=1),
-            "lowrank": result.lowrank.mean(dim=1),
-            "tokens": result.sparse.flatten(1),
-        }
+    if encoder.num_queries:
+        features["sparse"] = result.sparse.mean(dim=1)
+        features["tokens"] = result.sparse.flatten(1)
+    if encoder.has_localization:
+        features["lowrank"] = result.lowrank.mean(dim=1)
     return features
+
+
+def _maps(result: Factorization, encoder: StellarEncoder) -> Tensor:
+    """Localization (N, n, r), without tokens where there is none."""
+    if encoder.has_localization:
+        return result.localization.cpu()
+    return result.dense[:, :, :0].cpu()
 
 
 def _factorizations(encoder: StellarEncoder, images: Tensor) -> Iterator[Factorization]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.learning_runs.method import Method
 from benchmarks.learning_runs.options import Options
@@ -20,6 +22,8 @@ from lightly_ext.pretrain.optimization import parameter_groups
 
 # A GPU may lag behind the clock by this many steps.
 STEPS_AHEAD = 10
+# Steps before one is captured as a graph.
+GRAPH_AFTER = 5
 LOSSES_PER_STAGE = 50
 LR_BATCH = 64
 
@@ -31,7 +35,8 @@ class Clock:
     Attributes:
         unit:
             "cpu" counts seconds of this process, so that a busy machine is fair; "wall"
-            those of the clock (a GPU); "steps" counts steps, which repeats exactly.
+            those of the clock (a GPU); "steps" counts steps and "tflop" 10^12
+            operations of matrix products, which repeat exactly.
         used:
             Amount used so far, where it is not running.
         deadline:
@@ -43,6 +48,7 @@ class Clock:
     deadline: float = float("inf")
     steps: int = 0
     images: int = 0
+    tflop: float = 0.0
     _start: float | None = field(default=None, repr=False)
 
     def now(self) -> float:
@@ -74,8 +80,8 @@ class Clock:
             self._start = self._read()
 
     def _read(self) -> float:
-        if self.unit == "steps":
-            return float(self.steps)
+        if self.unit in ("steps", "tflop"):
+            return float(getattr(self, self.unit))
         return time.process_time() if self.unit == "cpu" else time.perf_counter()
 
 
@@ -113,11 +119,11 @@ def train(
     """Trains a method on photos of its device until the stage is over."""
     groups = optimizer_groups(method, options)
     device = photos.images.device
-    optimizer = AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)
-    parameters = [p for group in groups for p in group["params"]]
+    step = Step(method, photos, options, groups, bf16)
     batches = _batches(len(photos.labels), options.batch_size, device)
     points, logged = list(stage.points), -1.0
     method.train()
+    tflop = _tflop_per_step(method, photos, options) if clock.unit == "tflop" else 0.0
     with clock.running():
         while True:
             if device.type == "cuda" and clock.steps % STEPS_AHEAD == 0:
@@ -132,22 +138,119 @@ def train(
                     stage.score(min(progress, 1.0), is_over)
             if is_over:
                 return
-            _set_lr(optimizer, options, progress)
+            step.set_lr(learning_rate(options, progress))
             method.before_step(progress)
             index = next(batches)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                losses = method.losses(photos.images[index], photos.labels[index])
-            optimizer.zero_grad()
-            losses["total"].backward()
-            method.before_update(progress)
-            nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
-            optimizer.step()
-            method.after_update()
+            losses = step(index, progress)
             clock.steps += 1
+            clock.tflop += tflop
             clock.images += len(index)
             if progress - logged >= 1 / LOSSES_PER_STAGE:
                 logged = progress
                 stage.log(progress, _floats(losses))
+
+
+class Step:
+    """A step of training; a GPU replays what it did once, as a CUDA graph.
+
+    A small model's step takes longer to launch than to compute.
+
+    Args:
+        method:
+            What is trained.
+        photos:
+            Photos on its device.
+        options:
+            Options of the run.
+        groups:
+            Of parameters, see `optimizer_groups`.
+        bf16:
+            Whether to compute in bfloat16 where autocast does.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        photos: Photos,
+        options: Options,
+        groups: list[dict[str, Any]],
+        bf16: bool,
+    ) -> None:
+        self.method, self.photos, self.options = method, photos, options
+        self.bf16 = bf16
+        device = photos.images.device
+        self.parameters = [p for group in groups for p in group["params"]]
+        on_cuda = device.type == "cuda"
+        lr = torch.tensor(options.lr, device=device) if on_cuda else options.lr
+        self.optimizer = AdamW(
+            groups, lr=lr, betas=(0.9, 0.95), fused=True, capturable=on_cuda
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(options.lr, device=device) if on_cuda else lr
+        self.is_graphed = on_cuda and method.is_static(options)
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        size = min(options.batch_size, len(photos.labels))
+        self.index = torch.zeros(size, dtype=torch.long, device=device)
+        self.results: dict[str, Tensor] = {}
+
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate, each group's by its factor."""
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(lr * group["scale"])
+            else:
+                group["lr"] = lr * group["scale"]
+
+    def __call__(self, index: Tensor, progress: float) -> dict[str, Tensor]:
+        """Trains on some photos, and returns the losses."""
+        self.index.copy_(index)
+        self.calls += 1
+        if self.is_graphed and self.calls == GRAPH_AFTER:
+            self._capture(progress)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.is_graphed:  # gradients that belong to a stream of their own
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._carry_out(progress)
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            self._carry_out(progress)
+        return self.results
+
+    def _carry_out(self, progress: float) -> None:
+        self.optimizer.zero_grad()
+        images, labels = (
+            self.photos.images[self.index],
+            self.photos.labels[self.index],
+        )
+        with torch.autocast(
+            images.device.type,
+            torch.bfloat16,
+            enabled=self.bf16,
+            cache_enabled=not self.is_graphed,
+        ):
+            losses = self.method.losses(images, labels)
+        losses["total"].backward()
+        self.method.before_update(progress)
+        nn.utils.clip_grad_norm_(self.parameters, self.options.clip, foreach=True)
+        self.optimizer.step()
+        self.method.after_update()
+        self.results = {name: value.detach() for name, value in losses.items()}
+
+    def _capture(self, progress: float) -> None:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._carry_out(progress)
+        except RuntimeError as error:
+            print(f"Not a graph: {type(self.method).__name__}: {error}", flush=True)
+            self.is_graphed = False
+            return
+        self.graph = graph
 
 
 def optimizer_groups(method: Method, options: Options) -> list[dict[str, Any]]:
@@ -174,10 +277,15 @@ def learning_rate(options: Options, progress: float) -> float:
     return options.min_lr + (peak - options.min_lr) * cosine
 
 
-def _set_lr(optimizer: AdamW, options: Options, progress: float) -> None:
-    lr = learning_rate(options, progress)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+def _tflop_per_step(method: Method, photos: Photos, options: Options) -> float:
+    """10^12 operations of matrix products in a step, which is not carried out."""
+    size = min(options.batch_size, len(photos.labels))
+    state = copy.deepcopy(method.state_dict())
+    with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
+        method.losses(photos.images[:size], photos.labels[:size])["total"].backward()
+    method.load_state_dict(state)
+    method.zero_grad()
+    return counter.get_total_flops() / 1e12
 
 
 def _batches(number: int, size: int, device: torch.device) -> Iterator[Tensor]:

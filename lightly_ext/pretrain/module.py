@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +156,7 @@ class StellarPretraining(Pretraining):
         mask_ratio: float = 0.8,
         focal_prob: float = 0.5,
         teacher_momentum: float | None = None,
+        target_view_fraction: float = 1.0,
         head_warmup_steps: int = 0,
         lr: float = 1.5e-4,
         lr_scaling: LRScaling = "none",
@@ -304,7 +306,8 @@ class StellarPretraining(Pretraining):
             factorization of the target view.
         """
         size, num_views = views.global_views.shape[:2]
-        target = self.model(views.target)
+        number = math.ceil(self.hparams["target_view_fraction"] * size)
+        target = self.model(views.target[:number])
         masked = self.model(views.global_views.flatten(0, 1), keep.flatten(0, 1))
         sparse = SparseViews(
             target.sparse, masked.sparse.unflatten(0, (size, num_views))
@@ -422,7 +425,7 @@ class StellarPretraining(Pretraining):
         """What the reconstruction term compares, by the names of `STELLARLoss`."""
         if not self.criterion.uses_reconstruction:
             return {}
-        images = views.images
+        images = views.images[: len(target.sparse)]
         if self.model.target == "tokens":
             logits = self.model.predict_codes(target.lowrank, target.grid_size)
             return {"reconstruction": logits, "codes": self.model.target_codes(images)}
