@@ -107,10 +107,6 @@ class SimCLR(Method):
         )
         self.criterion = NTXentLoss(options.simclr_temperature)
 
-    def is_static(self, options: Options) -> bool:
-        """Yes."""
-        return True
-
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Contrast of the first two global views."""
         views = self.global_views(images)[:, :2]
