@@ -28,7 +28,7 @@ from stellar_plugin.tokenizer import MaskGITVQGAN
 NAME = "stellar_vit_tiny_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
 DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-HEAD = {"hidden_dim": 8, "output_dim": 6, "num_prototypes": 5}
+HEAD: dict[str, Any] = {"hidden_dim": 8, "output_dim": 6, "num_prototypes": 5}
 TOKENIZER: dict[str, Any] = {
     "channels": 32,
     "channel_multipliers": (1, 1),

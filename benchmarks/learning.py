@@ -114,8 +114,7 @@ def _runs(args: argparse.Namespace) -> list[Run]:
             for method in args.methods
         ]
     return [
-        replace(run, changes={**changes, **run.changes})
-        for run in read_runs(args.runs)
+        replace(run, changes={**changes, **run.changes}) for run in read_runs(args.runs)
     ]
 
 

@@ -24,7 +24,7 @@ class Method(nn.Module):
 
     Attributes:
         encoder:
-            What is trained, and scored.
+            What is scored.
     """
 
     encoder: StellarEncoder
@@ -37,14 +37,6 @@ class Method(nn.Module):
     def is_static(self, options: Options) -> bool:
         """Whether every step does the same, in the same places."""
         return False
-
-    def prepare(self, images: Tensor) -> None:
-        """Called ahead of the first step, with images to learn from."""
-
-    @property
-    def scored(self) -> StellarEncoder:
-        """The encoder that is scored."""
-        return self.encoder
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of a batch, "total" among them.

@@ -31,34 +31,21 @@ class Options:
             Share of the time in which STELLAR's prior learns by MAE, and MAE's ratio.
         teacher:
             Momentum of a teacher that is kept throughout, or None.
-        teacher_view:
-            Whether the teacher reads a global crop that the student reads "masked", or
-            one of its "own".
-        teacher_scored:
-            Whether the teacher is scored in place of the student.
-        target_fraction:
-            Share of a batch whose target view the student encodes.
-        head_init, head_floor, prototype_init:
-            Whether heads start "random", "standard" or "white" on images of the
-            data, the latter with a floor of the variances relative to the largest;
-            whether prototypes are "random" or embeddings of images, "samples".
         target:
             Whether the target view is "clean" or "coloured".
         encoder_lr_scale, layer_decay, heads_first:
             Of the weights that come from the prior: factor of their learning rate, a
             further one per layer from the end, share of the stage in which they rest.
-        prototypes, prototype_std, unit_prototypes, head_hidden, head_output:
-            The heads; `unit_prototypes` normalises the rows after each step.
+        prototypes, prototype_std, unit_prototypes:
+            Number, None for the teacher's tokens of the batch in their place; scale at
+            the start; whether rows are normalised after each step.
+        head_hidden, head_output, head_norm:
+            Widths of the heads; whether both layers have batch normalisation.
         prediction_temperature, target_temperature, target_temperature_start:
             Temperatures; the last one, if given, falls to the second one linearly in
             the first third of the stage.
         sinkhorn_iterations, queue:
             Balance; `queue` is the number of earlier batches that take part in it.
-        head_norm:
-            Whether the heads have batch normalisation.
-        memory:
-            Number of earlier batches whose embeddings, and this one's, take the place
-            of the prototypes, or None.
         mask_ratio, focal_prob, queries, query_std, matching, final_norm:
             The STELLAR stage; `query_std` None is that of the encoder.
         reconstruction, clustering, alignment, cls, koleo:
@@ -89,28 +76,21 @@ class Options:
     prior_share: float = 0.4
     prior_mask_ratio: float = 0.75
     teacher: float | None = None
-    teacher_view: Literal["masked", "own"] = "masked"
-    teacher_scored: bool = False
-    target_fraction: float = 1.0
-    head_init: Literal["random", "standard", "white"] = "random"
-    head_floor: float = 0.01
-    prototype_init: Literal["random", "samples"] = "random"
     target: Literal["clean", "coloured"] = "clean"
     encoder_lr_scale: float = 1.0
     layer_decay: float = 1.0
     heads_first: float = 0.0
-    prototypes: int = 256
+    prototypes: int | None = 256
     prototype_std: float = 1.0
     unit_prototypes: bool = False
     head_hidden: int = 512
     head_output: int = 128
+    head_norm: bool = False
     prediction_temperature: float = 0.12
     target_temperature: float = 0.06
     target_temperature_start: float | None = None
     sinkhorn_iterations: int = 3
     queue: int = 0
-    head_norm: bool = False
-    memory: int | None = None
     mask_ratio: float = 0.75
     focal_prob: float = 0.5
     queries: int = 8

@@ -35,8 +35,6 @@ BASELINES = {"mae": MAE, "simclr": SimCLR, "dino": DINO, "swav": SwaV}
 METHODS = ("raw", "untrained", "supervised", *BASELINES, "stellar")
 # Of the time of a run: where features are scored.
 POINTS = (0.2, 0.4, 0.6, 0.8)
-# Photos that a method sees ahead of training.
-PREPARED = 1000
 RESULTS, LOSSES = "results.jsonl", "losses.jsonl"
 # Options that decide on a prior.
 PRIOR_OPTIONS = (
@@ -246,7 +244,6 @@ def _learn(run: Run, sets: PhotoSets, setting: Setting, log: _Log) -> None:
     else:
         method = BASELINES[run.method](options)
     method.to(setting.device)
-    method.prepare(sets.train.images[:PREPARED])
     stage = _stage(method, sets, setting.amount, clock, log)
     # Two runs from one prior that differ in one option draw the same batches.
     torch.manual_seed(run.seed)
@@ -291,7 +288,7 @@ def _stage(
             if 0 < (share := (point * amount - start) / (end - start)) < 0.99
         ],
         score=lambda share, last: log.scores(
-            encoder_scores(method.scored, sets, last), clock, fraction(share)
+            encoder_scores(method.encoder, sets, last), clock, fraction(share)
         ),
         log=lambda share, losses: log.line(
             LOSSES, {"fraction": round(fraction(share), 4), **losses}

@@ -46,10 +46,6 @@ class PrototypeTarget(NamedTuple):
         wide = indices[..., None].expand(*indices.shape, embedding.shape[-1])
         return PrototypeTarget(embedding.gather(-2, wide), mass.gather(-1, indices))
 
-    def first(self, number: int) -> PrototypeTarget:
-        """Targets of the first `number` images."""
-        return PrototypeTarget(self.embedding[:number], self.mass[:number])
-
 
 @torch.no_grad()
 def assign_prototypes(

@@ -282,9 +282,9 @@ class STELLARLoss(nn.Module):
         else:
             target_tokens = teacher.tokens
             target = self._target(teacher.embeddings, teacher.prototypes, prototypes)
-            number = len(sparse.tokens)
-            matching = self._match(sparse.tokens, target_tokens[:number])
-            own_target = target.first(number).select(matching.indices)
+            own_target = target.select(
+                self._match(sparse.tokens, target_tokens).indices
+            )
         if self._is_on("clustering"):
             loss = self._cross_entropy(embeddings, prototypes, own_target)
             parts["clustering"] = loss
@@ -314,9 +314,8 @@ class STELLARLoss(nn.Module):
         target = self._target(source, source_prototypes, cls.prototypes)
         parts: dict[str, Tensor] = {}
         if self._is_on("cls_clustering"):
-            parts["cls_clustering"] = self._cross_entropy(
-                cls.embeddings, cls.prototypes, target.first(len(cls.embeddings))
-            )
+            loss = self._cross_entropy(cls.embeddings, cls.prototypes, target)
+            parts["cls_clustering"] = loss
         if self._is_on("cls_alignment"):
             # (batch_size, dim) -> (batch_size, 1, dim), against every view and crop
             target = PrototypeTarget(target.embedding[:, None], target.mass[:, None])

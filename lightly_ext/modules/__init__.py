@@ -1,11 +1,13 @@
 from lightly_ext.modules.heads import STELLARProjectionHead
 from lightly_ext.modules.masked_autoencoder import MaskedAutoencoder, MaskedPrediction
 from lightly_ext.modules.masking import focal_bump, random_focal_mask
+from lightly_ext.modules.token_batch_norm import TokenBatchNorm
 
 __all__ = [
     "MaskedAutoencoder",
     "MaskedPrediction",
     "STELLARProjectionHead",
+    "TokenBatchNorm",
     "focal_bump",
     "random_focal_mask",
 ]

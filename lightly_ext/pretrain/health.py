@@ -112,7 +112,7 @@ def training_figures(
     terms: STELLARLossTerms,
     sparse: SparseViews,
     localization: Tensor | None,
-    num_prototypes: int | None,
+    num_cls_prototypes: int | None,
 ) -> dict[str, Tensor]:
     """Figures of a step, by name.
 
@@ -124,8 +124,8 @@ def training_figures(
         localization:
             That of the target view with shape (batch_size, num_patches, num_tokens), or
             None without reconstruction.
-        num_prototypes:
-            Number K of prototypes, None without heads.
+        num_cls_prototypes:
+            Number K of prototypes of the CLS token, None without its head.
 
     Returns:
         Those of `health_figures`; of every cross-entropy with prototypes its part of
@@ -134,11 +134,12 @@ def training_figures(
     figures = health_figures(
         sparse.tokens, sparse.embeddings, sparse.prototypes, localization
     )
-    if num_prototypes is not None and num_prototypes > 1:
-        losses, largest = terms.losses(), math.log(num_prototypes)
-        for name in CROSS_ENTROPIES:
-            if name in losses:
-                figures[f"{name}_over_ln_k"] = losses[name] / largest
+    num_sparse = None if sparse.prototypes is None else len(sparse.prototypes)
+    losses = terms.losses()
+    for name in CROSS_ENTROPIES:
+        number = num_cls_prototypes if name.startswith("cls") else num_sparse
+        if name in losses and number is not None and number > 1:
+            figures[f"{name}_over_ln_k"] = losses[name] / math.log(number)
     values = {name: getattr(terms, name) for name in MATCHING_FIGURES}
     return figures | {k: v for k, v in values.items() if v is not None}
 

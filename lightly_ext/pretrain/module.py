@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +62,9 @@ class StellarPretraining(Pretraining):
             Arguments of `stellar_plugin.Stellar`. Without `model_name` the encoder is
             that of `prior`, else a ViT-B/16.
         head:
-            Arguments of both `STELLARProjectionHead`s, for example num_prototypes.
+            Arguments of both `STELLARProjectionHead`s, for example num_prototypes. With
+            None there, tokens are compared with the teacher's tokens of the batch in
+            place of prototypes (not in the paper; short runs learn more by it).
         loss:
             Arguments of `STELLARLoss`.
         augment:
@@ -156,7 +157,6 @@ class StellarPretraining(Pretraining):
         mask_ratio: float = 0.8,
         focal_prob: float = 0.5,
         teacher_momentum: float | None = None,
-        target_view_fraction: float = 1.0,
         head_warmup_steps: int = 0,
         lr: float = 1.5e-4,
         lr_scaling: LRScaling = "none",
@@ -217,6 +217,14 @@ class StellarPretraining(Pretraining):
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
         self.teacher = None
+        heads = [self.sparse_head, self.cls_head]
+        if teacher_momentum is None and any(
+            h is not None and h.prototypes is None for h in heads
+        ):
+            raise ValueError(
+                "Without prototypes tokens are compared with those of a momentum "
+                "teacher: give teacher_momentum, or head.num_prototypes."
+            )
         if teacher_momentum is not None:
             self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
 
@@ -306,22 +314,24 @@ class StellarPretraining(Pretraining):
             factorization of the target view.
         """
         size, num_views = views.global_views.shape[:2]
-        number = math.ceil(self.hparams["target_view_fraction"] * size)
-        target = self.model(views.target[:number])
+        target = self.model(views.target)
         masked = self.model(views.global_views.flatten(0, 1), keep.flatten(0, 1))
         sparse = SparseViews(
             target.sparse, masked.sparse.unflatten(0, (size, num_views))
         )
+        teacher = self._teacher_targets(views)
         if self.sparse_head is not None:
             sparse = sparse._replace(
                 embeddings=self.sparse_head(sparse.tokens),
                 view_embeddings=self.sparse_head(sparse.view_tokens),
-                prototypes=self.sparse_head.prototypes.weight,
+                prototypes=_prototypes(
+                    self.sparse_head, teacher and teacher.prototypes
+                ),
             )
         terms = self.criterion.terms(
             sparse=sparse,
-            cls=self._cls_views(target, masked, views),
-            teacher=self._teacher_targets(views),
+            cls=self._cls_views(target, masked, views, teacher),
+            teacher=teacher,
             **self._reconstruction(target, views),
         )
         return terms, sparse, target
@@ -342,7 +352,7 @@ class StellarPretraining(Pretraining):
         if self.teacher is not None:
             # A hook of the optimiser: mixed precision that skips a step skips it too.
             optimizer.register_step_post_hook(self._update_teacher)
-        if self.sparse_head is None:
+        if self.sparse_head is None or self.sparse_head.prototypes is None:
             return
         loader: Any = self.trainer.train_dataloader
         images = loader.batch_size * self.trainer.world_size
@@ -417,7 +427,9 @@ class StellarPretraining(Pretraining):
                 "The momentum teacher reads global view 1: set num_global_views to 2 "
                 "or more."
             )
-        return self.teacher.targets(views.global_views[:, 1])
+        return self.teacher.targets(
+            views.global_views[:, 1], self.criterion.gather_distributed
+        )
 
     def _reconstruction(
         self, target: Factorization, views: STELLARViews
@@ -425,7 +437,7 @@ class StellarPretraining(Pretraining):
         """What the reconstruction term compares, by the names of `STELLARLoss`."""
         if not self.criterion.uses_reconstruction:
             return {}
-        images = views.images[: len(target.sparse)]
+        images = views.images
         if self.model.target == "tokens":
             logits = self.model.predict_codes(target.lowrank, target.grid_size)
             return {"reconstruction": logits, "codes": self.model.target_codes(images)}
@@ -433,7 +445,11 @@ class StellarPretraining(Pretraining):
         return {"reconstruction": decoded, "images": images}
 
     def _cls_views(
-        self, target: Factorization, masked: Factorization, views: STELLARViews
+        self,
+        target: Factorization,
+        masked: Factorization,
+        views: STELLARViews,
+        teacher: TeacherTargets | None,
     ) -> CLSViews | None:
         if self.cls_head is None:
             return None
@@ -446,7 +462,7 @@ class StellarPretraining(Pretraining):
             embeddings=self.cls_head(target.cls),
             view_embeddings=view_embeddings.unflatten(0, views.global_views.shape[:2]),
             local_embeddings=local,
-            prototypes=self.cls_head.prototypes.weight,
+            prototypes=_prototypes(self.cls_head, teacher and teacher.cls_prototypes),
         )
 
     def _watch(
@@ -460,14 +476,29 @@ class StellarPretraining(Pretraining):
         tokens = [sparse.tokens, sparse.view_tokens]
         if not self.log_losses(terms.losses(), tokens, indices):
             return
-        head = self.sparse_head or self.cls_head
         figures = training_figures(
             terms,
             sparse,
             target.localization if self.criterion.uses_reconstruction else None,
-            None if head is None else head.prototypes.out_features,
+            self._num_cls_prototypes(sparse),
         )
         self.log_figures(figures)
+
+    def _num_cls_prototypes(self, sparse: SparseViews) -> int | None:
+        if self.cls_head is None:
+            return None
+        if self.cls_head.prototypes is not None:
+            return self.cls_head.prototypes.out_features
+        assert sparse.prototypes is not None
+        return len(sparse.prototypes) // self.model.encoder.num_queries
+
+
+def _prototypes(head: STELLARProjectionHead, of_teacher: Tensor | None) -> Tensor:
+    """Prototypes of a head; where it has none, what the teacher says in their place."""
+    if head.prototypes is not None:
+        return head.prototypes.weight
+    assert of_teacher is not None
+    return of_teacher
 
 
 def _tokenizer_inside(checkpoint: Checkpoint) -> dict[str, Any] | None:

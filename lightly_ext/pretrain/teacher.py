@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightly.models.utils import update_momentum
+from lightly.utils.dist import gather
 from torch import Tensor, nn
 
 from lightly_ext.loss import TeacherTargets
@@ -55,20 +57,44 @@ class MomentumTeacher(nn.ModuleDict):
             torch._foreach_add_(own, list(moves))
 
     @torch.no_grad()
-    def targets(self, images: Tensor) -> TeacherTargets:
-        """What the teacher says of normalised images (batch_size, 3, height, width)."""
+    def targets(
+        self, images: Tensor, gather_distributed: bool = False
+    ) -> TeacherTargets:
+        """What the teacher says of images.
+
+        Where its heads have no prototypes, its embeddings of the batch are those: each
+        token is to be told from all others.
+
+        Args:
+            images:
+                Normalised images with shape (batch_size, 3, height, width).
+            gather_distributed:
+                Whether these are the embeddings of all processes.
+        """
         self.eval()  # dropped paths and drawn rotations are no targets
         result = self["encoder"](images)
-        sparse_head: Any = self["sparse_head"]
+        head: Any = self["sparse_head"]
+        embeddings = head(result.sparse)
         targets = TeacherTargets(
             tokens=result.sparse,
-            embeddings=sparse_head(result.sparse),
-            prototypes=sparse_head.prototypes.weight,
+            embeddings=embeddings,
+            prototypes=_prototypes(head, embeddings, gather_distributed),
         )
         if "cls_head" not in self:
             return targets
-        cls_head: Any = self["cls_head"]
+        head = self["cls_head"]
+        embeddings = head(result.cls)
         return targets._replace(
-            cls_embeddings=cls_head(result.cls),
-            cls_prototypes=cls_head.prototypes.weight,
+            cls_embeddings=embeddings,
+            cls_prototypes=_prototypes(head, embeddings, gather_distributed),
         )
+
+
+def _prototypes(head: Any, embeddings: Tensor, gather_distributed: bool) -> Tensor:
+    if head.prototypes is not None:
+        weight: Tensor = head.prototypes.weight
+        return weight
+    rows = embeddings.flatten(0, -2)
+    if gather_distributed and dist.is_initialized():
+        rows = torch.cat(gather(rows))
+    return rows

@@ -34,7 +34,11 @@ logger = logging.getLogger(__name__)
 # for images of 224 pixels in patches of 16, of which only the blocks run.
 UNUSED_POSITIONS = 1 + 14 * 14
 UNUSED_PATCH_SIZE = 16
-# Sizes of the published heads, for a model that comes without.
+# The published heads: tensors, and sizes for a model that comes without.
+HEAD_KEYS = {
+    *(f"layers.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")),
+    "prototypes.weight",
+}
 HEAD_HIDDEN, HEAD_OUTPUT, NUM_PROTOTYPES = 2048, 256, 16384
 
 VIT_KEYS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
@@ -212,9 +216,10 @@ def _unused(width: int, like: Tensor) -> State:
 
 
 def _head(name: str, heads: Mapping[str, State], like: Tensor) -> State:
-    head = heads.get(name)
-    if not head:
-        logger.warning("The model comes without %s; zeros are written.", name)
+    head = heads.get(name, {})
+    if head.keys() != HEAD_KEYS:
+        kind = "comes with another kind of" if head else "comes without"
+        logger.warning("The model %s %s; zeros are written.", kind, name)
         head = {
             "layers.0.weight": like.new_zeros(HEAD_HIDDEN, like.shape[1]),
             "layers.0.bias": like.new_zeros(HEAD_HIDDEN),

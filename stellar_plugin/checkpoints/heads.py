@@ -15,7 +15,7 @@ from stellar_plugin.weight_files import write_tensors
 
 logger = logging.getLogger(__name__)
 
-HEAD_ARGUMENTS = "hidden_dim, output_dim and num_prototypes"
+HEAD_ARGUMENTS = "hidden_dim, output_dim, num_prototypes and batch_norm"
 
 
 def save_heads(heads: Mapping[str, State], folder: str | Path) -> None:

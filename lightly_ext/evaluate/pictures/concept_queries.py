@@ -26,6 +26,8 @@ from lightly_ext.evaluate.pictures.token_index import (
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import HEADS_NAME, read_checkpoint
 
+# Two linear layers and prototypes.
+NUM_HEAD_TENSORS = 5
 Choice = Literal["random", "distinct", "prototypes"]
 NO_IMAGE = -1
 # Random tokens that the distinct ones are chosen from.
@@ -285,11 +287,18 @@ def load_sparse_head(model: FrozenModel) -> STELLARProjectionHead:
     """
     if model.origin.untrained:
         raise ValueError("An untrained model has no prototypes: ask for tokens.")
-    state = read_checkpoint(model.origin.source).heads.get("sparse_head")
-    if state is None:
+    state = read_checkpoint(model.origin.source).heads.get("sparse_head", {})
+    problem = None
+    if not state:
+        problem = f"there is no {HEADS_NAME} beside it, as `stellar pretrain` writes it"
+    elif "prototypes.weight" not in state:
+        problem = "it was trained without"
+    elif len(state) > NUM_HEAD_TENSORS:
+        problem = "its heads are normalised by the batch"
+    if problem is not None:
         raise ValueError(
-            f"'{model.origin.source}' has no prototypes: there is no {HEADS_NAME} "
-            "beside it, as `stellar pretrain` writes it. Ask for tokens instead."
+            f"'{model.origin.source}' has no prototypes that tokens could be compared "
+            f"with: {problem}. Ask for tokens instead."
         )
     hidden, width = state["layers.0.weight"].shape
     prototypes, output = state["prototypes.weight"].shape

@@ -57,6 +57,14 @@ class TestSTELLARProjectionHead:
         assert embeddings.dtype == torch.float32
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2, 3))
 
+    def test_init__without_prototypes(self) -> None:
+        head = STELLARProjectionHead(8, 16, 4, num_prototypes=None, batch_norm=True)
+        assert head.prototypes is None
+        embeddings = head(torch.randn(64, 3, 8) + 5)
+        # Normalised over tokens before each is made a unit vector.
+        assert embeddings.mean(dim=(0, 1)).abs().max() < 0.1
+        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(64, 3))
+
     def test_init__no_prototypes(self) -> None:
         with pytest.raises(ValueError, match="num_prototypes"):
             STELLARProjectionHead(num_prototypes=0)

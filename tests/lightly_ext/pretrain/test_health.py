@@ -175,16 +175,17 @@ class TestTrainingFigures:
             cls_alignment=torch.tensor(2 * math.log(5)),
             matching_collisions=torch.tensor(0.25),
         )
-        sparse = SparseViews(tokens, tokens[:, None])
-        figures = training_figures(terms, sparse, None, 5)
+        sparse = SparseViews(tokens, tokens[:, None], prototypes=torch.randn(5, 4))
+        figures = training_figures(terms, sparse, None, 25)
         tokens_alone = {"token_rank", "token_cosine", "token_distance"}
         assert {k: v for k, v in figures.items() if k not in tokens_alone} == {
             "clustering_over_ln_k": pytest.approx(1.0),
-            "cls_alignment_over_ln_k": pytest.approx(2.0),
+            "cls_alignment_over_ln_k": pytest.approx(1.0),
             "matching_collisions": 0.25,
         }
         assert figures.keys() >= tokens_alone
-        assert "clustering_over_ln_k" not in training_figures(terms, sparse, None, None)
+        sparse = sparse._replace(prototypes=None)
+        assert not any("ln_k" in k for k in training_figures(terms, sparse, None, None))
 
 
 def monitored(

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -29,6 +30,9 @@ from tests.pretraining import (
     tiny,
     trainer,
 )
+
+# The teacher's tokens of the batch take the place of prototypes.
+BATCH_HEAD = {"num_prototypes": None, "batch_norm": True}
 
 
 class TestStellarPretrainingReference:
@@ -126,6 +130,7 @@ class TestStellarPretraining:
         [
             ({}, None),
             ({}, 0.99),
+            ({}, "batch"),
             ({"reconstruction_weight": 0.0}, None),
             ({"clustering_weight": 0.0, "cls_clustering_weight": 0.0}, None),
             ({"cls_alignment_weight": 0.0}, None),
@@ -144,9 +149,12 @@ class TestStellarPretraining:
         ],
     )
     def test_fit__every_trainable_parameter_has_gradient(
-        self, loss: dict[str, Any], teacher: float | None, tmp_path: Path
+        self, loss: dict[str, Any], teacher: float | str | None, tmp_path: Path
     ) -> None:
-        module = tiny(loss=loss, teacher_momentum=teacher)
+        head = TINY["head"]
+        if teacher == "batch":
+            head, teacher = head | BATCH_HEAD, 0.9
+        module = tiny(loss=loss, head=head, teacher_momentum=teacher)
         trainer(tmp_path, max_steps=1).fit(module, loader())
         # Lightning clears gradients before a step, not after it.
         missing = [
@@ -155,6 +163,35 @@ class TestStellarPretraining:
             if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
         ]
         assert missing == []
+
+    @pytest.mark.parametrize("term", ["alignment", "cls_alignment"])
+    def test_loss_terms__teacher_tokens_in_place_of_prototypes(self, term: str) -> None:
+        module = tiny(
+            head=TINY["head"] | BATCH_HEAD,
+            teacher_momentum=0.9,
+            # So cold that each of the teacher's tokens is assigned to itself.
+            loss={"target_temperature": 1e-3, "matching": "identity"},
+        )
+        views = module.augment(*next(iter(loader())))
+        keep = random_focal_mask(8, (4, 4), 0.5).unflatten(0, (4, 2))
+        terms, sparse, _ = module.loss_terms(views, keep)
+        masked = module.model(views.global_views.flatten(0, 1), keep.flatten(0, 1))
+        other = module.teacher["encoder"](views.global_views[:, 1])
+        name = "sparse" if term == "alignment" else "cls"
+        head = getattr(module, f"{name}_head")
+        teacher_head = module.teacher[f"{name}_head"]
+        predictions = head(getattr(masked, name)).double()
+        targets = teacher_head(getattr(other, name)).double()
+        # (image, view, token): each view's tokens against all of the teacher's.
+        logits = predictions.view(4, 2, -1, 8) @ targets.view(-1, 8).T / 0.12
+        number = torch.arange(logits.shape[-1]).view(4, 1, -1).expand(4, 2, -1)
+        expected = F.cross_entropy(logits.flatten(0, 2), number.flatten())
+        assert float(getattr(terms, term)) == pytest.approx(float(expected), rel=1e-4)
+        assert len(sparse.prototypes) == 4 * 3
+
+    def test_init__neither_prototypes_nor_teacher(self) -> None:
+        with pytest.raises(ValueError, match="give teacher_momentum"):
+            tiny(head=TINY["head"] | BATCH_HEAD)
 
     def test_training_step__reconstructs_the_pixels_as_they_are(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

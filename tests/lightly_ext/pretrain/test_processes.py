@@ -21,6 +21,7 @@ from tests.exact_resume import (
 )
 from tests.pretraining import (
     MAE_VIEW,
+    TINY,
     assert_same_training,
     tiny,
     tiny_mae,
@@ -61,8 +62,13 @@ def fit(
     save: bool = False,
 ) -> tuple[Any, list[dict[str, Any]], float]:
     """Trains two epochs; returns module, records of all processes, and kNN accuracy."""
+    head = {"num_prototypes": None, "batch_norm": True} if method == "batch" else {}
     module: Any = tiny(
-        lr=1e-3, warmup_fraction=0.0, loss=GATHERED, teacher_momentum=0.9
+        lr=1e-3,
+        warmup_fraction=0.0,
+        loss=GATHERED,
+        teacher_momentum=0.9,
+        head={**TINY["head"], **head},
     )
     views = {}
     if method == "mae":
@@ -95,7 +101,7 @@ def fit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["stellar", "mae"])
+@pytest.mark.parametrize("method", ["stellar", "batch", "mae"])
 def test_fit__processes_like_one(method: str, tmp_path: Path) -> None:
     # From a process of its own, without threads: it forks.
     code = f"from pathlib import Path; from {__name__} import compare; "
@@ -115,7 +121,7 @@ def compare(tmp_path: Path, method: str) -> None:
     module, (record,), accuracy = fit(tmp_path, method, 1, save=True)
     assert len(record["images"]) == 6
     # Two processes from the start, and four that go on behind the fourth batch.
-    for processes, batches in ((2, 0), (4, 4))[: 1 if method == "mae" else 2]:
+    for processes, batches in ((2, 0), (4, 4))[: 2 if method == "stellar" else 1]:
         checkpoint = tmp_path / f"batch-{batches}.ckpt" if batches else None
         other, records, knn = fit(tmp_path, method, processes, checkpoint)
         dealt = zip(*(record["images"] for record in records), strict=True)

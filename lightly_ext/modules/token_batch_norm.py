@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class TokenBatchNorm(nn.Module):
+    """Batch normalisation over all tokens of all images of all processes.
+
+    For heads that are thrown away after training: nothing is remembered, what a token
+    becomes always depends on its batch. Works on CPUs and GPUs, unlike SyncBatchNorm.
+
+    Attributes:
+        dim:
+            Width of the tokens.
+        affine:
+            Whether scale and offset of each dimension are learned.
+        eps:
+            Added to the variance.
+    """
+
+    def __init__(self, dim: int, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises each dimension.
+
+        Args:
+            x:
+                Tensor with shape (..., dim).
+
+        Returns:
+            Tensor with the shape of `x`.
+
+        Raises:
+            ValueError: If there is but one token.
+        """
+        rows = x.flatten(0, -2)
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        if len(rows) * processes < 2:
+            raise ValueError(
+                "Batch normalisation needs two tokens or more: raise the batch size."
+            )
+        if processes == 1:
+            rows = F.batch_norm(
+                *(rows, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            )
+            return rows.view_as(x)
+        values = rows.to(torch.promote_types(x.dtype, torch.float32))
+        mean = all_reduce(values.mean(dim=0)) / processes
+        variance = all_reduce((values - mean).square().mean(dim=0)) / processes
+        values = (values - mean) * (variance + self.eps).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            values = values * self.weight + self.bias
+        return values.to(x.dtype).view_as(x)
