@@ -48,7 +48,6 @@ MIN_BATCHES = 4  # of an epoch
 # Memory of a step by images, tokens, width and blocks: 130 to 160 bytes are kept for
 # the backward pass in bf16. The part of a GPU for it.
 BYTES_PER_TOKEN, MEMORY_SHARE = 160, 0.6
-MAX_PROTOTYPES = 1024
 # Hidden and output width of the heads, by the largest width of the encoder.
 HEADS = {192: (512, 128), 384: (1024, 256), math.inf: (2048, 256)}
 MAX_DECODER, DECODER_DEPTH = 512, 2
@@ -187,16 +186,10 @@ class Known:
         return int(depth or _of_model(self.options[NAME]).depth)
 
     @property
-    def balanced(self) -> int:
-        """Images of all processes whose tokens are balanced together."""
-        return int(self.options[BATCH_SIZE] * self.machine.processes)
-
-    @property
     def global_batch(self) -> int:
         """Images of all processes in an optimiser step."""
-        return self.balanced * int(
-            self.options.get("trainer.accumulate_grad_batches", 1)
-        )
+        accumulated = int(self.options.get("trainer.accumulate_grad_batches", 1))
+        return int(self.options[BATCH_SIZE] * self.machine.processes * accumulated)
 
 
 def resolved(
@@ -447,9 +440,8 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
             if name.startswith("decoder_") or name in ("target", "num_codes")
         }
         for state in checkpoint.heads.values():
-            hidden, output = state["layers.0.weight"], state["prototypes.weight"]
-            head = {"hidden_dim": len(hidden), "num_prototypes": len(output)}
-            head["output_dim"] = output.shape[1]
+            matrices = [w for k, w in state.items() if "layers" in k and w.ndim == 2]
+            head = {"hidden_dim": len(matrices[0]), "output_dim": len(matrices[-1])}
     size = config.pop("img_size", 224)
     if not config["num_queries"]:
         del config["num_queries"]
@@ -596,17 +588,6 @@ def _share(batch: int, machine: Machine) -> int:
     return max(1, batch // machine.processes)
 
 
-def _prototypes(known: Known) -> Derived:
-    told = _of_heads(known, "num_prototypes")
-    if told is not None:
-        return told
-    rows = known.balanced * known.options.get(NUM_QUERIES, 16)
-    number = min(2 ** int(math.log2(max(2, rows)) - 1), MAX_PROTOTYPES)
-    return Derived(
-        number, f"half of the {rows} rows of a step, {MAX_PROTOTYPES} at most"
-    )
-
-
 def _hidden_dim(known: Known) -> Derived:
     return _head(known, "hidden_dim", 0)
 
@@ -678,7 +659,6 @@ RULES: dict[str, Callable[[Known], Derived | None]] = {
     f"{TRANSFORM}local_crop_size": _local_crop_size,
     "model.augment.gaussian_blur": _blur,
     BATCH_SIZE: _batch_size,
-    "model.head.num_prototypes": _prototypes,
     "model.head.hidden_dim": _hidden_dim,
     "model.head.output_dim": _output_dim,
     "model.lr": _lr,
