@@ -116,7 +116,8 @@ def effective_rank(tokens: Tensor) -> Tensor:
     """
     # float64: square roots of eigenvalues turn rounding of 1e-7 into 3e-4.
     x = tokens.flatten(0, -2).double()
-    products = x.mT @ x
+    # The smaller of two matrices with the same eigenvalues other than zero.
+    products = x @ x.mT if len(x) < x.shape[1] else x.mT @ x
     # The decomposition raises an error at numbers that are not finite.
     finite = products.isfinite().all()
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite, products, 0.0))

@@ -125,7 +125,7 @@ class MaskedAutoencoder(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         for name, value in images.items():
-            channels = torch.tensor(value).view(3, 1, 1)
+            channels = torch.tensor(value, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, channels, persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -580,7 +580,7 @@ def _batch_size(known: Known) -> Derived:
         fits //= 2
         reason = f"what {machine.memory / 2**30:.0f} GiB of a GPU hold"
     if machine.processes > 1:
-        reason += f", {fits} of {machine.processes} processes together"
+        reason = f"{fits} shared by {machine.processes} processes: {reason}"
     return Derived(_share(fits, machine), reason)
 
 

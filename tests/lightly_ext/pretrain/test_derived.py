@@ -297,6 +297,19 @@ class TestPhotos:
             parsed()
 
 
+def test_resolved__run_that_goes_on_keeps_what_its_prior_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "model: {model: {model_name: vit, embed_dim: 24}, lr: 0.5, min_lr: 0.25}"
+    )
+    recipe = {"model": {"model": {"model_name": "auto"}, "lr": "auto"}}
+    # Neither the prior nor the images are read: there are none.
+    kept, found = derived.resolved(recipe, lambda x: {**x, "output": str(tmp_path)})
+    assert kept == {
+        "model": {"model": {"model_name": "vit", "embed_dim": 24}, "lr": 0.5}
+    }
+    assert found == {}
+
+
 @pytest.mark.slow
 def test_main__prints_stores_and_keeps_what_it_derived(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

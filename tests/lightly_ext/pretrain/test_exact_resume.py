@@ -69,7 +69,7 @@ class TestExactResume:
     def test_fit__mae(self, tmp_path: Path) -> None:
         assert_exact(
             tmp_path,
-            ("batch-2", "epoch-1"),
+            ("batch-2",),
             make=tiny_mae,
             data={"transform": MAE_VIEW},
             **STEPS,

@@ -11,19 +11,19 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
 
 from lightly_ext.loss import SparseViews, STELLARLossTerms
 from lightly_ext.pretrain import StellarPretraining, health
 from lightly_ext.pretrain.health import PATIENCE, HealthMonitor, training_figures
-from tests.pretraining import Views, loader, tiny, trainer
+from tests.pretraining import Views, loader, tiny, tiny_mae, trainer
 
 
 def fit(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
-    module: StellarPretraining,
+    module: LightningModule,
     steps: int = 30,
     data: Any = None,
     **options: Any,
@@ -103,6 +103,16 @@ class TestSickTrainings:
         (line,) = (x for x in said if "no better than one that knows nothing" in x)
         for name in health.CROSS_ENTROPIES:
             assert f"health/{name}_over_ln_k" in line
+
+    def test_fit__hidden_patches_that_cannot_be_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # Of noise nothing is better than the mean.
+        module = tiny_mae(lr=1e-3, warmup_fraction=0.0)
+        figures, said = fit(tmp_path, capsys, module, steps=12)
+        assert figures["reconstruction_over_mean"] > 0.99
+        (line,) = (x for x in said if "no better than the mean of each" in x)
+        assert "health/reconstruction_over_mean" in line
 
     @pytest.mark.slow
     def test_fit__one_token_takes_images_of_noise(

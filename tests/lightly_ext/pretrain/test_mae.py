@@ -208,7 +208,7 @@ def test_sample_rows__hidden_patches_alone_are_filled() -> None:
 
 class TestMain:
     OPTIONS = (
-        *("--config=photos_prior", "--trainer.enable_progress_bar=false"),
+        *("--method=mae", "--trainer.enable_progress_bar=false"),
         *("--trainer.accelerator=cpu", "--trainer.precision=32-true"),
         *("--data.num_workers=0", "--data.batch_size=4"),
         *(f"--model.model.{name}={value}" for name, value in TINY_MAE.items()),
@@ -259,7 +259,7 @@ class TestMain:
     def test_options__are_named(self, option: str, said: str) -> None:
         with pytest.raises(ValueError) as error:
             pretrain_cli.PretrainCLI(
-                merge_recipes([*self.OPTIONS, "--data.path=x", option])
+                merge_recipes(["--method=mae", "--data.path=x", option])
             )
         assert said in str(error.value)
 

@@ -1,0 +1,1 @@
+"""The demo on photographs: a prior, STELLAR, and what they have learned."""
