@@ -25,9 +25,8 @@ from lightly_ext.evaluate.pictures.token_index import (
 )
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import HEADS_NAME, read_checkpoint
+from stellar_plugin.checkpoints.export import HEAD_KEYS
 
-# Two linear layers and prototypes.
-NUM_HEAD_TENSORS = 5
 Choice = Literal["random", "distinct", "prototypes"]
 NO_IMAGE = -1
 # Random tokens that the distinct ones are chosen from.
@@ -293,7 +292,7 @@ def load_sparse_head(model: FrozenModel) -> STELLARProjectionHead:
         problem = f"there is no {HEADS_NAME} beside it, as `stellar pretrain` writes it"
     elif "prototypes.weight" not in state:
         problem = "it was trained without"
-    elif len(state) > NUM_HEAD_TENSORS:
+    elif state.keys() != HEAD_KEYS:
         problem = "its heads are normalised by the batch"
     if problem is not None:
         raise ValueError(

@@ -359,6 +359,14 @@ class TestBadInput:
         headless = _given(tmp_path, write_model(tmp_path / "headless"))
         with pytest.raises(ValueError, match="has no prototypes"):
             run_concepts(*headless, str(images), choose="prototypes")
+        for kwargs, problem in (
+            ({"num_prototypes": None}, "it was trained without"),
+            ({"batch_norm": True}, "normalised by the batch"),
+        ):
+            head = STELLARProjectionHead(EMBED_DIM, 32, 8, **kwargs)
+            save_heads({"sparse_head": head.state_dict()}, tmp_path / "headless")
+            with pytest.raises(ValueError, match=problem):
+                run_concepts(*headless, str(images), choose="prototypes")
         untrained = _given(tmp_path, source, untrained=True)
         with pytest.raises(ValueError, match="untrained model has no prototypes"):
             run_concepts(*untrained, str(images), prototypes=["1"])
