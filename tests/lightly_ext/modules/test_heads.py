@@ -60,10 +60,14 @@ class TestSTELLARProjectionHead:
     def test_init__without_prototypes(self) -> None:
         head = STELLARProjectionHead(8, 16, 4, num_prototypes=None, batch_norm=True)
         assert head.prototypes is None
-        embeddings = head(torch.randn(64, 3, 8) + 5)
+        tokens = torch.randn(64, 3, 8) + 5
         # Normalised over tokens before each is made a unit vector.
-        assert embeddings.mean(dim=(0, 1)).abs().max() < 0.1
-        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(64, 3))
+        hidden = head.layers(tokens)
+        torch.testing.assert_close(hidden.mean(dim=(0, 1)), torch.zeros(4))
+        torch.testing.assert_close(
+            hidden.var(dim=(0, 1), correction=0), torch.ones(4), rtol=0, atol=1e-2
+        )
+        torch.testing.assert_close(head(tokens), F.normalize(hidden, dim=-1))
 
     def test_init__no_prototypes(self) -> None:
         with pytest.raises(ValueError, match="num_prototypes"):
