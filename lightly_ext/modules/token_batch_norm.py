@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from lightly.utils.dist import world_size
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -33,16 +33,17 @@ class TokenBatchNorm(nn.Module):
 
         Args:
             x:
-                Tensor with shape (..., dim).
+                Floating-point tensor with shape (..., dim), with as many tokens in
+                every process.
 
         Returns:
-            Tensor with the shape of `x`.
+            Tensor with the shape and dtype of `x`.
 
         Raises:
             ValueError: If there is but one token.
         """
         rows = x.flatten(0, -2)
-        processes = dist.get_world_size() if dist.is_initialized() else 1
+        processes = world_size()
         if len(rows) * processes < 2:
             raise ValueError(
                 "Batch normalisation needs two tokens or more: raise the batch size."

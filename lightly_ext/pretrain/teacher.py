@@ -6,9 +6,8 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightly.models.utils import update_momentum
-from lightly.utils.dist import gather
+from lightly.utils.dist import gather, world_size
 from torch import Tensor, nn
 
 from lightly_ext.loss import TeacherTargets
@@ -95,6 +94,5 @@ def _prototypes(head: Any, embeddings: Tensor, gather_distributed: bool) -> Tens
         weight: Tensor = head.prototypes.weight
         return weight
     rows = embeddings.flatten(0, -2)
-    if gather_distributed and dist.is_initialized():
-        rows = torch.cat(gather(rows))
-    return rows
+    several = gather_distributed and world_size() > 1
+    return torch.cat(gather(rows)) if several else rows
