@@ -42,8 +42,8 @@ from lightly_ext.pretrain.recipes import (
     BASE_RECIPES,
     RUN_RECIPE,
     merge_recipes,
-    method_of,
     recipe_names,
+    recipe_of,
 )
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart, signals_end_start
@@ -53,7 +53,11 @@ from lightly_ext.pretrain.story import RunStory
 from stellar_cli.errors import raise_errors
 
 # Options of the run that classes get as arguments, too.
-LINKED = ("output", "on_nonfinite", "nonfinite_limit")
+LINKED = {
+    "output": "trainer.default_root_dir",
+    "on_nonfinite": "model.on_nonfinite",
+    "nonfinite_limit": "model.nonfinite_limit",
+}
 METHODS = {method.METHOD: method for method in (StellarPretraining, MAEPretraining)}
 
 
@@ -70,7 +74,7 @@ class PretrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # `stellar` has taken its command off the arguments: both are there on purpose.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        name = method_of(args)
+        name = recipe_of(args)["method"]
         super().__init__(
             METHODS[name],
             StellarDataModule,
@@ -88,8 +92,7 @@ class PretrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the options, and puts numbers where the recipe says `auto`."""
-        config, *options = args
-        recipe = json.loads(config.removeprefix("--config="))
+        recipe, options = recipe_of(args), args[1:]
 
         def parse(recipe: dict[str, Any]) -> dict[str, Any]:
             # Without defaults, which would look like values that are given.
@@ -214,9 +217,8 @@ class PretrainCLI(LightningCLI):
             default=10,
             help="Number of such steps in a row at which skip ends training, too.",
         )
-        parser.link_arguments(LINKED[0], "trainer.default_root_dir")
-        for name in LINKED[1:]:
-            parser.link_arguments(name, f"model.{name}")
+        for name, argument in LINKED.items():
+            parser.link_arguments(name, argument)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks of every run, and loggers if the recipe names none."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import yaml
 from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
@@ -23,7 +22,8 @@ from lightly_ext.data.listing import list_images, printable
 from lightly_ext.data.reading import MAX_PIXELS, image_size
 from lightly_ext.pretrain.recipes import RUN_RECIPE
 from stellar_cli.errors import OptionError, did_you_mean
-from stellar_plugin.checkpoints import NUMERICS, encoder_config, read_checkpoint
+from stellar_plugin.checkpoints import NUMERICS, inherited, read_checkpoint
+from stellar_plugin.checkpoints.timm_models import architecture
 from stellar_plugin.vit import SIZES
 
 AUTO = "auto"
@@ -177,13 +177,13 @@ class Known:
     def width(self) -> int:
         """Width of the encoder."""
         width = self.options.get(f"{MODEL}embed_dim")
-        return int(width or _of_model(self.options[NAME]).embed_dim)
+        return int(width or _size_of(self.options[NAME])[0])
 
     @property
     def depth(self) -> int:
         """Blocks of the encoder."""
         depth = self.options.get(f"{MODEL}depth")
-        return int(depth or _of_model(self.options[NAME]).depth)
+        return int(depth or _size_of(self.options[NAME])[1])
 
     @property
     def global_batch(self) -> int:
@@ -431,7 +431,7 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
     if source is None:
         return None
     checkpoint = read_checkpoint(source)
-    config = encoder_config(checkpoint, options.get(f"{MODEL}num_heads"))
+    config = inherited(checkpoint, {"num_heads": options.get(f"{MODEL}num_heads")})
     head = {}
     if weights:
         config |= {
@@ -443,13 +443,7 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
             matrices = [w for k, w in state.items() if "layers" in k and w.ndim == 2]
             head = {"hidden_dim": len(matrices[0]), "output_dim": len(matrices[-1])}
     size = config.pop("img_size", 224)
-    if not config["num_queries"]:
-        del config["num_queries"]
-    fixed = {
-        k: v
-        for k, v in config.items()
-        if k not in (*NUMERICS, "localization") and v is not None
-    }
+    fixed = {k: v for k, v in config.items() if k not in NUMERICS and v is not None}
     for name, value in fixed.items():
         asked = options.get(f"{MODEL}{name}", value)
         if asked != value and name != "model_name":
@@ -462,19 +456,13 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
     return Prior(str(source), fixed, head, side, own)
 
 
-def _of_model(name: str) -> Any:
-    """Sizes of a model by name, without its weights."""
+def _size_of(name: str) -> tuple[int, int]:
+    """Width and number of blocks of a model by name."""
     for size in SIZES:
         if name in (size.name, f"stellar_{size.name}"):
-            return size
-    with torch.device("meta"):
-        vit: Any = timm.create_model(name)
-    return vit if hasattr(vit, "depth") else _WithDepth(vit.embed_dim, len(vit.blocks))
-
-
-class _WithDepth(NamedTuple):
-    embed_dim: int
-    depth: int
+            return size.embed_dim, size.depth
+    vit: Any = architecture(name)
+    return vit.embed_dim, len(vit.blocks)
 
 
 def _model_name(known: Known) -> Derived:
@@ -488,10 +476,10 @@ def _model_name(known: Known) -> Derived:
 
 
 def _depth(known: Known) -> Derived:
-    model = _of_model(known.options[NAME])
-    if known.machine.kind == "cpu" and model.embed_dim == SIZES[0].embed_dim:
-        return Derived(CPU_DEPTH, f"of {model.depth} blocks, for a CPU")
-    return Derived(model.depth, "the model's")
+    width, depth = _size_of(known.options[NAME])
+    if known.machine.kind == "cpu" and width == SIZES[0].embed_dim:
+        return Derived(CPU_DEPTH, f"of {depth} blocks, for a CPU")
+    return Derived(depth, "the model's")
 
 
 def _patch_size(known: Known) -> Derived:

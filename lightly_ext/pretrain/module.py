@@ -216,17 +216,7 @@ class StellarPretraining(Pretraining):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
-        self.teacher = None
-        heads = [self.sparse_head, self.cls_head]
-        if teacher_momentum is None and any(
-            h is not None and h.prototypes is None for h in heads
-        ):
-            raise ValueError(
-                "Without prototypes tokens are compared with those of a momentum "
-                "teacher: give teacher_momentum, or head.num_prototypes."
-            )
-        if teacher_momentum is not None:
-            self.teacher = MomentumTeacher(self._student_parts(), teacher_momentum)
+        self.teacher = self._teacher(teacher_momentum)
 
     def forward(self, images: Tensor) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""
@@ -405,6 +395,17 @@ class StellarPretraining(Pretraining):
         load_model_weights(self.model, checkpoint)
         heads = {"sparse_head": self.sparse_head, "cls_head": self.cls_head}
         load_head_weights({k: v for k, v in heads.items() if v is not None}, checkpoint)
+
+    def _teacher(self, momentum: float | None) -> MomentumTeacher | None:
+        if momentum is not None:
+            return MomentumTeacher(self._student_parts(), momentum)
+        heads = (self.sparse_head, self.cls_head)
+        if any(head is not None and head.prototypes is None for head in heads):
+            raise ValueError(
+                "Without prototypes tokens are compared with those of a momentum "
+                "teacher: give teacher_momentum, or head.num_prototypes."
+            )
+        return None
 
     def _student_parts(self) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module | None] = {

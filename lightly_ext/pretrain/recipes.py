@@ -76,10 +76,10 @@ def merge_recipes(argv: Sequence[str]) -> list[str]:
     return [f"--config={json.dumps(recipe)}", *rest]
 
 
-def method_of(arguments: Sequence[str]) -> str:
-    """The method that the recipe in the arguments names, see `merge_recipes`."""
-    method: str = json.loads(arguments[0].removeprefix("--config="))["method"]
-    return method
+def recipe_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """The recipe in arguments that `merge_recipes` has made."""
+    recipe: dict[str, Any] = json.loads(arguments[0].removeprefix("--config="))
+    return recipe
 
 
 def _of_method(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +20,6 @@ from lightly_ext.metrics import effective_rank, knn_accuracy, localization_entro
 from stellar_plugin import Factorization, Stellar
 
 RAW, UNTRAINED, PRIOR, TRAINED = "raw pixels", "untrained", "prior (MAE)", "trained"
-ROWS = (RAW, UNTRAINED, PRIOR, TRAINED)
 FEATURES = {
     "sparse": "sparse tokens",
     "cls": "CLS",
@@ -233,7 +232,7 @@ def to_json(
 
 def standard_error(accuracy: float, number: int) -> float:
     """Standard deviation of an accuracy on so many test photos."""
-    return float(np.sqrt(accuracy * (1 - accuracy) / number))
+    return math.sqrt(accuracy * (1 - accuracy) / number)
 
 
 def _pooled(result: Factorization) -> dict[str, Tensor]:
