@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -248,6 +249,15 @@ class StellarPretraining(Pretraining):
     def draws_samples(self) -> bool:
         """Without reconstruction a model has no localization either."""
         return self.criterion.uses_reconstruction
+
+    def setup(self, stage: str) -> None:
+        """Checks the trainer of a fit; warns of a teacher that rounding holds back."""
+        super().setup(stage)
+        if self.teacher is not None and self.trainer.precision == "bf16-true":
+            rank_zero_warn(
+                "--trainer.precision bf16-true rounds away most of what a step moves "
+                "the momentum teacher by: it stays behind. Use bf16-mixed."
+            )
 
     def compile_parts(self) -> None:
         """Compiles the blocks and, for a device that they do not bind, the colours."""

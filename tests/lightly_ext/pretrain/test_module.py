@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -413,7 +414,11 @@ class TestStellarPretraining:
         for precision in ("32-true", "bf16-true"):
             module = tiny(teacher_momentum=0.9)
             fit = trainer(tmp_path, max_steps=1, precision=precision)
-            fit.fit(module, loader())
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                fit.fit(module, loader())
+            warned = any("it stays behind" in str(warning.message) for warning in told)
+            assert warned == (precision == "bf16-true")
             totals.append(fit.callback_metrics["train/total"].item())
             batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2)
             features.append(module.eval().validation_step(batch, 0)["features"])
