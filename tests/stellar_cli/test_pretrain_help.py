@@ -52,7 +52,7 @@ def test_pretrain_help__fits_two_screens() -> None:
         ("--trainer.precision=bf17", "'32-true', '64-true' or '64', '32', "),
         ("--model.loss.koleo=1", "--model.loss.koleo, as 'koleo' is no argument of "),
         ("--model.model.depht=1", "argument of Stellar. Did you mean 'depth'?"),
-        ("--model.head.num_prototypes=x", "num_prototypes: expected int, got 'x'."),
+        ("--model.head.num_prototypes=x", "num_prototypes: expected int or null, got"),
         ("--model.head.input_dim=1", "There is no option --model.head.input_dim"),
         ("--model.augment.cj=1", "--model.augment.cj"),
         ("--data.transform.init_args.foo=1", "--data.transform: there is no option"),
