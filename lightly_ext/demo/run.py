@@ -24,7 +24,7 @@ from lightly_ext.demo.report import (
     render_page,
     token_gallery,
 )
-from lightly_ext.demo.stages import Stages
+from lightly_ext.demo.stages import Stages, start_output
 from lightly_ext.demo.table import (
     HEADER,
     NO_MODEL,
@@ -68,10 +68,12 @@ def run_demo(
         Scores by column of the table.
 
     Raises:
+        FileExistsError: If something else than a demo is in `output`.
         RuntimeError: If mmsegmentation is not installed, or its probe fails.
     """
     find_mim()
     output = Path(output)
+    start_output(output)
     stages = Stages()
     with stages("boards"):
         sets = make_board_sets(seed, **(num_boards or {}))

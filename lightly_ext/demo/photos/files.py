@@ -185,7 +185,7 @@ def _checked(photos: PhotoSets) -> PhotoSets:
             f"{f', as {lost} are unreadable' if lost else ''}. Name a folder with more "
             f"of them by --data, best {MEASURED_IMAGES} or more."
         )
-    reason = _no_classes(train, test)
+    reason = photos.unlabelled or _no_classes(train, test)
     classes = () if reason else sorted(_classes(train))
     train, test = (_relabelled(files, classes) for files in (train, test))
     return replace(photos, train=train, test=test, unlabelled=reason)

@@ -189,13 +189,17 @@ def _cards(
         others = ", ".join(
             f"{name} {values[name]:.1f}" for name in (PRIOR, UNTRAINED, RAW)
         )
-        note = f"{others}, chance {100 * chance(photos):.1f}; best feature of each"
+        note = f"{others}, chance {100 * chance(photos):.1f}; best feature of each, "
+        note += "chosen on these test photos"
         cards.append((f"{title} accuracy, %", f"{values[TRAINED]:.1f}", note))
     before, after = scores[UNTRAINED], scores[TRAINED]
     note = f"random weights {before['psnr']:.1f}, mean photo {scores[RAW]['psnr']:.1f}"
     cards.append(("reconstruction PSNR, dB", f"{after['psnr']:.1f}", note))
     if "share" in after:
-        note = f"random weights {100 * before['share']:.0f}; 100 is all alike"
+        note = (
+            f"random weights {100 * before['share']:.0f}; 100: all have as much of a "
+        )
+        note += f"photo, which also blurred maps give (blur {100 * after['blur']:.0f})"
         cards.append(("tokens in use, %", f"{100 * after['share']:.0f}", note))
     return cards
 

@@ -32,7 +32,7 @@ from lightly_ext.demo.photos.scores import (
     Scores,
     Seen,
 )
-from lightly_ext.demo.stages import Stages
+from lightly_ext.demo.stages import Stages, start_output
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles
 from lightly_ext.evaluate.loading import (
@@ -75,6 +75,7 @@ def run_photo_demo(
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        FileExistsError: If something else than a demo is in `output`.
         ValueError: If it holds too few photos, or one folder lies in the other.
         RuntimeError: If another demo is writing into `output`.
     """
@@ -82,6 +83,7 @@ def run_photo_demo(
     found = find_photos(folder)
     stages, options = Stages(), options or {}
     with RunLock(output):
+        start_output(output)
         with stages("photos"):
             photos = _named(copy_photos(found, output / "photos"), class_names or {})
             _say_photos(stages.console, photos)

@@ -62,6 +62,8 @@ class TestFindPhotos:
         assert said in found.unlabelled
         assert found.train.labels is found.test.labels is None
         assert found.train.classes == ()
+        # The copies have no classes for the same reason.
+        assert copy_photos(found, tmp_path / "out").unlabelled == found.unlabelled
 
     def test_find_photos__too_few(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"needs 20 photos .* gives 16 and 4"):

@@ -79,6 +79,7 @@ class TestRunPhotoDemo:
         (folder / "photos" / "train" / "cat" / "0000.png").write_bytes(b"broken")
         (folder / "out" / "stellar").mkdir(parents=True)
         (folder / "out" / "stellar" / "config.yaml").touch()  # of one that was killed
+        (folder / "out" / ".stellar_demo").touch()
         with pytest.MonkeyPatch.context() as monkeypatch:
             return run(folder / "photos", folder / "out", monkeypatch)
 
