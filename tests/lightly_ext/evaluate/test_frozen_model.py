@@ -15,6 +15,7 @@ from lightly_ext.evaluate.loading import (
     load_untrained,
 )
 from stellar_plugin import Stellar
+from stellar_plugin import encoder as encoder_module
 from stellar_plugin.checkpoints.export import to_timm
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.hashes import architecture_sha256
@@ -47,6 +48,8 @@ def small_timm(monkeypatch: pytest.MonkeyPatch, name: str, **sizes: Any) -> None
         return create(asked, **{**(sizes if asked == name else {}), **kwargs})
 
     monkeypatch.setattr(timm, "create_model", create_model)
+    # What was remembered of the model is of another one.
+    monkeypatch.setattr(encoder_module, "_kind", encoder_module._kind.__wrapped__)
 
 
 def write_vit(path: Path, layout: str, **sizes: Any) -> str:
