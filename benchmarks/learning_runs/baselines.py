@@ -45,7 +45,7 @@ class Supervised(Method):
         self.encoder = new_encoder(options)
         self.head = nn.Linear(options.width, num_classes)
 
-    def is_static(self, options: Options) -> bool:
+    def is_static(self) -> bool:
         """Yes."""
         return True
 
@@ -75,7 +75,7 @@ class MAE(Method):
         )
         self.predict = nn.Linear(options.width, 3 * options.patch**2)
 
-    def is_static(self, options: Options) -> bool:
+    def is_static(self) -> bool:
         """Yes."""
         return True
 

@@ -34,7 +34,7 @@ class Method(nn.Module):
         self.options = options
         self.views = Views(options.jitter, options.gray)
 
-    def is_static(self, options: Options) -> bool:
+    def is_static(self) -> bool:
         """Whether every step does the same, in the same places."""
         return False
 

@@ -74,8 +74,9 @@ class STELLAR(Method):
         if options.queue:
             module.criterion = QueuedLoss(module.criterion, options.queue)
 
-    def is_static(self, options: Options) -> bool:
+    def is_static(self) -> bool:
         """Unless something follows a schedule in Python."""
+        options = self.options
         return options.target_temperature_start is None and not options.heads_first
 
     def before_step(self, progress: float) -> None:

@@ -117,9 +117,8 @@ def train(
     bf16: bool,
 ) -> None:
     """Trains a method on photos of its device until the stage is over."""
-    groups = optimizer_groups(method, options)
     device = photos.images.device
-    step = Step(method, photos, options, groups, bf16)
+    step = Step(method, photos, options, bf16)
     batches = _batches(len(photos.labels), options.batch_size, device)
     points, logged = list(stage.points), -1.0
     method.train()
@@ -162,55 +161,47 @@ class Step:
             Photos on its device.
         options:
             Options of the run.
-        groups:
-            Of parameters, see `optimizer_groups`.
         bf16:
             Whether to compute in bfloat16 where autocast does.
     """
 
     def __init__(
-        self,
-        method: Method,
-        photos: Photos,
-        options: Options,
-        groups: list[dict[str, Any]],
-        bf16: bool,
+        self, method: Method, photos: Photos, options: Options, bf16: bool
     ) -> None:
-        self.method, self.photos, self.options = method, photos, options
-        self.bf16 = bf16
+        self.method, self.photos = method, photos
+        self.clip, self.bf16 = options.clip, bf16
         device = photos.images.device
-        self.parameters = [p for group in groups for p in group["params"]]
         on_cuda = device.type == "cuda"
-        lr = torch.tensor(options.lr, device=device) if on_cuda else options.lr
+        groups = optimizer_groups(method, options)
+        self.parameters = [p for group in groups for p in group["params"]]
+        for group in groups:  # a tensor of its own, which a graph reads
+            group["lr"] = torch.tensor(options.lr, device=device)
         self.optimizer = AdamW(
-            groups, lr=lr, betas=(0.9, 0.95), fused=True, capturable=on_cuda
+            groups, betas=(0.9, 0.95), fused=True, capturable=on_cuda
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = torch.tensor(options.lr, device=device) if on_cuda else lr
-        self.is_graphed = on_cuda and method.is_static(options)
+        self.is_graphed = on_cuda and method.is_static()
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         size = min(options.batch_size, len(photos.labels))
         self.index = torch.zeros(size, dtype=torch.long, device=device)
-        self.results: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate, each group's by its factor."""
         for group in self.optimizer.param_groups:
-            if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(lr * group["scale"])
-            else:
-                group["lr"] = lr * group["scale"]
+            group["lr"].fill_(lr * group["scale"])
 
     def __call__(self, index: Tensor, progress: float) -> dict[str, Tensor]:
-        """Trains on some photos, and returns the losses."""
+        """Trains on the photos with these numbers, and returns the losses."""
         self.index.copy_(index)
         self.calls += 1
         if self.is_graphed and self.calls == GRAPH_AFTER:
-            self._capture(progress)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._carry_out(progress)
         if self.graph is not None:
             self.graph.replay()
-        elif self.is_graphed:  # gradients that belong to a stream of their own
+        elif self.is_graphed:  # not on the stream of everything else
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -218,14 +209,10 @@ class Step:
             torch.cuda.current_stream().wait_stream(stream)
         else:
             self._carry_out(progress)
-        return self.results
+        return self.losses
 
     def _carry_out(self, progress: float) -> None:
-        self.optimizer.zero_grad()
-        images, labels = (
-            self.photos.images[self.index],
-            self.photos.labels[self.index],
-        )
+        images, labels = (part[self.index] for part in self.photos[:2])
         with torch.autocast(
             images.device.type,
             torch.bfloat16,
@@ -233,24 +220,13 @@ class Step:
             cache_enabled=not self.is_graphed,
         ):
             losses = self.method.losses(images, labels)
+        self.optimizer.zero_grad()
         losses["total"].backward()
         self.method.before_update(progress)
-        nn.utils.clip_grad_norm_(self.parameters, self.options.clip, foreach=True)
+        nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.step()
         self.method.after_update()
-        self.results = {name: value.detach() for name, value in losses.items()}
-
-    def _capture(self, progress: float) -> None:
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._carry_out(progress)
-        except RuntimeError as error:
-            print(f"Not a graph: {type(self.method).__name__}: {error}", flush=True)
-            self.is_graphed = False
-            return
-        self.graph = graph
+        self.losses = {name: value.detach() for name, value in losses.items()}
 
 
 def optimizer_groups(method: Method, options: Options) -> list[dict[str, Any]]:
