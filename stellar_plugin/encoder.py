@@ -401,6 +401,13 @@ def _create_vit(
             f"An image of img_size {kwargs.get('img_size')} has not one patch of "
             f"{patch_embed.patch_size[0]} px; use larger images or smaller patches."
         )
+    # Rotations turn pairs of numbers, of rows and of columns; Eva does not look.
+    heads, rotary = vit.blocks[0].attn.num_heads, getattr(vit, "rope", None) is not None
+    if vit.embed_dim % (heads * (4 if rotary else 1)):
+        raise ValueError(
+            f"embed_dim {vit.embed_dim} of '{model_name}' must be a multiple of "
+            f"{'4 x ' if rotary else ''}num_heads {heads}."
+        )
     vit.__class__ = kind
     return vit
 

@@ -191,6 +191,20 @@ class TestRotaryEncoder:
         encoder = tiny(norm_eps=1e-6)
         assert encoder.vit.norm.eps == encoder.vit.blocks[0].norm1.eps == 1e-6
 
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"num_heads": 5}, "embed_dim 48 .* a multiple of 4 x num_heads 5"),
+            ({"num_heads": 8}, "embed_dim 48 .* a multiple of 4 x num_heads 8"),
+            ({"num_heads": 5, "use_rot_pos_emb": False}, "multiple of num_heads 5"),
+        ],
+    )
+    def test_init__heads_of_no_such_width(
+        self, changes: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=said):
+            tiny(**changes)
+
     def test_init__timms_name_of_registers(self) -> None:
         with pytest.raises(ValueError, match="did you mean 'reg_tokens'"):
             tiny(num_reg_tokens=4)
