@@ -100,6 +100,7 @@ def render_page(
         "demo/photos/page.html",
         title=title,
         minutes=f"{sum(stage.minutes for stage in stages):.1f}",
+        steps=" + ".join(str(stage.record["step"]) for stage in stages),
         num_train=len(photos.train),
         num_test=len(photos.test),
         num_bank=len(photos.bank),

@@ -137,7 +137,9 @@ class TestRunPhotoDemo:
         assert max(picture.size for _, picture in page.decoded()) <= (128, 128)
         assert len(demo.page) < 3e6
         text = " ".join(page.text.split())
-        assert "on 209 photos of 32 px" in text
+        assert "(2 + 2 steps) on 209 photos of 32 px" in text
+        assert "all tokens are the sparse ones one behind the other" in text
+        assert "best feature of each, chosen on these test photos" in text
         assert "209 photos are few: recipes are made for 1000 or more" in text
         assert "36 test photos of 3 classes" in text
         assert "prior (MAE)" in text and "There is no accuracy" not in text
