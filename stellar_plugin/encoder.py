@@ -377,6 +377,11 @@ def _create_vit(
             f"timm knows no model '{model_name}'; the STELLAR sizes are "
             f"{', '.join(stellar_vits.default_cfgs)}."
         )
+    if vit_kwargs.get("patch_drop_rate"):
+        raise ValueError(
+            "The encoder drops no patches by itself: pass those to encode by `keep`, "
+            "instead of patch_drop_rate."
+        )
     kind, own_registers = _kind(model_name)
     registers = own_registers if reg_tokens is None else reg_tokens
     kwargs: dict[str, Any] = {"num_classes": 0, "global_pool": "", **vit_kwargs}

@@ -194,6 +194,10 @@ class TestStellarEncoder:
         with pytest.raises(ValueError, match=match):
             StellarEncoder(name)
 
+    def test_init__patch_drop(self) -> None:
+        with pytest.raises(ValueError, match="by `keep`, instead of patch_drop_rate"):
+            tiny(patch_drop_rate=0.5)
+
     def test_init__negative_queries(self) -> None:
         with pytest.raises(ValueError, match="num_queries"):
             StellarEncoder(num_queries=-1)
