@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from lightly.utils.dist import world_size
+from lightly.utils.dist import gather, world_size
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class TokenBatchNorm(nn.Module):
@@ -46,7 +45,8 @@ class TokenBatchNorm(nn.Module):
         processes = world_size()
         if len(rows) * processes < 2:
             raise ValueError(
-                "Batch normalisation needs two tokens or more: raise the batch size."
+                "Batch normalisation needs two tokens or more: raise the batch size, "
+                "or set the head's batch_norm to false."
             )
         if processes == 1:
             rows = F.batch_norm(
@@ -54,9 +54,13 @@ class TokenBatchNorm(nn.Module):
             )
             return rows.view_as(x)
         values = rows.to(torch.promote_types(x.dtype, torch.float32))
-        mean = all_reduce(values.mean(dim=0)) / processes
-        variance = all_reduce((values - mean).square().mean(dim=0)) / processes
+        mean = _mean_of_processes(values.mean(dim=0))
+        variance = _mean_of_processes((values - mean).square().mean(dim=0))
         values = (values - mean) * (variance + self.eps).rsqrt()
         if self.weight is not None and self.bias is not None:
             values = values * self.weight + self.bias
         return values.to(x.dtype).view_as(x)
+
+
+def _mean_of_processes(x: Tensor) -> Tensor:
+    return torch.stack(gather(x)).mean(dim=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import StellarDataModule, num_cpus
+from lightly_ext.data.listing import printable
 from lightly_ext.durable import replace_text
 from lightly_ext.pretrain.callbacks import (
     ImagesPerSecond,
@@ -144,10 +146,11 @@ class PretrainCLI(LightningCLI):
         """Shows what `auto` became, and what a start from random weights lacks."""
         if not self.derived:
             return
-        path, model = self.config["data"]["path"], self.config["model"]
+        model, given = self.config["model"], self.config["data"]["path"]
+        path = shlex.quote(str(given))
         print(
-            f"From {path} and this machine follow, where the recipe says auto:\n"
-            f"{table(self.derived)}\n"
+            f"From {printable(given)} and this machine follow, where the recipe says "
+            f"auto:\n{table(self.derived)}\n"
             "A value of your own wins (--data.batch_size 32), and others follow it."
         )
         if self.config["method"] == "stellar" and not (

@@ -23,6 +23,7 @@ from lightly_ext.data.reading import MAX_PIXELS, image_size
 from lightly_ext.pretrain.recipes import RUN_RECIPE
 from stellar_cli.errors import OptionError, did_you_mean
 from stellar_plugin.checkpoints import NUMERICS, inherited, read_checkpoint
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.timm_models import architecture
 from stellar_plugin.vit import SIZES
 
@@ -229,12 +230,15 @@ def resolved(
     run = Path(options["output"]) / RUN_RECIPE
     derived: dict[str, Derived] = {}
     if run.is_file():
-        stored = flat(yaml.safe_load(run.read_text()))
-        # A prior had told more of the model than the recipe asks for.
+        stored = dict(flat(yaml.safe_load(run.read_text())))
+        # A prior had told more of the model than the recipe asks for. The model of
+        # another method has other arguments, and is refused where checkpoints are read.
+        same = _method(stored) == _method(options)
         values = {
             name: value
-            for name, value in stored
-            if name in names or (name.startswith(MODEL) and name not in options)
+            for name, value in stored.items()
+            if name in names
+            or (same and name.startswith(MODEL) and name not in options)
         }
         rank_zero_only(print)(f"Where the recipe says auto, what '{run}' says stays.")
     else:
@@ -364,6 +368,10 @@ def shown(name: str) -> str:
     return name.replace(".init_args.", ".")
 
 
+def _method(options: Mapping[str, Any]) -> str:
+    return str(options.get("method", "stellar"))
+
+
 def _photos(options: Mapping[str, Any]) -> Photos:
     path = Path(options["data.path"])
     with warnings.catch_warnings():
@@ -433,7 +441,9 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
     checkpoint = read_checkpoint(source)
     config = inherited(checkpoint, {"num_heads": options.get(f"{MODEL}num_heads")})
     head = {}
-    if weights:
+    if _method(options) == "mae":
+        config.pop("num_queries", None)  # weights that have some are refused by it
+    elif weights:
         config |= {
             name: value
             for name, value in checkpoint.config.items()
@@ -451,7 +461,11 @@ def _prior(options: Mapping[str, Any]) -> Prior | None:
                 f"--{MODEL}{name} {asked} contradicts '{source}', whose {name} is "
                 f"{value}: leave the option out, or start from other weights."
             )
-    own = (Path(source).parent / RUN_RECIPE).is_file()
+    folder = Path(source).parent
+    own = checkpoint.layout == STELLAR and (
+        not checkpoint.num_queries  # wherever it lies: nothing else writes these
+        or any((run / RUN_RECIPE).is_file() for run in (folder, folder.parent))
+    )
     side = size if isinstance(size, int) else min(size)
     return Prior(str(source), fixed, head, side, own)
 
@@ -607,7 +621,7 @@ def _lr(known: Known) -> Derived:
 
 def _max_epochs(known: Known) -> Derived:
     images = known.photos.number
-    seen = IMAGES_SEEN[known.options.get("method", "stellar")][known.machine.kind]
+    seen = IMAGES_SEEN[_method(known.options)][known.machine.kind]
     epochs = max(MIN_EPOCHS, min(round(seen / images), MAX_EPOCHS))
     reason = f"{epochs * images} images seen, {images} in an epoch"
     if images < MEASURED_IMAGES:

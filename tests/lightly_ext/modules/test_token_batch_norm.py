@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def step(x: Tensor, norm: TokenBatchNorm) -> dict[str, Tensor]:
 
 
 def in_processes(rank: int, world_size: int) -> dict[str, Any]:
+    warnings.simplefilter("error")  # of deprecated collectives
     norm, x = norm_and_tokens()
     result = step(x.chunk(world_size)[rank], norm)
     dist.all_reduce(result["weight"])

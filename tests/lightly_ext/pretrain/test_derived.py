@@ -15,7 +15,7 @@ from lightly_ext.pretrain.derived import RULES, Known, Machine, Photos, Prior, f
 from lightly_ext.pretrain.recipes import merge_recipes
 from stellar_cli.errors import OptionError
 from stellar_plugin import Stellar
-from tests.pretraining import TINY, write_photos
+from tests.pretraining import TINY, tiny, tiny_mae, write_photos
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 
@@ -257,6 +257,39 @@ class TestPhotos:
             "patch_size is 8: leave the option out, or start from other weights."
         )
 
+    def test_photos__prior_of_mae_is_known_in_any_folder(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        tiny_mae().export(tmp_path / "copied")
+        prior = f"--model.prior={tmp_path / 'copied'}"
+        built = parsed(f"--data.path={photos}", "--trainer.accelerator=cpu", prior)
+        model = built.config["model"]
+        assert (model["model"]["img_size"], model["lr"]) == (32, 7.07e-4)
+
+    def test_photos__checkpoint_of_a_run_is_of_that_run(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        module = tiny()
+        saved = tmp_path / "checkpoints" / "last.ckpt"
+        saved.parent.mkdir()
+        hparams = {"model": dict(module.hparams["model"])}
+        torch.save(
+            {"state_dict": module.state_dict(), "hyper_parameters": hparams}, saved
+        )
+        (tmp_path / "config.yaml").touch()
+        prior = f"--model.prior={saved}"
+        built = parsed(f"--data.path={photos}", "--trainer.accelerator=cpu", prior)
+        assert built.config["model"]["lr"] == 7.07e-4
+
+    def test_photos_prior__weights_with_queries_are_left_to_the_model(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        tiny().export(tmp_path / "model")
+        options = "--config=photos_prior", f"--model.weights={tmp_path / 'model'}"
+        built = parsed(f"--data.path={photos}", "--trainer.accelerator=cpu", *options)
+        with pytest.raises(ValueError, match="has latent queries, which an MAE does"):
+            built.build()
+
     @pytest.mark.parametrize(
         ("number", "side", "message"),
         [
@@ -284,6 +317,15 @@ class TestPhotos:
         config = parsed(f"--data.path={tmp_path}").config
         assert config["model"]["model"]["img_size"] == 64
 
+    def test_say_what_follows__commands_can_be_pasted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        photos = write_photos(tmp_path / "my photos", 200, 64)
+        parsed(f"--data.path={photos}", "--trainer.accelerator=cpu").say_what_follows()
+        said = capsys.readouterr().out
+        assert f"From {photos} and this machine" in said
+        assert f"pretrain --config photos_prior --data.path '{photos}'\n" in said
+
     def test_asked_for__names_the_option(self, tmp_path: Path) -> None:
         own = tmp_path / "own.yaml"
         own.write_text("model: {head: {num_prototyps: auto}}")
@@ -308,6 +350,10 @@ def test_resolved__run_that_goes_on_keeps_what_its_prior_told(tmp_path: Path) ->
         "model": {"model": {"model_name": "vit", "embed_dim": 24}, "lr": 0.5}
     }
     assert found == {}
+    # Of another method the run is refused later, not for arguments of its model.
+    recipe["method"] = "mae"
+    kept, _ = derived.resolved(recipe, lambda x: {**x, "output": str(tmp_path)})
+    assert kept["model"] == {"model": {"model_name": "vit"}, "lr": 0.5}
 
 
 @pytest.mark.slow
