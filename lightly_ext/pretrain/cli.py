@@ -132,7 +132,9 @@ class PretrainCLI(LightningCLI):
         """
         recipe = self.config.clone()
         if checkpoint is not None:
-            without_start(self.config["model"], checkpoint)
+            starts = without_start(self.config["model"], checkpoint)
+            for name, value in starts.items():
+                recipe["model"][name] = value
         super().instantiate_classes()
         trainer: Any = self.trainer
         trainer.callbacks.extend(callbacks)

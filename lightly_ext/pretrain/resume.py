@@ -113,7 +113,7 @@ def changes(trainer: Any, checkpoint: dict[str, Any]) -> str:
     return ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items())
 
 
-def without_start(model: Any, checkpoint: Path) -> None:
+def without_start(model: Any, checkpoint: Path) -> dict[str, Any]:
     """Takes from a checkpoint what the weights that a run began with had told.
 
     Says which other weights are asked for, in vain.
@@ -124,11 +124,15 @@ def without_start(model: Any, checkpoint: Path) -> None:
             `weights` are read again.
         checkpoint:
             Of the run to continue.
+
+    Returns:
+        What the run began with, by the names of these arguments.
     """
     recipe = checkpoint.parent.parent / RUN_RECIPE
     began = yaml.safe_load(recipe.read_text())["model"] if recipe.is_file() else model
-    for name in (name for name in STARTS if name in model):
-        if model[name] not in (None, began.get(name)):
+    starts = {name: began.get(name) for name in STARTS if name in model}
+    for name in starts:
+        if model[name] not in (None, starts[name]):
             rank_zero_only(print)(
                 f"--model.{name} {model[name]} is not read: the run goes on from its "
                 "checkpoint."
@@ -139,6 +143,7 @@ def without_start(model: Any, checkpoint: Path) -> None:
     if "model_name" in model["model"]:
         told = {k: v for k, v in told.items() if k in (*NUMERICS, "tokenizer")}
     model["model"] = {**told, **model["model"]}
+    return starts
 
 
 def _arguments(

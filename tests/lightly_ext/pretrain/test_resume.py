@@ -317,7 +317,9 @@ def test_without_start__other_weights_are_not_read(
     checkpoint = tmp_path / "checkpoints" / "a.ckpt"
     checkpoint.parent.mkdir()
     torch.save({"hyper_parameters": {"model": {}}}, checkpoint)
-    without_start({**given, "model": {}}, checkpoint)
+    began = without_start({**given, "model": {}}, checkpoint)
+    # For config.yaml, also where nothing was asked for again.
+    assert began == {k: {"prior": "b", "weights": None}[k] for k in given}
     assert capsys.readouterr().out == said
 
 
