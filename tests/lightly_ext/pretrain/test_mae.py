@@ -130,6 +130,10 @@ class TestExportedModel:
         assert torch.equal(encoder(pixels).dense, expected.dense)
         assert torch.equal(encoder(pixels).cls, expected.cls)
 
+    def test_from_pretrained(self, run: tuple[Any, Path]) -> None:
+        with pytest.raises(ValueError, match="without latent queries, read as MAE"):
+            Stellar.from_pretrained(run[1] / "model")
+
     def test_prior(self, run: tuple[Any, Path]) -> None:
         module, folder = run
         sizes = {k: v for k, v in TINY_MAE.items() if not k.startswith("decoder_")}
