@@ -339,9 +339,10 @@ class Stellar(
         config = model_config(checkpoint, num_heads, decoder_num_heads)
         if config.get("num_queries") == 0:
             raise ValueError(
-                f"'{checkpoint.path}' holds an encoder without latent queries, read as "
-                f"{checkpoint.read_as}, and no STELLAR model: it is a prior for `stellar "
-                "pretrain --model.prior`, and a ViT for `stellar convert --to timm`."
+                f"'{checkpoint.path}' has no latent queries (read as "
+                f"{checkpoint.read_as}) and is no STELLAR model, but a prior for "
+                "`stellar pretrain --model.prior` and a ViT for `stellar convert --to "
+                "timm`."
             )
         # Sizes first, on meta: no time is spent on weights that are replaced, or that
         # do not fit.
