@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import learning
 from benchmarks.learning_runs.baselines import DINO, MAE
-from benchmarks.learning_runs.method import masked_vit, new_encoder
+from benchmarks.learning_runs.method import Method, masked_vit, new_encoder
 from benchmarks.learning_runs.options import Options
 from benchmarks.learning_runs.photos import load_sets
 from benchmarks.learning_runs.report import best_curves, markdown, write_report
@@ -37,6 +37,7 @@ from benchmarks.learning_runs.stellar import STELLAR, QueuedLoss
 from benchmarks.learning_runs.training import (
     Clock,
     Stage,
+    Step,
     learning_rate,
     optimizer_groups,
     train,
@@ -309,6 +310,51 @@ class TestTraining:
         assert 0.4 <= clock.used < 0.5
         assert shares == [pytest.approx(0.5, abs=0.2), 1.0]
         assert clock.images == 8 * clock.steps
+
+    def test_train__ends_by_operations(self, folder: Path) -> None:
+        sets = load_sets(folder, 16, tuning=True)
+
+        class Linear(Method):
+            """Two products of 8 x 10 and 10 x 4 matrices, forward and for weights."""
+
+            def __init__(self) -> None:
+                super().__init__(OPTIONS)
+                self.linear = torch.nn.Linear(10, 4, bias=False)
+                self.encoder = new_encoder(OPTIONS).requires_grad_(False)
+
+            def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+                x = images.flatten(1)[:, :10].float()
+                return {"total": self.linear(x).square().mean()}
+
+        method, clock = Linear(), Clock("tflop")
+        before = method.linear.weight.clone()
+        of_step = 2 * 2 * 8 * 10 * 4 / 1e12
+        stage = Stage(0.0, 3.5 * of_step, [], lambda *_: None, lambda *_: None)
+        train(method, sets.train, OPTIONS, clock, stage, bf16=False)
+        assert (clock.steps, clock.images) == (4, 32)
+        assert clock.used == pytest.approx(4 * of_step)
+        assert not torch.equal(method.linear.weight, before)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_step__graph_as_without(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sets = load_sets(folder, 16, tuning=True)
+        photos, losses = sets.train.to("cuda"), []
+        for graphed in (True, False):
+            monkeypatch.setattr(STELLAR, "is_static", lambda _, x=graphed: x)
+            torch.manual_seed(0)
+            method = STELLAR(OPTIONS.changed({"teacher": 0.9})).to("cuda")
+            step = Step(method, photos, OPTIONS, bf16=False)
+            step.set_lr(1e-3)
+            index = torch.arange(8, device="cuda")
+            losses.append([float(step(index, 0.5)["total"]) for _ in range(40)])
+            assert (step.graph is not None) == graphed
+        # Other draws behind the first steps, but the same training.
+        assert losses[0][:4] == pytest.approx(losses[1][:4], rel=1e-4)
+        ends = [sum(x[-10:]) / 10 for x in losses]
+        assert ends[0] == pytest.approx(ends[1], rel=0.05)
 
     def test_clock__deadline_ends_a_stage(self, folder: Path) -> None:
         sets = load_sets(folder, 16, tuning=True)
