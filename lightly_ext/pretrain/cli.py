@@ -76,6 +76,8 @@ class PretrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # `stellar` has taken its command off the arguments: both are there on purpose.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        # Of the size in MB that its table of the model names.
+        warnings.filterwarnings("ignore", "Precision .* not supported by the model")
         name = recipe_of(args)["method"]
         super().__init__(
             METHODS[name],
