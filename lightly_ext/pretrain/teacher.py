@@ -32,6 +32,11 @@ class MomentumTeacher(nn.ModuleDict):
         super().__init__(copy.deepcopy(student))
         self.requires_grad_(False)
         self.momentum = momentum
+        self.eval()
+
+    def train(self, mode: bool = True) -> MomentumTeacher:
+        """Stays in evaluation: dropped paths and drawn rotations are no targets."""
+        return super().train(False)
 
     @torch.no_grad()
     def follow(
@@ -70,7 +75,6 @@ class MomentumTeacher(nn.ModuleDict):
             gather_distributed:
                 Whether these are the embeddings of all processes.
         """
-        self.eval()  # dropped paths and drawn rotations are no targets
         result = self["encoder"](images)
         head: Any = self["sparse_head"]
         embeddings = head(result.sparse)
