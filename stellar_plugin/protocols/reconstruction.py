@@ -66,3 +66,10 @@ RECONSTRUCTION_FINETUNED = RECONSTRUCTION_SCRATCH.replace(
     name="reconstruction-finetuned",
     head="decoder as pretrained, fine-tuned on the frozen latent",
 )
+RECONSTRUCTION_NATIVE = RECONSTRUCTION.replace(
+    name="reconstruction-native",
+    source="STELLAR table 1, where TiTok has its own decoder; crops, metrics and "
+    "rounding are our choice, the paper does not tell what it scored",
+    head="the model's native decoder, a full ViT, on the codes of its tokens",
+    crop=256,
+)
