@@ -175,6 +175,11 @@ class StellarEncoder(nn.Module):
         return self._any_antialias  # hidden: no part of the architecture
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in px of the images that it was made for."""
+        return self.vit.patch_embed.img_size
+
+    @property
     def pos_antialias(self) -> bool:
         """Whether the position embedding is resampled with antialiasing."""
         return self.vit.pos_antialias

@@ -13,18 +13,20 @@ from timm.data.config import resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from lightly_ext.evaluate.backbones import RawPatches, TimmBackbone
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.raw_patches import RawPatches
 from lightly_ext.evaluate.result import random_weights
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import (
     Checkpoint,
     load_encoder,
     load_encoder_weights,
+    load_network,
     methods,
     model_config,
     read_checkpoint,
     untrained_encoder,
+    untrained_network,
 )
 from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
@@ -33,6 +35,7 @@ from stellar_plugin.checkpoints.recognise import WRAPPERS, unwrap, which_was_tak
 from stellar_plugin.checkpoints.timm_models import architecture, settings_of
 from stellar_plugin.encoder import StellarEncoder, is_plain
 from stellar_plugin.hashes import file_sha256, weights_sha256
+from stellar_plugin.networks import Network, TimmNetwork
 from stellar_plugin.weight_files import read_tensors, usable
 
 NOT_A_VIT = "pooled by the network"
@@ -63,8 +66,9 @@ def load_frozen_model(
         seed:
             Decides on random weights.
         model_kwargs:
-            Of a ViT what its file does not tell, arguments of `StellarEncoder` such as
-            '{"pos_antialias": false, "img_size": [32, 64], "num_heads": 6}'.
+            What a file does not tell or shall be otherwise: of a ViT arguments of
+            `StellarEncoder` such as '{"pos_antialias": false, "img_size": [32, 64],
+            "num_heads": 6}', of another network those of its family.
 
     Raises:
         FileNotFoundError: If there are no weights.
@@ -188,6 +192,12 @@ def _of_checkpoint(
     source: str, untrained: bool, arguments: Mapping[str, Any]
 ) -> FrozenModel:
     checkpoint = read_checkpoint(source)
+    if checkpoint.network is not None:
+        if untrained:
+            network = untrained_network(checkpoint, **arguments)
+            return _frozen(source, checkpoint, network)
+        network, report = load_network(checkpoint, **arguments)
+        return _frozen(source, checkpoint, network, report.facts)
     # Fresh projections, as for a file of timm's layout, would localize nothing.
     fresh = {} if checkpoint.has_localization else {"localization": False}
     arguments = {**fresh, **arguments}
@@ -227,7 +237,7 @@ def _of_timm_vit(
 def _frozen(
     source: str,
     checkpoint: Checkpoint,
-    encoder: StellarEncoder,
+    encoder: StellarEncoder | Network,
     facts: Mapping[str, str] | None = None,
 ) -> FrozenModel:
     method, config, images = checkpoint.method, checkpoint.config, checkpoint.images
@@ -243,7 +253,7 @@ def _frozen(
         std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
         interpolation=images.get("interpolation", "bicubic"),
         feature=method.feature if method else None,
-        image_size=encoder.vit.patch_embed.img_size,
+        image_size=encoder.image_size,
         crop_pct=images.get("crop_pct"),
         facts=facts,
     )
@@ -273,7 +283,7 @@ def _of_timm(name: str, weights: str | None, untrained: bool) -> FrozenModel:
         crop_pct=data["crop_pct"],
         facts=facts,
     )
-    return FrozenModel(TimmBackbone(model), origin)
+    return FrozenModel(TimmNetwork(model), origin)
 
 
 def _load_strictly(model: nn.Module, path: Path) -> str:

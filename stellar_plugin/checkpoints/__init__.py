@@ -9,7 +9,9 @@ from stellar_plugin.checkpoints.load import (
     load_encoder,
     load_encoder_weights,
     load_model_weights,
+    load_network,
     untrained_encoder,
+    untrained_network,
 )
 from stellar_plugin.checkpoints.readers import HEADS
 from stellar_plugin.checkpoints.recognise import read_checkpoint
@@ -37,10 +39,12 @@ __all__ = [
     "load_encoder_weights",
     "load_head_weights",
     "load_model_weights",
+    "load_network",
     "model_config",
     "numerics",
     "read_checkpoint",
     "save_encoder",
     "save_heads",
     "untrained_encoder",
+    "untrained_network",
 ]

@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints.methods import Method
 from stellar_plugin.checkpoints.names import State
+from stellar_plugin.networks import Network
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of a family.
+
+    Attributes:
+        family: Its class, by which messages name it.
+        arguments: What the tensors of a file tell of its sizes, values that JSON knows.
+    """
+
+    family: type[Network]
+    arguments: Mapping[str, Any]
+
+    def build(self, **given: Any) -> Network:
+        """Builds it with fresh weights.
+
+        Args:
+            given:
+                Arguments of the family that shall be others, for example img_size.
+
+        Raises:
+            ValueError: If an argument is unknown, of another type or out of range, or
+                they make no network.
+        """
+        check_arguments(given, self.family)
+        return self.family(**{**self.arguments, **given})
 
 
 @dataclass(frozen=True)
@@ -23,7 +52,8 @@ class Checkpoint:
             How the file names its tensors, one of `layouts.LAYOUTS`.
         state:
             Tensors by their names in `Stellar`; query, key and value are fused. The
-            position table may have rows of other tokens, see `prefixes`.
+            position table may have rows of other tokens, see `prefixes`. Those of a
+            network by the names of its `named`.
         method:
             The method that trained it, None if nothing says so.
         rule:
@@ -46,6 +76,8 @@ class Checkpoint:
             Patch grid of the position table, None if nothing tells it.
         prefixes:
             How many rows the table may have before those of the patches, beside none.
+        network:
+            What builds the network, None for the ViTs that `StellarEncoder` takes.
         rotary:
             Whether the ViT is one of timm's Eva, by whose names its tensors are then.
         unexpected:
@@ -67,6 +99,7 @@ class Checkpoint:
     num_queries: int | None = None
     grid_size: tuple[int, int] | None = None
     prefixes: tuple[int, ...] = (0,)
+    network: Architecture | None = None
     rotary: bool = False
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -80,6 +113,20 @@ class Checkpoint:
     def has_localization(self) -> bool:
         """Whether there are the projections that localization is made of."""
         return any(name.startswith("encoder.dense_proj.") for name in self.state)
+
+    def require_vit(self) -> None:
+        """Checks that it is a ViT that `StellarEncoder` takes.
+
+        Raises:
+            ValueError: If it is another network.
+        """
+        if self.network is not None:
+            raise ValueError(
+                f"'{self.path}' ({self.read_as}) holds a {self.network.family.__name__}"
+                ", which takes no latent queries, so it is no prior and no StellarViT. "
+                "`stellar evaluate --model` reads it, and in Python "
+                "stellar_plugin.checkpoints.load_network."
+            )
 
     @property
     def read_as(self) -> str:

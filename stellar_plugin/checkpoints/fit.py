@@ -33,6 +33,7 @@ def fitted(
         ValueError: If the checkpoint was trained with other settings, or a tensor is
             missing, left over or of another shape.
     """
+    checkpoint.require_vit()
     _check_settings(encoder, checkpoint, num_heads)
     if checkpoint.layout == STELLAR and checkpoint.config:
         checkpoint = replace(checkpoint, grid_size=_own_encoder(checkpoint).grid_size)

@@ -1,11 +1,11 @@
-"""How files name the tensors of a ViT, whoever trained it."""
+"""How files name the tensors of a network, whoever trained it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 STELLAR, OFFICIAL = "stellar", "official STELLAR"
-TRANSFORMERS, TIMM = "transformers ViT", "timm"
+TRANSFORMERS, TIMM, BEIT = "transformers ViT", "timm", "BEiT"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ LAYOUTS = (
         TRANSFORMERS,
         ("embeddings.patch_embeddings.projection.weight", "embeddings.cls_token"),
         "embeddings..., encoder.layer.0... or layers.0...",
+    ),
+    # Before timm, whose names it has too.
+    Layout(
+        BEIT,
+        (
+            "rel_pos_bias.relative_position_bias_table",
+            "blocks.0.attn.relative_position_bias_table",
+        ),
+        "rel_pos_bias.relative_position_bias_table, blocks.0.gamma_1",
     ),
     Layout(
         TIMM,

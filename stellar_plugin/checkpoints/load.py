@@ -16,6 +16,7 @@ from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config, numerics
 from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.networks import Network
 from stellar_plugin.state_dict import shown
 
 if TYPE_CHECKING:
@@ -232,6 +233,47 @@ def load_encoder(
     encoder = untrained_encoder(checkpoint, num_heads=num_heads, **kwargs)
     report = load_encoder_weights(encoder, checkpoint, num_heads=num_heads)
     return encoder.eval(), report
+
+
+def load_network(
+    source: str | Path | Checkpoint, **kwargs: Any
+) -> tuple[Network, LoadReport]:
+    """Builds the network of a checkpoint that is no ViT of `StellarEncoder`.
+
+    Args:
+        source:
+            As for `load_encoder_weights`.
+        kwargs:
+            Arguments of its family that shall be others, for example img_size.
+
+    Returns:
+        The network in evaluation mode, and the report of what was loaded.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        ValueError: If it is a ViT, or weights and arguments do not fit.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    # Without memory first, as for `load_encoder`.
+    with torch.device("meta"):
+        network = untrained_network(checkpoint, **kwargs)
+    state, resized = network.fitted(checkpoint.state)
+    check_tensors(network.named, state, checkpoint, "network")
+    network = untrained_network(checkpoint, **kwargs)
+    network.named.load_state_dict(state)
+    untold = [f"{name}={value}" for name, value in checkpoint.assumed.items()]
+    return network.eval(), _reported(checkpoint, state, [], resized, untold)
+
+
+def untrained_network(checkpoint: Checkpoint, **kwargs: Any) -> Network:
+    """Builds the network of a checkpoint with fresh weights; see `load_network`."""
+    if checkpoint.network is None:
+        raise ValueError(
+            f"'{checkpoint.path}' ({checkpoint.read_as}) holds a ViT: load it by "
+            "load_encoder."
+        )
+    with checkpoint.building():
+        return checkpoint.network.build(**kwargs)
 
 
 def untrained_encoder(

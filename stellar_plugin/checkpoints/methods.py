@@ -8,20 +8,38 @@ from __future__ import annotations
 
 import fnmatch
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 
 from stellar_plugin.checkpoints.layouts import (
+    BEIT,
     LAYOUTS,
     OFFICIAL,
     STELLAR,
     TIMM,
     TRANSFORMERS,
 )
+from stellar_plugin.checkpoints.names import State
+from stellar_plugin.checkpoints.positions import are_sines
 from stellar_plugin.vit import STELLAR_NORM_EPS
+
+
+@dataclass(frozen=True)
+class System:
+    """A model of the tables of STELLAR's paper.
+
+    Attributes:
+        name: Its name in published tables.
+        file: Name of its published file, or of the model.
+        config: Beginning of the names of its configs in mm_configs, "" if it has none.
+    """
+
+    name: str
+    file: str
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,12 +49,32 @@ class Paper:
     Attributes:
         name: Its name there.
         url: Address of the paper.
-        vit_b: Published file of its ViT-B, or name of the model; mm_configs name it.
+        systems: Its models in the tables of STELLAR's paper.
+        license: Licence of their weights, "" if it is not stated.
     """
 
     name: str
     url: str
-    vit_b: str | None = None
+    systems: tuple[System, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What tensors must be like, where their names do not tell enough.
+
+    Attributes:
+        text: What must hold, in words.
+        holds: Whether it does, of the tensors of a file by its names.
+    """
+
+    text: str
+    holds: Callable[[State], bool]
+
+
+SINES = Check(
+    "positions of sines and cosines", lambda state: are_sines(state.get("pos_embed"))
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +91,7 @@ class Files:
         wrappers: Dictionaries or prefixes around the weights, the preferred one first.
         needs: Patterns of names that must all be there too.
         lacks: Patterns of names none of which may be there.
-        sines: Whether positions must be fixed sines and cosines too.
+        check: What must hold of the tensors too.
         renamed: Parts of names -> parts of the names of the layout.
         ignored: Beginnings of names that features do not depend on.
         norm_eps: Epsilon of every LayerNorm.
@@ -69,7 +107,7 @@ class Files:
     wrappers: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
-    sines: bool = False
+    check: Check | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     norm_eps: float = 1e-6
@@ -122,6 +160,11 @@ _OF_DINOV3: dict[str, Any] = {
     "norm_eps": 1e-5,
     "pos_antialias": None,
 }
+_OF_BEIT: dict[str, Any] = {
+    "ignored": ("mask_token", "lm_head."),
+    "mean": IMAGENET_INCEPTION_MEAN,
+    "std": IMAGENET_INCEPTION_STD,
+}
 _OF_MAE = ("mask_token", "decoder_")
 
 # In the order in which they are tried.
@@ -130,7 +173,13 @@ METHODS = (
         "STELLAR",
         "sparse",
         (Files(STELLAR), Files(OFFICIAL, norm_eps=STELLAR_NORM_EPS)),
-        (Paper("STELLAR", "https://arxiv.org/abs/2602.01905", "stellar-b16"),),
+        (
+            Paper(
+                "STELLAR",
+                "https://arxiv.org/abs/2602.01905",
+                (System("STELLAR ViT-B", "stellar-b16", "stellar"),),
+            ),
+        ),
     ),
     # Before the others: a supervised head may be on weights of every method.
     Method(
@@ -159,7 +208,13 @@ METHODS = (
                 num_heads=12,
             ),
         ),
-        (Paper("MoCo v3", "https://arxiv.org/abs/2104.02057", "vit-b-300ep.pth.tar"),),
+        (
+            Paper(
+                "MoCo v3",
+                "https://arxiv.org/abs/2104.02057",
+                (System("MoCo v3 ViT-B", "vit-b-300ep.pth.tar", "mocov3"),),
+            ),
+        ),
     ),
     Method(
         "I-JEPA",
@@ -172,13 +227,8 @@ METHODS = (
         "BEiT",
         "dense",
         (
-            Files(
-                marks=("*.q_bias",),
-                lacks=("reg_token",),
-                ignored=("mask_token", "lm_head."),
-                mean=IMAGENET_INCEPTION_MEAN,
-                std=IMAGENET_INCEPTION_STD,
-            ),
+            Files(BEIT, **_OF_BEIT),
+            Files(marks=("*.q_bias",), lacks=("reg_token",), **_OF_BEIT),
         ),
         (Paper("BEiT", "https://arxiv.org/abs/2106.08254"),),
     ),
@@ -201,9 +251,13 @@ METHODS = (
             Paper(
                 "DINO",
                 "https://arxiv.org/abs/2104.14294",
-                "dino_vitbase16_pretrain.pth",
+                (System("DINO ViT-B", "dino_vitbase16_pretrain.pth", "dino"),),
             ),
-            Paper("iBOT", "https://arxiv.org/abs/2111.07832", "checkpoint_teacher.pth"),
+            Paper(
+                "iBOT",
+                "https://arxiv.org/abs/2111.07832",
+                (System("iBOT ViT-B", "checkpoint_teacher.pth", "ibot"),),
+            ),
         ),
         timm_names=("*.dino",),
         # Their published files are backbones alone, which do not tell it.
@@ -222,7 +276,7 @@ METHODS = (
             ),
             Files(marks=("decoder_*",), ignored=_OF_MAE),
             # Anybody wraps weights so.
-            Files(wrappers=("model",), sines=True, ignored=_OF_MAE),
+            Files(wrappers=("model",), check=SINES, ignored=_OF_MAE),
             Files(
                 TRANSFORMERS,
                 marks=("decoder.*",),
@@ -232,7 +286,9 @@ METHODS = (
         ),
         (
             Paper(
-                "MAE", "https://arxiv.org/abs/2111.06377", "mae_pretrain_vit_base.pth"
+                "MAE",
+                "https://arxiv.org/abs/2111.06377",
+                (System("MAE ViT-B", "mae_pretrain_vit_base.pth", "mae"),),
             ),
         ),
         timm_names=("*.mae",),
@@ -258,7 +314,7 @@ METHODS = (
             Paper(
                 "DINOv2",
                 "https://arxiv.org/abs/2304.07193",
-                "dinov2_vitb14_pretrain.pth",
+                (System("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth", "dinov2"),),
             ),
         ),
         timm_names=("*_dinov2", "*_dinov2.*"),
@@ -284,7 +340,6 @@ METHODS = (
             Paper(
                 "DINOv3",
                 "https://arxiv.org/abs/2508.10104",
-                "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
             ),
         ),
         timm_names=(
@@ -324,7 +379,7 @@ METHODS = (
 
 
 def recognised(
-    layout: str, names: Collection[str], wrappers: Collection[str], sines: bool
+    layout: str, names: Collection[str], wrappers: Collection[str], tensors: State
 ) -> tuple[Method | None, Files | None, str]:
     """The method that trained a file, which of its kinds of files it is, what told it.
 
@@ -335,8 +390,8 @@ def recognised(
             Names of its tensors.
         wrappers:
             Dictionaries and prefixes around the weights.
-        sines:
-            Whether its positions are fixed sines and cosines.
+        tensors:
+            Its tensors.
     """
     possible = [
         (method, files)
@@ -345,16 +400,16 @@ def recognised(
         if files.layout == layout
         and all(_has(names, p) for p in files.needs)
         and not any(_has(names, p) for p in files.lacks)
-        and sines >= files.sines
+        and (files.check is None or files.check.holds(tensors))
     ]
     found = [
-        (method, files, f"tensors {mark}")
+        (method, files, f"tensors {mark}" + _with_check(files))
         for method, files in possible
         for mark in files.marks
         if _has(names, mark)
     ]
     found += [
-        (method, files, f"wrapper {wrapper}" + _with_sines(files))
+        (method, files, f"wrapper {wrapper}" + _with_check(files))
         for method, files in possible
         for wrapper in files.wrappers
         if wrapper in wrappers
@@ -439,11 +494,11 @@ def _told_by(files: Files) -> str:
     text = f"{files.layout}: {' or '.join(told)}" if told else files.layout
     text += "".join(f", with `{name}`" for name in files.needs)
     text += "".join(f", without `{name}`" for name in files.lacks)
-    return text + _with_sines(files)
+    return text + _with_check(files)
 
 
-def _with_sines(files: Files) -> str:
-    return " and positions of sines and cosines" if files.sines else ""
+def _with_check(files: Files) -> str:
+    return f" and {files.check.text}" if files.check else ""
 
 
 def _has(names: Collection[str], pattern: str) -> bool:

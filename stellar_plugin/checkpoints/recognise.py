@@ -12,9 +12,11 @@ from torch import Tensor
 
 from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import methods
+from stellar_plugin.checkpoints.beit import read_beit
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
 from stellar_plugin.checkpoints.layouts import (
+    BEIT,
     LAYOUTS,
     OFFICIAL,
     STELLAR,
@@ -22,7 +24,6 @@ from stellar_plugin.checkpoints.layouts import (
     TRANSFORMERS,
 )
 from stellar_plugin.checkpoints.names import State, part
-from stellar_plugin.checkpoints.positions import are_sines
 from stellar_plugin.checkpoints.readers import (
     read_official,
     read_own,
@@ -53,6 +54,7 @@ READERS = {
     OFFICIAL: read_official,
     TRANSFORMERS: read_transformers,
     TIMM: read_timm_like,
+    BEIT: read_beit,
 }
 MAX_NESTING = 16
 
@@ -123,7 +125,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         layout,
         _telling({*inside, *outside}, prefix),
         {*wrappers, *prefix.split(".")},
-        are_sines(inside.get("pos_embed")),
+        inside,
     )
     try:
         _check_alike(inside)

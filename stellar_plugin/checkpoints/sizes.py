@@ -95,9 +95,10 @@ def encoder_config(
             position table.
 
     Raises:
-        ValueError: If the number of heads or the grid of the position table is not
-            known, or the tensors are those of no plain ViT on square patches.
+        ValueError: If it is no ViT, the number of heads or the grid of the position
+            table is not known, or patches are not square.
     """
+    checkpoint.require_vit()
     if checkpoint.layout == STELLAR:
         config = encoder_arguments(checkpoint.config)
         return config if img_size is None else {**config, "img_size": img_size}

@@ -374,18 +374,20 @@ class TestBaselines:
     def test_base__is_the_row_of_the_method(self, method: str) -> None:
         path = CONFIGS / "_base_" / "backbones" / f"{method}.py"
         base = Config.fromfile(path).baseline
-        ((row, paper),) = (
-            (row, paper)
+        ((row, paper, system),) = (
+            (row, paper, system)
             for row in PUBLISHED
             for paper in row.papers
-            if f"{paper.name} ViT-B" == base.name
+            for system in paper.systems
+            if system.name == base.name
         )
+        assert system.config == method
         assert paper.url in path.read_text()
         norm_eps = {files.norm_eps for files in row.files if files.layout == TIMM}
         assert base.backbone.to_dict() == {
             "num_queries": 0,
             "norm_eps": norm_eps.pop(),
-            "init_cfg": {"checkpoint": f"checkpoints/{paper.vit_b}"},
+            "init_cfg": {"checkpoint": f"checkpoints/{system.file}"},
             **row.vit_b,
         }
         assert not norm_eps
