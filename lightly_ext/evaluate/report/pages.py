@@ -19,10 +19,6 @@ from lightly_ext.evaluate.report.tables import (
 from lightly_ext.evaluate.result import escaped, markdown_table, shown_value
 from lightly_ext.pages.page import render_page
 
-OUT_OF_SCOPE = (
-    "TiTok is out of scope: it is neither read nor compared with, so its rows of the "
-    "paper's tables 1 and 2 are missing."
-)
 READING = (
     "A column is one data set under one card: only equal cards share it. Published "
     "numbers are other people's measurements, under the card of their source. Several "
@@ -101,7 +97,7 @@ def to_markdown(report: Report) -> str:
         report:
             The report.
     """
-    parts = ["# Evaluation report", READING, OUT_OF_SCOPE]
+    parts = ["# Evaluation report", READING]
     if report.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in report.notes))
     for grid in map(to_grid, report.tables):
@@ -134,7 +130,6 @@ def to_html(report: Report) -> str:
         notes=report.notes,
         num_results=report.num_results,
         reading=READING,
-        out_of_scope=OUT_OF_SCOPE,
         date=datetime.date.today().isoformat(),
         card_heading=_card_heading,
     )
@@ -150,7 +145,6 @@ def to_json(report: Report) -> dict[str, Any]:
     return {
         "tables": [_table_json(table) for table in report.tables],
         "notes": list(report.notes),
-        "out_of_scope": OUT_OF_SCOPE,
     }
 
 

@@ -2,8 +2,8 @@
 
 A number stands under a card of `stellar_plugin.protocols` where that is the protocol of
 its source. Where the source does not tell what decides on the score, or scored other
-images, it has a card of its own, and so a column of its own. TiTok is out of scope. The
-times of table 10 are not here: its text form lost their exponents.
+images, it has a card of its own, and so a column of its own. The times of table 10 are
+not here: its text form lost their exponents.
 """
 
 from __future__ import annotations
@@ -102,10 +102,21 @@ DENSE_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
     features="dense",
     head="a decoder on the frozen latent; from scratch or fine-tuned, not stated",
 )
+NATIVE_PUBLISHED = RECONSTRUCTION_PUBLISHED.replace(
+    name="reconstruction-native",
+    source="STELLAR table 1, which tells neither crops nor networks of the scores",
+    crop=None,
+    head="the native decoder, a full ViT",
+)
 ALIGN_TEXT_PUBLISHED = StatedProtocol(
     name="align-text",
     source="STELLAR appendix B.3, table 9",
     head="one attention-pooling probe, towards the text tower of CLIP",
+)
+# Of CLIP itself: nothing was trained.
+CLIP_PUBLISHED = ALIGN_TEXT_PUBLISHED.replace(
+    source="STELLAR table 9, which tells neither the size of CLIP nor its images",
+    head="none: CLIP's own image and text towers",
 )
 # Columns of table 2: task, score and protocol.
 TABLE_2_COLUMNS = (
@@ -135,6 +146,8 @@ TABLE_2 = {
     "MAE ViT-L": (34.36, 32.53, 77.79, 73.09, 84.30, 76.22, 95.00),
     "MAE ViT-H": (36.16, 35.21, 78.07, 75.22, 84.96, 78.36, 95.00),
     "SemMAE ViT-B": (3.52, 25.48, 48.33, 43.84, 56.99, 58.90, 92.50),
+    "TiTok-64 ViT-B": (None, None, None, 32.87, 42.06, 43.68, 97.50),
+    "TiTok-32 ViT-L": (None, None, None, 33.42, 27.83, 38.83, 78.75),
     "STELLAR ViT-B": (31.33, 27.74, 81.83, 73.26, 89.70, 74.09, 95.00),
     "STELLAR ViT-L": (34.02, 31.32, 85.90, 76.94, 92.53, 74.78, 97.50),
     "STELLAR ViT-H": (36.66, 33.30, 85.66, 79.10, 92.53, 77.43, 92.50),
@@ -143,10 +156,14 @@ TABLE_2 = {
     "DINOv2 ViT-B": (40.10, 34.66, 89.52, 82.82, 95.59, 91.08, 98.75),
     "DINOv2 ViT-L": (40.45, 32.07, 89.19, 84.23, 96.08, 92.94, 98.75),
 }
+# They take images of no other size, so the probes of table 2 had these crops, in px.
+CROPS = {"TiTok-64 ViT-B": 256, "TiTok-32 ViT-L": 256}
 # Table 1: protocol, FID and LPIPS; for kNN: protocol and accuracy.
 TABLE_1_RECONSTRUCTION = {
     "DINO ViT-B": (SCRATCH_PUBLISHED.replace(features="dense"), 3.27, 0.2121),
     "MAE ViT-B": (SCRATCH_PUBLISHED.replace(features="dense"), 3.02, 0.2071),
+    "TiTok-32 ViT-L": (NATIVE_PUBLISHED, 2.75, 0.3281),
+    "TiTok-64 ViT-B": (NATIVE_PUBLISHED, 1.99, 0.2571),
     "STELLAR ViT-B": (FINETUNED_PUBLISHED, 3.06, 0.2077),
     "STELLAR ViT-B, dense": (DENSE_PUBLISHED, 2.85, 0.2085),
     "STELLAR ViT-H": (PRETRAINED_PUBLISHED, 2.60, 0.1729),
@@ -155,6 +172,8 @@ TABLE_1_KNN = (
     ("DINO ViT-B", KNN_PUBLISHED, 74.69),
     ("DINO ViT-B", KNN_PUBLISHED_DENSE, 54.41),
     ("MAE ViT-B", KNN_PUBLISHED, 25.82),
+    ("TiTok-32 ViT-L", KNN_PUBLISHED, 7.30),
+    ("TiTok-64 ViT-B", KNN_PUBLISHED, 7.29),
     ("STELLAR ViT-B", KNN_PUBLISHED, 67.25),
     ("STELLAR ViT-B", KNN_PUBLISHED_DENSE, 64.71),
     ("STELLAR ViT-H", KNN_PUBLISHED, 77.31),
@@ -197,10 +216,12 @@ TABLE_9_COLUMNS = (
     ("Winoground", "winoground_image"),
     ("MMVP", "mmvp"),
 )
+CLIP = "CLIP"
 TABLE_9 = {
     "MAE": (23.18, 50.43, 11.28, 13.46, 20.75, 9.00, 19.26),
     "iBOT": (50.01, 80.43, 20.79, 29.38, 24.75, 12.00, 18.52),
     "STELLAR": (51.53, 80.04, 17.94, 22.34, 26.25, 8.25, 19.26),
+    CLIP: (72.7, None, 43.0, 59.7, 30.5, 11.5, 20.0),
 }
 # Table 11, fine-tuned: ImageNet-1K, ADE20K.
 TABLE_11 = {
@@ -255,6 +276,10 @@ def _table_1() -> Iterator[Published]:
 def _table_2() -> Iterator[Published]:
     for model, values in TABLE_2.items():
         for (task, score, protocol), value in zip(TABLE_2_COLUMNS, values, strict=True):
+            if value is None:
+                continue
+            if model in CROPS:
+                protocol = protocol.replace(crop=CROPS[model])
             yield _percent(2, model, task, protocol, score, value)
 
 
@@ -284,9 +309,11 @@ def _tables_5_8_and_7() -> Iterator[Published]:
 
 def _table_9() -> Iterator[Published]:
     for model, values in TABLE_9.items():
+        of_model = CLIP_PUBLISHED if model == CLIP else ALIGN_TEXT_PUBLISHED
         for (data, score), value in zip(TABLE_9_COLUMNS, values, strict=True):
-            protocol = ALIGN_TEXT_PUBLISHED.replace(data=data)
-            yield _percent(9, model, "align-text", protocol, score, value)
+            if value is not None:
+                protocol = of_model.replace(data=data)
+                yield _percent(9, model, "align-text", protocol, score, value)
 
 
 def _table_11() -> Iterator[Published]:

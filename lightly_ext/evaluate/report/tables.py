@@ -137,9 +137,18 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """Measured models first, published numbers last."""
+        """Measured models first, published numbers last or below their own model."""
         rows = dict.fromkeys(row for row, _ in self.cells)
-        return sorted(rows, key=lambda r: KINDS.index(r.kind))
+        trained = [row.model for row in rows if row.kind == "trained"]
+        models = {model: i for i, model in enumerate(dict.fromkeys(trained))}
+
+        def place(row: Row) -> tuple[int, int, int]:
+            kind = KINDS.index(row.kind)
+            if row.kind == "untrained" or row.model not in models:
+                return kind, 0, 0
+            return 0, models[row.model], kind
+
+        return sorted(rows, key=place)
 
     @property
     def columns(self) -> list[Column]:
