@@ -171,6 +171,26 @@ class FrozenModel(nn.Module):
                 f"{error}{size} Name another --crop."
             ) from error
 
+    @torch.no_grad()
+    def map_size(self, side: int) -> tuple[int, int]:
+        """Rows and columns of the map of dense features of square images.
+
+        Args:
+            side:
+                Side of the images in px.
+
+        Raises:
+            ValueError: If the model has no such map.
+        """
+        black = torch.zeros(1, 3, side, side, device=self.mean.device)
+        result = self.unchecked(black)
+        if not result.dense.shape[1]:
+            raise ValueError(
+                f"'{self.origin.label}' ({self.origin.method}) has no map of dense "
+                "features: its tokens have no place in the image."
+            )
+        return result.grid_size
+
     def resolve_feature(self, feature: str) -> str:
         """Checks the name of a feature, and says what "auto" is.
 

@@ -31,7 +31,7 @@ NOT_DECIDING = {
 # ... what these name is on the card in another form, ...
 ON_THE_CARD = {
     *("protocol", "lr", "train_batch_size", "pairs_per_batch", "background", "ignore"),
-    *("inception", "lpips_net", "tokenizer", "text_weights"),
+    *("inception", "lpips_net", "tokenizer", "text_weights", "clusters"),
 }
 # ... and of these the contents decide, which a task tells as `inputs`.
 BY_CONTENT = {

@@ -32,6 +32,7 @@ CARD_FIELDS = {
     "train_ratio": "Range of the factor on the resized size in training.",
     "test_views": "Other steps on test images, where there are any.",
     "inference": "How a prediction for a whole image is made.",
+    "parts": "What an image is cut into, where that is not tokens.",
     "label_resolution": "Resolution at which labels are compared.",
     "classes": "The classes, or how label values become classes.",
     "num_classes": "Number of classes.",

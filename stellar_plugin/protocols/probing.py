@@ -29,9 +29,10 @@ class StabilityProtocol(CropProtocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WhereProtocol(CropProtocol):
-    """The px that tokens win are compared with labels; classes are of the run."""
+    """The px of each part are compared with labels; classes are of the run."""
 
     split: str
+    parts: str = ""
     label_resolution: str
     classes: str = ""
     averaging: str
@@ -86,6 +87,21 @@ WHERE = WhereProtocol(
     "with its best token, one_to_one: with the tokens assigned at most once, best sum; "
     "grid: as many equal rectangles as tokens; ignored px count nowhere",
     averaging="over the labels of an image, then over images",
+)
+# As many as STELLAR has tokens in the paper.
+CLUSTERS = 16
+CLUSTER_ITERATIONS = 25
+WHERE_CLUSTERS = WHERE.replace(
+    split="",
+    parts=f"{CLUSTERS} k-means clusters of patches",
+    label_resolution="px of the crop; labels and the cluster of each patch resized "
+    "nearest",
+    rule="k-means of the patches of each image alone, features of unit length, "
+    f"k-means++ start by the seed, {CLUSTER_ITERATIONS} iterations; "
+    "foreground_iou_oracle: the best set of clusters of each image, an upper bound; "
+    "cluster_overlap: IoU of each label that is no background with its best cluster, "
+    "one_to_one: with the clusters assigned at most once, best sum; grid: as many "
+    "equal rectangles as clusters; ignored px count nowhere",
 )
 RANK = RankProtocol(
     name="rank",

@@ -46,6 +46,7 @@ DIGESTS = {
     "EQUIVARIANCE": "93fe51bc",
     "STABILITY": "d204c3e7",
     "WHERE": "be7ace5d",
+    "WHERE_CLUSTERS": "8b0a5e46",
     "ALIGN_TEXT": "4b2c69ed",
 }
 

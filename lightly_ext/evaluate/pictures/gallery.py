@@ -21,6 +21,11 @@ GAP = 6
 LINE = 20
 FONT_SIZE = 13
 TOKEN_COLOURS = "Tokens: colours of their numbers, the same on every page."
+CLUSTER_TITLE = "clusters of patches"
+CLUSTER_COLOURS = (
+    "Clusters: k-means of the patches of each image alone; equal colours in two images "
+    "have nothing in common."
+)
 INK, PAPER = (70, 74, 82), (255, 255, 255)
 
 

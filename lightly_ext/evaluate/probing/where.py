@@ -13,11 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_ext.durable import replacing
+from lightly_ext.evaluate.clusters import check_clusters, cluster_patches
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
+from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.pictures.gallery import (
+    CLUSTER_COLOURS,
+    CLUSTER_TITLE,
+    TOKEN_COLOURS,
+    draw_rows,
+)
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
     best_parts_iou,
@@ -37,11 +44,16 @@ from lightly_ext.evaluate.probing.masks import (
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
-from stellar_plugin.protocols import WHERE
+from stellar_plugin.protocols import (
+    CLUSTERS,
+    WHERE,
+    WHERE_CLUSTERS,
+    WhereProtocol,
+)
 from stellar_plugin.visualize import overlay, to_pictures, token_palette
 
-FOREGROUND = ("foreground_iou", "foreground_iou_oracle")
-OVERLAP = ("token_overlap", "token_overlap_one_to_one")
+ORACLE = "foreground_iou_oracle"
+FOREGROUND = "foreground_iou"
 # The model, and the reference that knows nothing of the image.
 PREFIXES = ("", "grid_")
 NUM_PICTURES = 6
@@ -54,8 +66,10 @@ def check_where(
     split: str | None,
     background: tuple[int, ...] | int,
     ignore: tuple[int, ...] | int,
+    clusters: int | None,
 ) -> tuple[str, ImageFiles, list[Path], LabelValues]:
     """Finds images, their name, masks and label values; see `Results.required`."""
+    check_positive(clusters=clusters)
     values = LabelValues(_as_tuple(background), _as_tuple(ignore))
     name, files = find_images(data)
     if split is not None:
@@ -64,7 +78,7 @@ def check_where(
     files = files.limited(results.limit)
     paths = find_masks(files, masks)
     check_values(paths, values)
-    if values.background and len(files) < 2:
+    if values.background and clusters is None and len(files) < 2:
         raise ValueError(
             f"'{data}' has one image: tokens are decided on in some images and scored "
             "in others, so two are needed."
@@ -82,8 +96,11 @@ def run_where(
     split: str | None = None,
     background: tuple[int, ...] | int = 0,
     ignore: tuple[int, ...] | int = 255,
+    clusters: int | None = None,
 ) -> Result:
     """Scores where the tokens are: the strongest token of each patch against masks.
+
+    For models without latent queries clusters of patches take the place of tokens.
 
     Args:
         model:
@@ -104,22 +121,29 @@ def run_where(
             none, then there is no foreground score.
         ignore:
             Label value, or several, of px that count nowhere.
+        clusters:
+            Cut each image into so many k-means clusters of its patches. None takes the
+            tokens of a model with latent queries, else 16 clusters.
 
     Returns:
-        The scores, see `stellar_plugin.protocols.WHERE`; those that start with "grid_"
-        are of a uniform grid with as many cells as there are tokens.
+        The scores, see `stellar_plugin.protocols.WHERE` and, for clusters,
+        `WHERE_CLUSTERS`; those that start with "grid_" are of a uniform grid with as
+        many cells as there are tokens or clusters.
 
     Raises:
-        ValueError: If the model has no localization, or images and masks do not fit.
+        ValueError: If the model has tokens without localization, no map of patches or
+            fewer patches than clusters, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
     name, files, paths, values = results.required(check_where)
-    model.require_localization()
-    protocol = results.protocol(model, WHERE, data=name, classes=str(values))
+    cut = _cut(model, devices, clusters)
+    protocol = results.protocol(model, cut.protocol, data=name, classes=str(values))
+    if cut.clusters is not None:
+        check_clusters(model, protocol.crop, cut.clusters)
     images = MaskedImages(files, paths, protocol, model.origin.interpolation)
     results.announce(model, protocol)
-    counts, num_unreadable = _count(model, devices, images, values)
-    scores, errors = _reduce(model, devices, counts, bool(values.background))
+    counts, num_unreadable = _count(cut, images, values)
+    scores, errors = _reduce(cut, counts, bool(values.background))
     num_empty = len(images) - num_unreadable - scores["num_images"]
     if num_empty:
         devices.say(f"Left out: {num_empty} images without any segment in the crop.")
@@ -135,8 +159,65 @@ def run_where(
     )
     folder = results.save(result)
     if devices.rank == 0:
-        _save_picture(folder / "where.png", model, devices, images, values)
+        _save_picture(folder / "where.png", cut, images, values)
     return result
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut into parts: by the strongest token, or by similar patches.
+
+    Attributes:
+        model:
+            What is evaluated.
+        devices:
+            Where it runs.
+        clusters:
+            Number of clusters, None for tokens.
+    """
+
+    model: FrozenModel
+    devices: Devices
+    clusters: int | None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        return self.model.num_queries if self.clusters is None else self.clusters
+
+    @property
+    def part(self) -> str:
+        """What a part is."""
+        return "token" if self.clusters is None else "cluster"
+
+    @property
+    def protocol(self) -> WhereProtocol:
+        """The card."""
+        if self.clusters is None:
+            return WHERE
+        parts = WHERE_CLUSTERS.parts.replace(str(CLUSTERS), str(self.clusters))
+        return WHERE_CLUSTERS.replace(parts=parts)
+
+    def scores(self, foreground: bool) -> list[str]:
+        """Names of the scores, with those of the foreground or without."""
+        names = [f"{self.part}_overlap", f"{self.part}_overlap_one_to_one"]
+        if not foreground:
+            return names
+        # A role is carried from image to image: equal clusters mean nothing there.
+        roles = [FOREGROUND] if self.clusters is None else []
+        return [*roles, ORACLE, *names]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Part at each px of uint8 images, on the CPU."""
+        with torch.no_grad(), self.devices.fabric.autocast():
+            result = self.model(self.devices.fabric.to_device(images))
+            if self.clusters is None:
+                winners = result.localization.float().cpu().argmax(dim=2)
+            else:
+                seed = self.devices.seed
+                winners = cluster_patches(result.dense, self.clusters, seed)
+        height, width = images.shape[-2:]
+        return parts_at_px(winners, result.grid_size, (height, width))
 
 
 @dataclass
@@ -147,7 +228,7 @@ class ImageCounts:
         number:
             Number of the image.
         counts:
-            For the tokens and for the grid: px in each part with each label, ignored
+            For the model and for the grid: px in each part with each label, ignored
             px left out, int64 with shape (num_parts, num_labels).
         segments:
             Which labels are segments, bool with shape (num_labels,).
@@ -166,24 +247,24 @@ class ImageCounts:
         return self.counts[partition][:, ~self.segments].sum(dim=1)
 
 
-def token_parts(
-    localization: Tensor, grid_size: tuple[int, int], size: tuple[int, int]
+def parts_at_px(
+    parts: Tensor, grid_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Strongest token at each px.
+    """Part at each px, of the part of each patch.
 
     Args:
-        localization:
-            Localization matrices with shape (batch_size, num_patches, num_queries).
+        parts:
+            Numbers of parts with shape (batch_size, num_patches).
         grid_size:
             Height and width of the patch grid.
         size:
             Height and width of the image in px.
 
     Returns:
-        Number of the token, int64 with shape (batch_size, height, width).
+        Numbers of parts, int64 with shape (batch_size, height, width).
     """
-    winners = localization.argmax(dim=2).unflatten(1, grid_size)
-    maps = F.interpolate(winners[:, None].float(), size=size, mode="nearest-exact")
+    grid = parts.unflatten(1, grid_size)
+    maps = F.interpolate(grid[:, None].float(), size=size, mode="nearest-exact")
     return maps[:, 0].long()
 
 
@@ -196,7 +277,7 @@ def count_image(
         number:
             Number of the image.
         parts:
-            Part of each px, for the tokens and for the grid: int64 with shape (2,
+            Part of each px, for the model and for the grid: int64 with shape (2,
             height, width).
         mask:
             Label of each px, with shape (height, width).
@@ -219,65 +300,64 @@ def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else tuple(values)
 
 
+def _cut(model: FrozenModel, devices: Devices, clusters: int | None) -> Cut:
+    """By what was asked for; otherwise by tokens, if there are some."""
+    if clusters is None and not model.num_queries:
+        clusters = CLUSTERS
+    if clusters is None:
+        model.require_localization()
+    return Cut(model, devices, clusters)
+
+
 def _count(
-    model: FrozenModel, devices: Devices, images: MaskedImages, values: LabelValues
+    cut: Cut, images: MaskedImages, values: LabelValues
 ) -> tuple[list[ImageCounts], int]:
     """Counts of the images of this process; unreadable images of all processes."""
-    num_parts = model.num_queries
+    devices, num_parts = cut.devices, cut.num_parts
     loader = devices.loader(cast(Any, images))
     found, unreadable = [], []
     for batch in devices.progress(loader, "where", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
         size = batch.mask.shape[1:]
-        tokens = _tokens(model, devices, batch.image)
+        cuts = cut(batch.image)
         grid = uniform_parts(num_parts, size)
         for i in batch.readable.nonzero().flatten().tolist():
-            parts = torch.stack([tokens[i], grid])
+            parts = torch.stack([cuts[i], grid])
             number = int(batch.number[i])
             counts = count_image(number, parts, batch.mask[i], num_parts, values)
             found += [] if counts is None else [counts]
     return found, count_unreadable(devices, images.files, unreadable)
 
 
-def _tokens(model: FrozenModel, devices: Devices, images: Tensor) -> Tensor:
-    """Strongest token at each px of uint8 images, on the CPU."""
-    with torch.no_grad(), devices.fabric.autocast():
-        result = model(devices.fabric.to_device(images))
-        localization = result.localization.float().cpu()
-    height, width = images.shape[-2:]
-    return token_parts(localization, result.grid_size, (height, width))
-
-
 def _reduce(
-    model: FrozenModel, devices: Devices, counts: list[ImageCounts], foreground: bool
+    cut: Cut, counts: list[ImageCounts], foreground: bool
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Scores and standard errors over the images of all processes."""
-    kinds = (*FOREGROUND, *OVERLAP) if foreground else OVERLAP
+    kinds = cut.scores(foreground)
     means = ImageMeans[str](prefix + kind for prefix in PREFIXES for kind in kinds)
     for partition, prefix in enumerate(PREFIXES):
-        roles = _roles(model, devices, counts, partition) if foreground else None
+        roles = _roles(cut, counts, partition) if FOREGROUND in kinds else None
         for image in counts:
-            for kind, value in _image_scores(image, partition, roles).items():
-                means.add(prefix + kind, torch.tensor([value], dtype=torch.float64))
-    reduced = means.reduce(devices)
+            values = _image_scores(cut, image, partition, roles)
+            for kind in kinds:
+                value = torch.tensor([values[kind]], dtype=torch.float64)
+                means.add(prefix + kind, value)
+    reduced = means.reduce(cut.devices)
     scores: dict[str, Any] = {name: mean.value for name, mean in reduced.items()}
     scores["num_images"] = next(iter(reduced.values())).num_images
     return scores, {name: mean.standard_error for name, mean in reduced.items()}
 
 
-def _roles(
-    model: FrozenModel, devices: Devices, counts: list[ImageCounts], partition: int
-) -> Tensor:
+def _roles(cut: Cut, counts: list[ImageCounts], partition: int) -> Tensor:
     """Which parts are foreground in even and in odd images: (2, num_parts), bool.
 
     Decided on the images of the other half, by majority of px.
     """
-    num_parts = model.num_queries
-    sums = torch.zeros(2, 2, num_parts, dtype=torch.int64)
+    sums = torch.zeros(2, 2, cut.num_parts, dtype=torch.int64)
     for image in counts:
         sums[image.number % 2, 0] += image.hits(partition)
         sums[image.number % 2, 1] += image.misses(partition)
-    sums = reduce_sum(devices, sums)
+    sums = reduce_sum(cut.devices, sums)
     if not sums.sum(dim=(1, 2)).all():
         raise RuntimeError(
             "Fewer than two images with a segment, one of even and one of odd number: "
@@ -288,26 +368,24 @@ def _roles(
 
 
 def _image_scores(
-    image: ImageCounts, partition: int, roles: Tensor | None
+    cut: Cut, image: ImageCounts, partition: int, roles: Tensor | None
 ) -> dict[str, float]:
     ious = overlap_ious(image.counts[partition])[:, image.segments]
-    names, values = [*OVERLAP], [best_overlap(ious), one_to_one_overlap(ious)]
+    hits, misses = image.hits(partition), image.misses(partition)
+    scores = {
+        ORACLE: best_parts_iou(hits, misses),
+        f"{cut.part}_overlap": best_overlap(ious),
+        f"{cut.part}_overlap_one_to_one": one_to_one_overlap(ious),
+    }
     if roles is not None:
-        hits, misses = image.hits(partition), image.misses(partition)
-        names += FOREGROUND
-        values.append(parts_iou(hits, misses, roles[image.number % 2]))
-        values.append(best_parts_iou(hits, misses))
-    return dict(zip(names, values, strict=True))
+        scores[FOREGROUND] = parts_iou(hits, misses, roles[image.number % 2])
+    return scores
 
 
 def _save_picture(
-    path: Path,
-    model: FrozenModel,
-    devices: Devices,
-    images: MaskedImages,
-    values: LabelValues,
+    path: Path, cut: Cut, images: MaskedImages, values: LabelValues
 ) -> None:
-    """Rows: images, their masks in grey, the strongest token of each patch."""
+    """Rows: images, their masks in grey, the part of each patch."""
     count = min(NUM_PICTURES, len(images))
     samples = [images[i * len(images) // count] for i in range(count)]
     samples = [sample for sample in samples if sample.readable]
@@ -316,17 +394,19 @@ def _save_picture(
     pixels = torch.stack([sample.image for sample in samples])
     masks = torch.stack([sample.mask for sample in samples])
     pictures = to_pictures(pixels / 255)
-    tokens = _tokens(model, devices, pixels)
-    palette = token_palette(model.num_queries)
+    palette = token_palette(cut.num_parts)
+    of_tokens = cut.clusters is None
     rows = {
         "images": pictures,
         "labels": grey_labels(masks, values),
-        "strongest token": overlay(pictures, palette[tokens.numpy()]),
+        "strongest token" if of_tokens else CLUSTER_TITLE: overlay(
+            pictures, palette[cut(pixels).numpy()]
+        ),
     }
     names = [images.files.names[sample.number] for sample in samples]
     legend = (
         "Labels in grey, the lighter the higher; background and ignored px are black. "
-        f"{TOKEN_COLOURS}"
+        f"{TOKEN_COLOURS if of_tokens else CLUSTER_COLOURS}"
     )
     with replacing(path) as new:
         draw_rows(names, rows, legend).save(new, "png", optimize=True)

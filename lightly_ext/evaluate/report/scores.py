@@ -35,6 +35,8 @@ SCORES = {
     "foreground_iou_oracle": Score("foreground IoU, oracle, %", 100, 2, True),
     "token_overlap": Score("token overlap, %", 100, 2, True),
     "token_overlap_one_to_one": Score("token overlap, one to one, %", 100, 2, True),
+    "cluster_overlap": Score("cluster overlap, %", 100, 2, True),
+    "cluster_overlap_one_to_one": Score("cluster overlap, one to one, %", 100, 2, True),
     "zero_shot_top1": Score("zero-shot top 1, %", 100, 2, True),
     "zero_shot_top5": Score("zero-shot top 5, %", 100, 2, True),
     "t2i_recall_1": Score("text to image R@1, %", 100, 2, True),

@@ -175,6 +175,7 @@ def _probing(folder: Path, source: str, devices: int) -> list[dict[str, Any]]:
         run_equivariance(*given, data),
         *run_stability(*given, data),
         run_where(*given, data, str(folder / "masks")),
+        run_where(*given, data, str(folder / "masks"), clusters=3),
     ]
     return [dict(result.scores) for result in results]
 

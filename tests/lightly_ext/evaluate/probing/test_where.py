@@ -17,7 +17,7 @@ from lightly_ext.demo.export import export_segmentation_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
-from lightly_ext.evaluate.probing.where import run_where, token_parts
+from lightly_ext.evaluate.probing.where import parts_at_px, run_where
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.visualize import token_palette
 from tests.lightly_ext.evaluate.probing.where_loops import brute_force
@@ -222,9 +222,71 @@ class TestRunWhere:
         with pytest.raises(RuntimeError, match="Fewer than two images with a segment"):
             run_where(*_given(tmp_path), **data)
 
-    def test_run_where__no_stellar(self, tmp_path: Path) -> None:
-        given = make_given(tmp_path, "timm:resnet10t", untrained=True)
-        with pytest.raises(ValueError, match=r"resnet10t.* has no latent queries"):
+    def test_run_where__clusters_brute_force(self, tmp_path: Path) -> None:
+        # The patch features are one-hot in the token: clusters are its parts.
+        tokens, masks = _random_set(5)
+        data = _write_set(tmp_path, tokens, masks)
+        result = run_where(*_given(tmp_path), **data, clusters=NUM_TOKENS)
+        parts = [np.kron(t, np.ones((PATCH, PATCH), dtype=int)) for t in tokens]
+        y, x = np.mgrid[:SIZE, :SIZE] // 16
+        expected = {}
+        for prefix, of in (("", parts), ("grid_", [2 * y + x] * 5)):
+            for name, value in brute_force(of, masks).items():
+                expected[prefix + name.replace("token", "cluster")] = value
+            del expected[f"{prefix}foreground_iou"]  # clusters carry no roles
+        assert result.scores.pop("num_images") == 5  # type: ignore[attr-defined]
+        assert result.scores == pytest.approx(expected, abs=1e-12)
+        assert result.protocol["parts"] == "4 k-means clusters of patches"
+        assert "split" not in result.protocol
+
+    def test_run_where__clusters_of_colours(self, tmp_path: Path) -> None:
+        # Raw pixels, in which the left three quarters have another colour.
+        tokens = [np.where(np.arange(16).reshape(4, 4) % 4 < 3, 1, 9)] * 2
+        masks = [np.kron(t == 1, np.ones((PATCH, PATCH))) for t in tokens]
+        given = make_given(tmp_path, f"patches:{PATCH}", resize=SIZE, crop=SIZE)
+        data = _write_set(tmp_path, tokens, masks)
+        result = run_where(*given, **data)
+        assert result.protocol["parts"] == "16 k-means clusters of patches"
+        scores = {name: result.scores[name] for name in result.chance}
+        assert scores == dict.fromkeys(scores, 1.0) and len(scores) == 3
+        # The grid has 16 cells, 12 of which are the segment.
+        assert result.chance == {
+            "foreground_iou_oracle": 1.0,
+            "cluster_overlap": pytest.approx(1 / 12),
+            "cluster_overlap_one_to_one": pytest.approx(1 / 12),
+        }
+        asked = run_where(*given, **data, clusters=16)
+        assert asked.digest == result.digest
+        assert run_where(*given, **data, clusters=2).digest != result.digest
+        with pytest.raises(ValueError, match=r"4 x 4 patches at 32 px, too few for 17"):
+            run_where(*given, **data, clusters=17)
+        with pytest.raises(ValueError, match="clusters must be at least 1, got 0"):
+            run_where(*given, **data, clusters=0)
+
+    def test_run_where__clusters_of_one_image_in_any_batch(
+        self, tmp_path: Path
+    ) -> None:
+        tokens, masks = _random_set(3)
+        data = _write_set(tmp_path, tokens, masks)
+        options = {"clusters": 2, **data}  # fewer than kinds: the start decides
+        at_once = run_where(*_given(tmp_path, batch_size=3), **options)
+        alone = run_where(*_given(tmp_path, batch_size=1), **options)
+        assert at_once.scores == alone.scores
+        seeds = (run_where(*_given(tmp_path, seed=s), **options) for s in range(1, 5))
+        assert any(other.scores != alone.scores for other in seeds)
+        one = _write_set(tmp_path / "one", tokens[:1], masks[:1])
+        result = run_where(*_given(tmp_path), **one, clusters=2)
+        assert result.scores["num_images"] == 1
+
+    def test_run_where__no_map(self, tmp_path: Path) -> None:
+        class Tokens(nn.Module):
+            def forward(self, images: Tensor) -> Factorization:
+                tokens = torch.zeros(len(images), 0, 2)
+                return Factorization(None, tokens, tokens, (0, 0), lambda d, _: d)
+
+        model = FrozenModel(Tokens(), Origin("red", "TiTok", "0" * 64))
+        given = make_given(tmp_path, model, resize=SIZE, crop=SIZE)
+        with pytest.raises(ValueError, match=r"\(TiTok\) has no map of dense features"):
             run_where(*given, **_write_set(tmp_path, *_random_set(2)))
 
     def test_run_where__boards_from_the_command_line(self, tmp_path: Path) -> None:
@@ -288,12 +350,11 @@ class TestRunWhere:
             )
 
 
-class TestTokenParts:
-    def test_token_parts__blocks_of_px(self) -> None:
+class TestPartsAtPx:
+    def test_parts_at_px__blocks(self) -> None:
         generator = torch.Generator().manual_seed(0)
         winners = torch.randint(5, (2, 6), generator=generator)
-        localization = F.one_hot(winners, 5).float()
-        parts = token_parts(localization, (2, 3), (8, 12))
+        parts = parts_at_px(winners, (2, 3), (8, 12))
         blocks = winners.view(2, 2, 3)
         expected = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
         assert torch.equal(parts, expected)
