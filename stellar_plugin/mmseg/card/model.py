@@ -84,10 +84,9 @@ def features_of(model: Any) -> str:
     """Which maps of the backbone the last head reads."""
     head, backbone = heads(model)[-1], model.backbone
     feature = getattr(backbone, "feature", "maps")
-    blocks = tuple(getattr(backbone, "out_indices", ()))
-    encoder = getattr(backbone, "encoder", None)
-    if encoder is not None and blocks == (len(encoder.vit.blocks) - 1,):
+    if getattr(backbone, "has_last_map_alone", False):
         return str(feature)
+    blocks = tuple(getattr(backbone, "out_indices", ()))
     one = isinstance(head.in_index, int)
     index = [head.in_index] if one else head.in_index
     direct = blocks and getattr(model, "neck", None) is None

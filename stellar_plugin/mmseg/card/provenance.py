@@ -15,12 +15,12 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from stellar_plugin.hashes import file_sha256, weights_sha256
-from stellar_plugin.mmseg.backbone import StellarViT
 from stellar_plugin.mmseg.card.built import optim_wrappers, trained_parameters
 from stellar_plugin.mmseg.card.described import described
 from stellar_plugin.mmseg.card.reading import Readings, read
 from stellar_plugin.mmseg.classes import class_names
 from stellar_plugin.mmseg.files import left_out
+from stellar_plugin.mmseg.pretrained import PretrainedBackbone
 from stellar_plugin.mmseg.weights import inner
 from stellar_plugin.protocols import NOT_TOLD
 
@@ -68,7 +68,7 @@ def weights_origin(runner: Runner) -> dict[str, Any]:
     """Which weights training begins with, by name and hash.
 
     The hash is that of the file; of weights that no file here holds, "weights" and that
-    of the backbone's values. `StellarViT` says how it read them.
+    of the backbone's values. `PretrainedBackbone` says how it read them.
     """
     backbone = inner(runner.model).backbone
     if runner._load_from:
@@ -173,5 +173,5 @@ def _pretrained(runner: Runner, backbone: Any) -> str:
     loaded = asked.get("pretrained") or asked.get("checkpoint_path")
     if loaded:
         return str(loaded)
-    known = isinstance(backbone, StellarViT) or bool(backbone.init_cfg)
+    known = isinstance(backbone, PretrainedBackbone) or bool(backbone.init_cfg)
     return RANDOM if known else NOT_TOLD

@@ -12,8 +12,8 @@ from torch import nn
 
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints import files
-from stellar_plugin.mmseg import StellarViT, backbone
-from stellar_plugin.mmseg.backbone import _cut
+from stellar_plugin.mmseg import StellarViT, pretrained
+from stellar_plugin.mmseg.pretrained import _cut
 from tests.checkpoint_files import save, timm_vit, write_hub_cache
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
@@ -317,7 +317,7 @@ class TestInitWeights:
     @pytest.fixture
     def log(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lines: list[str] = []
-        monkeypatch.setattr(backbone, "print_log", lambda text, **_: lines.append(text))
+        monkeypatch.setattr(pretrained, "print_log", lambda text, **_: lines.append(text))
         return lines
 
 
