@@ -124,7 +124,8 @@ class Checkpoint:
             raise ValueError(
                 f"'{self.path}' ({self.read_as}) holds a {self.network.family.__name__}"
                 ", which takes no latent queries, so it is no prior and no StellarViT. "
-                "`stellar evaluate --model` reads it, and in Python "
+                "`stellar evaluate --model` reads it, in mmsegmentation "
+                "type='PretrainedNetwork' of model.backbone, and in Python "
                 "stellar_plugin.checkpoints.load_network."
             )
 

@@ -25,6 +25,7 @@ from stellar_plugin.mmseg.backbone import StellarViT  # noqa: E402
 from stellar_plugin.mmseg.head import LinearProbeHead  # noqa: E402
 from stellar_plugin.mmseg.loss import LabelledDiceLoss  # noqa: E402
 from stellar_plugin.mmseg.metric import BatchJaccard, CountedIoUMetric  # noqa: E402
+from stellar_plugin.mmseg.network import PretrainedNetwork  # noqa: E402
 from stellar_plugin.mmseg.result import SegmentationResultHook  # noqa: E402
 from stellar_plugin.mmseg.resume import ResumeByConfigHook  # noqa: E402
 from stellar_plugin.mmseg.schedule import WarmUpLR  # noqa: E402
@@ -38,6 +39,7 @@ __all__ = [
     "LinearProbeHead",
     "LoadConvertedAnnotations",
     "PatchGridSegmentor",
+    "PretrainedNetwork",
     "ResumeByConfigHook",
     "SegmentationResultHook",
     "StellarViT",

@@ -99,6 +99,14 @@ class StellarViT(PretrainedBackbone):
         return encoder.num_queries if places else encoder.embed_dim
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in px of the images that its position table is for."""
+        if self.encoder.vit.pos_embed is None:
+            return None
+        height, width = self.encoder.grid_size
+        return height * self.stride, width * self.stride
+
+    @property
     def has_last_map_alone(self) -> bool:
         """Whether the last block alone is read."""
         return self.out_indices == (len(self.encoder.vit.blocks) - 1,)
@@ -120,7 +128,8 @@ class StellarViT(PretrainedBackbone):
 
     def adopt(self, arguments: Mapping[str, Any]) -> None:
         """Builds the encoder of a checkpoint, where nothing told of it before."""
-        if arguments and not self._is_told and "model_name" not in self._given:
+        known = self._is_told or "model_name" in self._given
+        if arguments and not known and "network" not in arguments:
             self._rebuild(arguments)
 
     def _tell(self, checkpoint: Checkpoint) -> dict[str, Any]:

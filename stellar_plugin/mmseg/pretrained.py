@@ -71,6 +71,11 @@ class PretrainedBackbone(WholeModule):
         raise NotImplementedError
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in px of the images that it was made for, None if any."""
+        raise NotImplementedError
+
+    @property
     def has_last_map_alone(self) -> bool:
         """Whether there is one map, of the end of the network."""
         raise NotImplementedError
@@ -183,9 +188,13 @@ class PretrainedBackbone(WholeModule):
             ) from error
         self._check(report)
         self.weights_path = report.path
-        maps = f"{self.channels} channels, cells of {self.stride} px"
-        self.weights_facts = {**report.facts, "maps": maps}
-        print_log(f"{name} weights: {report} Maps: {maps}.", logger="current")
+        facts = {"maps": f"{self.channels} channels, cells of {self.stride} px"}
+        if self.image_size is not None:
+            height, width = self.image_size
+            facts["made for"] = f"images of {height} x {width} px"
+        self.weights_facts = {**report.facts, **facts}
+        said = "; ".join(f"{name}: {text}" for name, text in facts.items())
+        print_log(f"{name} weights: {report} It gives {said}.", logger="current")
         _warn_of_normalisation(report.config)
 
 
@@ -196,8 +205,8 @@ def _warn_of_normalisation(config: Mapping[str, Any]) -> None:
         value = config.get(name, usual)
         if tuple(value) != usual:
             print_log(
-                f"The checkpoint's {name} is not ImageNet's: set model."
-                f"data_preprocessor.{name} to {[255 * v for v in value]}.",
+                f"The checkpoint's {name} is not ImageNet's: model."
+                f"data_preprocessor.{name} must be {[255 * v for v in value]}.",
                 logger="current",
                 level=logging.WARNING,
             )

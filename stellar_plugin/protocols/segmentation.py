@@ -90,6 +90,9 @@ SEGMENTATION_VOC = SEGMENTATION.replace(
     classes="20 and background",
     num_classes=21,
 )
+# Side of a cell of the patch grid in px, as ViT-B/16 has it: the card of a network of
+# another stride names its own.
+PAPER_CELL = 16
 SEGMENTATION_PAPER = SegmentationProtocol(
     name="segmentation-paper",
     source="STELLAR appendix A.2 and its public recipe; not exactly reproducible: the "

@@ -21,6 +21,7 @@ from stellar_plugin.mmseg.datasets import flattened, inner_sets
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
 from stellar_plugin.mmseg.views import TorchvisionTransform
 from stellar_plugin.protocols import NOT_TOLD, SEGMENTATION, SEGMENTATION_PAPER
+from stellar_plugin.protocols.segmentation import PAPER_CELL
 
 
 def steps_of(dataset: Any) -> list[Any]:
@@ -149,10 +150,20 @@ def _views(step: TestTimeAug) -> str:
     return ", ".join(dict.fromkeys(described(s) for s in inner if not _quiet(s)))
 
 
+def _of_grid(model: Any) -> str:
+    """The protocol's grid, with the side of its cells where that is another."""
+    direct = getattr(model, "neck", None) is None
+    stride = getattr(model.backbone, "stride", None) if direct else None
+    usual = SEGMENTATION_PAPER.label_resolution
+    if stride == PAPER_CELL:
+        return usual
+    return f"{usual}; cells of {f'{stride} px' if stride else f'a size {NOT_TOLD}'}"
+
+
 def _label_resolution(model: Any, steps: Sequence[Any]) -> str:
     """At the size of the image file, unless something follows the labels' loading."""
     if isinstance(model, PatchGridSegmentor):
-        return SEGMENTATION_PAPER.label_resolution
+        return _of_grid(model)
     for step in (s for s in steps if type(s) is TestTimeAug):
         steps = step.subroutines[0].transforms
     loads = [i for i, step in enumerate(steps) if isinstance(step, LoadAnnotations)]

@@ -312,12 +312,16 @@ class TestInitWeights:
         build(init_cfg=init_cfg(tmp_path)).init_weights()
         warnings = [line for line in log if "is not ImageNet's" in line]
         assert len(warnings) == 1
-        assert "model.data_preprocessor.mean to [127.5, 127.5, 127.5]" in warnings[0]
+        assert (
+            "model.data_preprocessor.mean must be [127.5, 127.5, 127.5]" in warnings[0]
+        )
 
     @pytest.fixture
     def log(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lines: list[str] = []
-        monkeypatch.setattr(pretrained, "print_log", lambda text, **_: lines.append(text))
+        monkeypatch.setattr(
+            pretrained, "print_log", lambda text, **_: lines.append(text)
+        )
         return lines
 
 
