@@ -1,5 +1,5 @@
 # stellar_cityscapes.py with the ViT-B of DINO.
 _base_ = ["./stellar_cityscapes.py", "./_base_/backbones/dino.py"]
 
-model = dict(backbone=_base_.baseline.backbone)
+model = _base_.baseline.model
 evaluation = dict(model=_base_.baseline.name)

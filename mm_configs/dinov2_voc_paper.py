@@ -1,5 +1,5 @@
 # stellar_voc_paper.py with the ViT-B of DINOv2.
 _base_ = ["./stellar_voc_paper.py", "./_base_/backbones/dinov2.py"]
 
-model = dict(backbone=_base_.baseline.backbone)
+model = _base_.baseline.model
 evaluation = dict(model=_base_.baseline.name)

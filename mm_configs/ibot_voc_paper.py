@@ -1,5 +1,5 @@
 # stellar_voc_paper.py with the ViT-B of iBOT.
 _base_ = ["./stellar_voc_paper.py", "./_base_/backbones/ibot.py"]
 
-model = dict(backbone=_base_.baseline.backbone)
+model = _base_.baseline.model
 evaluation = dict(model=_base_.baseline.name)

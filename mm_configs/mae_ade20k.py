@@ -1,5 +1,5 @@
 # stellar_ade20k.py with the ViT-B of MAE.
 _base_ = ["./stellar_ade20k.py", "./_base_/backbones/mae.py"]
 
-model = dict(backbone=_base_.baseline.backbone)
+model = _base_.baseline.model
 evaluation = dict(model=_base_.baseline.name)

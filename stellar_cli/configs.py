@@ -29,8 +29,9 @@ def main(argv: Sequence[str]) -> None:
     name = parser.parse_args(argv).name
     names = mm_configs.names()
     if name is None:
+        width = max(map(len, names)) + 2
         for listed in names:
-            print(f"{listed:28}{mm_configs.purpose(listed)}")
+            print(f"{listed:{width}}{mm_configs.purpose(listed)}")
     elif name.removesuffix(".py") in names:
         print(mm_configs.path(name.removesuffix(".py")))
     else:

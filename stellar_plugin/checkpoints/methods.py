@@ -177,7 +177,11 @@ METHODS = (
             Paper(
                 "STELLAR",
                 "https://arxiv.org/abs/2602.01905",
-                (System("STELLAR ViT-B", "stellar-b16", "stellar"),),
+                (
+                    System("STELLAR ViT-B", "stellar-b16", "stellar"),
+                    System("STELLAR ViT-L", "stellar-l16", "stellar_large"),
+                    System("STELLAR ViT-H", "stellar-h16", "stellar_huge"),
+                ),
             ),
         ),
     ),
@@ -220,7 +224,13 @@ METHODS = (
         "I-JEPA",
         "dense",
         (Files(wrappers=("target_encoder",), ignored=("predictor.",)),),
-        (Paper("I-JEPA", "https://arxiv.org/abs/2301.08243"),),
+        (
+            Paper(
+                "I-JEPA",
+                "https://arxiv.org/abs/2301.08243",
+                (System("I-JEPA ViT-H", "IN1K-vit.h.14-300e.pth.tar", "ijepa"),),
+            ),
+        ),
         timm_names=("*_ijepa",),
     ),
     Method(
@@ -256,7 +266,11 @@ METHODS = (
             Paper(
                 "iBOT",
                 "https://arxiv.org/abs/2111.07832",
-                (System("iBOT ViT-B", "checkpoint_teacher.pth", "ibot"),),
+                # One name of all sizes.
+                (
+                    System("iBOT ViT-B", "checkpoint_teacher.pth", "ibot"),
+                    System("iBOT ViT-L", "checkpoint_teacher.pth", "ibot_large"),
+                ),
             ),
         ),
         timm_names=("*.dino",),
@@ -288,7 +302,11 @@ METHODS = (
             Paper(
                 "MAE",
                 "https://arxiv.org/abs/2111.06377",
-                (System("MAE ViT-B", "mae_pretrain_vit_base.pth", "mae"),),
+                (
+                    System("MAE ViT-B", "mae_pretrain_vit_base.pth", "mae"),
+                    System("MAE ViT-L", "mae_pretrain_vit_large.pth", "mae_large"),
+                    System("MAE ViT-H", "mae_pretrain_vit_huge.pth", "mae_huge"),
+                ),
             ),
         ),
         timm_names=("*.mae",),
@@ -314,7 +332,12 @@ METHODS = (
             Paper(
                 "DINOv2",
                 "https://arxiv.org/abs/2304.07193",
-                (System("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth", "dinov2"),),
+                (
+                    System("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth", "dinov2"),
+                    System(
+                        "DINOv2 ViT-L", "dinov2_vitl14_pretrain.pth", "dinov2_large"
+                    ),
+                ),
             ),
         ),
         timm_names=("*_dinov2", "*_dinov2.*"),

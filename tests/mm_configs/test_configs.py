@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import mm_configs
 from stellar_plugin.checkpoints.layouts import TIMM
 from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
+from stellar_plugin.checkpoints.methods import Files
 from stellar_plugin.mmseg.card.card import make_card, read_evaluation, read_training
 from stellar_plugin.protocols import SEGMENTATION, SegmentationProtocol, segmentation
 from tests.stellar_plugin.mmseg.mmseg_sets import write_digit_boards
@@ -26,32 +29,91 @@ SETS = {
     "cityscapes": (19, 33),
     "voc": (21, 20),
 }
-# Name in tables, and checkpoint as published.
-METHODS = {
-    "stellar": ("STELLAR ViT-B", "stellar-b16"),
-    "mae": ("MAE ViT-B", "mae_pretrain_vit_base.pth"),
-    "dino": ("DINO ViT-B", "dino_vitbase16_pretrain.pth"),
-    "ibot": ("iBOT ViT-B", "checkpoint_teacher.pth"),
-    "mocov3": ("MoCo v3 ViT-B", "vit-b-300ep.pth.tar"),
-    "dinov2": ("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth"),
+SUFFIXES = ("", "_paper")
+# Arguments of an encoder that are of one size.
+SIZES = ("model_name", "img_size", "init_values")
+VITS = (TIMM,)
+PROTOCOL = [f"stellar_{data}" for data in SETS]
+
+
+def data_of(name: str) -> str:
+    """The data set that a config is named after."""
+    (data,) = (data for data in SETS if f"_{data}" in name)
+    return data
+
+
+# Rows of the table of methods, by the beginning of the names of their configs.
+SYSTEMS = {
+    system.config: (method, paper, system)
+    for method in PUBLISHED
+    for paper in method.papers
+    for system in paper.systems
+    if system.config
 }
-BASELINES = [method for method in METHODS if method != "stellar"]
-COMMUNITY = [f"{method}_{data}" for method in METHODS for data in SETS]
-PAPER = [f"{method}_{data}_paper" for method in METHODS for data in SETS]
+BASELINES = [stem for stem in SYSTEMS if stem != "stellar"]
+# Of the last map, where it has not the 768 of ViT-B.
+CHANNELS = {
+    **dict.fromkeys(("mae_large", "ibot_large", "dinov2_large", "stellar_large"), 1024),
+    **dict.fromkeys(("mae_huge", "stellar_huge", "ijepa"), 1280),
+}
 FINETUNE = [f"stellar_{data}_finetune" for data in SETS]
+ALL = {
+    *("stellar_digit_boards", "stellar_own_data", *FINETUNE),
+    *(f"{stem}_{d}{suffix}" for stem in SYSTEMS for d in SETS for suffix in SUFFIXES),
+}
+# Those of one system are alike but for the data, which `test_text` sees: one of each
+# family is read, which takes a tenth of a second.
+COMMUNITY = [*PROTOCOL, *(f"{stem}_ade20k" for stem in BASELINES)]
+PAPER = [
+    *(f"{name}_paper" for name in PROTOCOL),
+    *(f"{stem}_voc_paper" for stem in BASELINES),
+]
 NUM_CLASSES = {
     "stellar_digit_boards": 11,
     "stellar_own_data": 2,
-    **{name: SETS[name.split("_")[1]][0] for name in COMMUNITY},
-    **{name: SETS[name.split("_")[1]][1] for name in (*PAPER, *FINETUNE)},
+    **{name: SETS[data_of(name)][0] for name in COMMUNITY},
+    **{name: SETS[data_of(name)][1] for name in (*PAPER, *FINETUNE)},
 }
-CARDS = [n for n in (*COMMUNITY, *PAPER, *FINETUNE) if n.startswith("stellar")]
-PROTOCOL = ["stellar_ade20k", "stellar_cityscapes", "stellar_voc"]
+CARDS = [*PROTOCOL, *(f"{name}_paper" for name in PROTOCOL), *FINETUNE]
 PROTOCOLS = {
     name: protocol
     for name, protocol in vars(segmentation).items()
     if isinstance(protocol, SegmentationProtocol)
 }
+
+
+def files_of(stem: str) -> Files | None:
+    """Facts of the published files of a system, None for STELLAR's own."""
+    method = SYSTEMS[stem][0]
+    return None if method.name == "STELLAR" else method.files[0]
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images that the system of a config was trained on."""
+    stems = [stem for stem in SYSTEMS if name.startswith(f"{stem}_")]
+    files = files_of(max(stems, key=len))
+    return (
+        (files and files.mean) or IMAGENET_DEFAULT_MEAN,
+        (files and files.std) or IMAGENET_DEFAULT_STD,
+    )
+
+
+def backbone(stem: str) -> dict[str, Any]:
+    """What the base of a system says of its backbone beside the file's name."""
+    files, (method, _, system) = files_of(stem), SYSTEMS[stem]
+    if files is None:
+        return {"init_cfg": {}}
+    if files.layout not in VITS:
+        return {
+            "_delete_": True,
+            "type": "PretrainedNetwork",
+            "frozen": True,
+            "init_cfg": {"type": "Pretrained"},
+        }
+    # Sizes are those of ViT-B; the other ones are the checkpoint's.
+    of_b = system.name.endswith(" ViT-B")
+    given = {k: v for k, v in method.vit_b.items() if of_b or k not in SIZES}
+    return {"num_queries": 0, "norm_eps": files.norm_eps, "init_cfg": {}, **given}
 
 
 def settings(cfg: Config, part: str, step: str, name: str) -> list[Any]:
@@ -116,7 +178,7 @@ def learning_rates(cfg: Config, max_iters: int) -> list[float]:
 
 
 def test_all_configs_are_listed() -> None:
-    assert set(mm_configs.names()) == NUM_CLASSES.keys()
+    assert set(mm_configs.names()) == ALL
 
 
 @pytest.mark.parametrize("name", ["stellar_voc", "_base_/stellar_linear"])
@@ -150,7 +212,6 @@ class TestEveryConfig:
             model = MODELS.build(cfg.model)
         assert model.num_classes == model.decode_head.conv_seg.out_channels
         assert model.num_classes == NUM_CLASSES[name]
-        assert model.decode_head.in_channels == model.backbone.encoder.embed_dim
         assert type(model.decode_head.norm) is torch.nn.BatchNorm2d
         trainable = [n for n, p in model.named_parameters() if p.requires_grad]
         if name in FINETUNE:
@@ -166,8 +227,7 @@ class TestEveryConfig:
     def test_images__normalised_as_in_pretraining(self, name: str) -> None:
         cfg = load(name)
         preprocessor = MODELS.build(cfg.model.data_preprocessor)
-        mean = torch.tensor([0.485, 0.456, 0.406])
-        std = torch.tensor([0.229, 0.224, 0.225])
+        mean, std = map(torch.tensor, normalisation(name))
         # OpenCV's order of channels, intensities up to 255.
         bgr = torch.tensor([255, 0, 51], dtype=torch.uint8)
         sample = {"inputs": [bgr[:, None, None].expand(3, 60, 60)], "data_samples": []}
@@ -350,56 +410,75 @@ class TestPaperVoc:
         assert list(classes) == list(PascalVOCDataset.METAINFO["classes"][1:])
 
 
-@pytest.mark.parametrize("method", METHODS)
-class TestMethods:
-    @pytest.mark.parametrize("data", SETS)
-    @pytest.mark.parametrize("suffix", ["", "_paper"])
-    def test_only_the_backbone_differs(
-        self, method: str, data: str, suffix: str
-    ) -> None:
-        cfg, stellar = load(f"{method}_{data}{suffix}"), load(f"stellar_{data}{suffix}")
-        name, file = METHODS[method]
-        assert cfg.evaluation == {**stellar.evaluation, "model": name}
-        assert cfg.model.backbone.init_cfg.checkpoint == f"checkpoints/{file}"
-        assert (cfg.model.backbone.get("num_queries") == 0) == (method != "stellar")
-        assert {**cfg.model, "backbone": 0} == {**stellar.model, "backbone": 0}
-        own = {"model", "evaluation", "baseline", "filename"}
-        assert {k: v for k, v in cfg.items() if k not in own} == {
-            k: v for k, v in stellar.items() if k not in own
-        }
+@pytest.mark.parametrize("stem", BASELINES)
+class TestSystems:
+    def test_text(self, stem: str) -> None:
+        """All six are the same lines: what is read of one holds for all."""
+        _, _, system = SYSTEMS[stem]
+        method, architecture = system.name.rsplit(" ", 1)
+        for data, suffix in itertools.product(SETS, SUFFIXES):
+            base = f"stellar_{data}{suffix}.py"
+            assert Path(mm_configs.path(f"{stem}_{data}{suffix}")).read_text() == (
+                f"# {base} with the {architecture} of {method}.\n"
+                f'_base_ = ["./{base}", "./_base_/backbones/{stem}.py"]\n\n'
+                "model = _base_.baseline.model\n"
+                "evaluation = dict(model=_base_.baseline.name)\n"
+            )
 
-
-class TestBaselines:
-    @pytest.mark.parametrize("method", BASELINES)
-    def test_base__is_the_row_of_the_method(self, method: str) -> None:
-        path = CONFIGS / "_base_" / "backbones" / f"{method}.py"
-        base = Config.fromfile(path).baseline
-        ((row, paper, system),) = (
-            (row, paper, system)
-            for row in PUBLISHED
-            for paper in row.papers
-            for system in paper.systems
-            if system.name == base.name
-        )
-        assert system.config == method
+    def test_base__is_the_row_of_the_method(self, stem: str) -> None:
+        _, paper, system = SYSTEMS[stem]
+        path = CONFIGS / "_base_" / "backbones" / f"{stem}.py"
+        base = Config.fromfile(path).baseline.to_dict()
+        assert base["name"] == system.name
         assert paper.url in path.read_text()
-        norm_eps = {files.norm_eps for files in row.files if files.layout == TIMM}
-        assert base.backbone.to_dict() == {
-            "num_queries": 0,
-            "norm_eps": norm_eps.pop(),
-            "init_cfg": {"checkpoint": f"checkpoints/{system.file}"},
-            **row.vit_b,
+        model = base["model"]
+        file = model["backbone"]["init_cfg"].pop("checkpoint")
+        assert file.startswith("checkpoints/")
+        assert Path(file).name == system.file
+        assert model.pop("decode_head", {}) == (
+            {"in_channels": CHANNELS[stem]} if stem in CHANNELS else {}
+        )
+        normalised = model.pop("data_preprocessor", {})
+        usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        told = dict(zip(("mean", "std"), normalisation(f"{stem}_voc"), strict=True))
+        assert normalised == {
+            name: pytest.approx([255 * value for value in values])
+            for name, values in told.items()
+            if tuple(values) != usual[name]
         }
-        assert not norm_eps
+        assert model == {"backbone": backbone(stem)}
 
-    @pytest.mark.parametrize("method", BASELINES)
-    def test_vit(self, method: str) -> None:
-        cfg = load(f"{method}_ade20k")
-        with torch.device("meta"):
-            encoder = MODELS.build(cfg.model.backbone).encoder
-        assert encoder.num_queries == encoder.vit.num_reg_tokens == 0
-        assert encoder.patch_size == (14 if method == "dinov2" else 16)
-        assert encoder.vit.norm.eps == 1e-6
-        assert hasattr(encoder.vit.blocks[0].ls1, "gamma") == (method == "dinov2")
-        side = 37 if method == "dinov2" else 14
-        assert encoder.vit.patch_embed.grid_size == (side, side)
+    def test_only_the_model_differs(self, stem: str) -> None:
+        for data, suffix in (("ade20k", ""), ("voc", "_paper")):
+            name = f"{stem}_{data}{suffix}"
+            cfg, stellar = load(name), load(f"stellar_{data}{suffix}")
+            system = SYSTEMS[stem][2]
+            assert cfg.evaluation == {**stellar.evaluation, "model": system.name}
+            assert cfg.model.backbone.init_cfg.type == "Pretrained"
+            assert Path(cfg.model.backbone.init_cfg.checkpoint).name == system.file
+            assert cfg.model.backbone.frozen
+            head = {**cfg.model.decode_head}
+            assert head.pop("in_channels") == CHANNELS.get(stem, 768)
+            assert {**head, "in_channels": 768} == stellar.model.decode_head
+            own = ("backbone", "decode_head", "data_preprocessor")
+            assert {k: v for k, v in cfg.model.items() if k not in own} == {
+                k: v for k, v in stellar.model.items() if k not in own
+            }
+            own = ("model", "evaluation", "baseline", "filename")
+            assert {k: v for k, v in cfg.items() if k not in own} == {
+                k: v for k, v in stellar.items() if k not in own
+            }
+
+
+@pytest.mark.parametrize("stem", ["mae", "dino", "ibot", "mocov3", "dinov2"])
+def test_vit(stem: str) -> None:
+    cfg = load(f"{stem}_ade20k")
+    with torch.device("meta"):
+        encoder = MODELS.build(cfg.model.backbone).encoder
+    assert encoder.embed_dim == cfg.model.decode_head.in_channels
+    assert encoder.num_queries == encoder.vit.num_reg_tokens == 0
+    assert encoder.patch_size == (14 if stem == "dinov2" else 16)
+    assert encoder.vit.norm.eps == 1e-6
+    assert hasattr(encoder.vit.blocks[0].ls1, "gamma") == (stem == "dinov2")
+    side = 37 if stem == "dinov2" else 14
+    assert encoder.vit.patch_embed.grid_size == (side, side)

@@ -3,10 +3,12 @@
 #     model.backbone.init_cfg.checkpoint=checkpoints/dino_vitbase8_pretrain.pth
 baseline = dict(
     name="DINO ViT-B",
-    backbone=dict(
-        num_queries=0,
-        norm_eps=1e-6,
-        pos_antialias=False,  # its files do not tell it
-        init_cfg=dict(checkpoint="checkpoints/dino_vitbase16_pretrain.pth"),
+    model=dict(
+        backbone=dict(
+            num_queries=0,
+            norm_eps=1e-6,
+            pos_antialias=False,  # its files do not tell it
+            init_cfg=dict(checkpoint="checkpoints/dino_vitbase16_pretrain.pth"),
+        ),
     ),
 )

@@ -2,10 +2,12 @@
 # file is called checkpoint_teacher.pth for every size of iBOT.
 baseline = dict(
     name="iBOT ViT-B",
-    backbone=dict(
-        num_queries=0,
-        norm_eps=1e-6,
-        pos_antialias=False,  # its files do not tell it
-        init_cfg=dict(checkpoint="checkpoints/checkpoint_teacher.pth"),
+    model=dict(
+        backbone=dict(
+            num_queries=0,
+            norm_eps=1e-6,
+            pos_antialias=False,  # its files do not tell it
+            init_cfg=dict(checkpoint="checkpoints/checkpoint_teacher.pth"),
+        ),
     ),
 )

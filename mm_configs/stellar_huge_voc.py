@@ -1,0 +1,5 @@
+# stellar_voc.py with the ViT-H of STELLAR.
+_base_ = ["./stellar_voc.py", "./_base_/backbones/stellar_huge.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)
