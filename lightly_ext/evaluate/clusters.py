@@ -64,7 +64,7 @@ def check_clusters(model: FrozenModel, crop: int, num_clusters: int) -> None:
             Number of clusters.
 
     Raises:
-        ValueError: If the model has no map of patches, or fewer patches than clusters.
+        ValueError: If there are fewer patches than clusters.
     """
     rows, columns = model.map_size(crop)
     if rows * columns < num_clusters:

@@ -12,7 +12,11 @@ from torch.utils.benchmark import Timer
 
 from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.efficiency_parts import Part, model_parts
+from lightly_ext.evaluate.efficiency_parts import (
+    Part,
+    encoder_part,
+    model_parts,
+)
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.plots import save_line_plot
@@ -20,7 +24,12 @@ from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin import Stellar
 from stellar_plugin.checkpoints.files import TIMM_PREFIX
-from stellar_plugin.protocols import EFFICIENCY, EfficiencyProtocol
+from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.protocols import (
+    EFFICIENCY,
+    EFFICIENCY_ENCODER,
+    EfficiencyProtocol,
+)
 
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -73,6 +82,8 @@ def run_efficiency(
 ) -> Result:
     """Times the parts of STELLAR on random images, without gradients.
 
+    Of any other model the encoder alone.
+
     Args:
         model:
             What is evaluated.
@@ -89,21 +100,29 @@ def run_efficiency(
             where one run alone is expected to take longer.
 
     Raises:
-        ValueError: If an option is impossible, or the model is not STELLAR with its
-            decoder.
+        ValueError: If an option is impossible, or a STELLAR model has no decoder.
     """
     results.required(check_efficiency)
     form = MEMORY_FORMATS[memory_format]
-    stellar = _stellar(model).to(memory_format=form)
-    protocol = _protocol(model, results, batch_sizes, memory_format)
+    stellar = _stellar(model)
+    timed = stellar or model.backbone
+    timed.to(memory_format=form)
+    card = EFFICIENCY if stellar else EFFICIENCY_ENCODER
+    protocol = _protocol(model, results, card, batch_sizes, memory_format)
     results.announce(model, protocol)
     side = protocol.crop
     times: Times = {}
     for batch_size in sorted(set(batch_sizes)):
         images = torch.randn(batch_size, 3, side, side, device=devices.device)
         images = images.contiguous(memory_format=form)
-        for name, part in model_parts(devices, stellar, images, form).items():
+        parts = (
+            model_parts(devices, stellar, images, form)
+            if stellar
+            else encoder_part(devices, model.backbone, images)
+        )
+        for name, part in parts.items():
             time_part(devices, times, name, part, batch_size, max_seconds)
+    encoder = stellar.encoder if stellar else model.backbone
     result = results.result(
         model,
         "efficiency",
@@ -111,7 +130,8 @@ def run_efficiency(
         protocol,
         _scores(times),
         {},
-        num_tokens=stellar.encoder.num_queries,
+        num_tokens=stellar.encoder.num_queries if stellar else model.num_queries,
+        num_parameters=sum(p.numel() for p in encoder.parameters()),
     )
     _write(devices, results, result, times)
     return result
@@ -158,12 +178,18 @@ def time_part(
     known[batch_size] = Time(1000 * measured.median, iqr)
 
 
-def _stellar(model: FrozenModel) -> Stellar:
-    """The whole model; times need no weights, so a timm name will do."""
+def _stellar(model: FrozenModel) -> Stellar | None:
+    """The whole model, None if it is another one.
+
+    Times need no weights, so the name of a ViT of timm will do.
+    """
     source = model.origin.source
-    if model.origin.untrained and source.startswith(TIMM_PREFIX):
+    is_vit = isinstance(model.backbone, StellarEncoder)
+    if is_vit and model.origin.untrained and source.startswith(TIMM_PREFIX):
         stellar = Stellar(source.removeprefix(TIMM_PREFIX)).requires_grad_(False)
         return stellar.eval().to(model.mean.device)
+    if not model.origin.is_stellar:
+        return None
     stellar = load_stellar(model)
     if stellar.decoder is None:
         raise ValueError(f"'{source}' has no decoder that could be timed.")
@@ -173,6 +199,7 @@ def _stellar(model: FrozenModel) -> Stellar:
 def _protocol(
     model: FrozenModel,
     results: Results,
+    card: EfficiencyProtocol,
     batch_sizes: Sequence[int],
     memory_format: str,
 ) -> EfficiencyProtocol:
@@ -184,7 +211,7 @@ def _protocol(
         machine = f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return results.protocol(
         model,
-        EFFICIENCY,
+        card,
         data=machine,
         batch_sizes=tuple(sorted(set(batch_sizes))),
         inference=f"without gradients, {results.devices.precision}, {memory_format}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.loss import match_tokens, sinkhorn_knopp
@@ -59,6 +59,22 @@ def model_parts(
         "masked_views": _quiet(devices, masked_views),
         **_token_parts(result.sparse),
     }
+
+
+def encoder_part(
+    devices: Devices, encoder: nn.Module, images: Tensor
+) -> dict[str, Part]:
+    """The one part of any other model, as a function without arguments.
+
+    Args:
+        devices:
+            Where it runs.
+        encoder:
+            Maps normalised images to a `Factorization`.
+        images:
+            Normalised images with shape (batch_size, 3, height, width).
+    """
+    return {"encoder": _quiet(devices, lambda: encoder(images).dense)}
 
 
 def _token_parts(sparse: Tensor) -> dict[str, Part]:

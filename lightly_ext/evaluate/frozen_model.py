@@ -58,6 +58,11 @@ class Origin:
         return self.seed is not None
 
     @property
+    def is_stellar(self) -> bool:
+        """Whether it is a STELLAR model."""
+        return self.method == "STELLAR"
+
+    @property
     def label(self) -> str:
         """What the user named, and whether the weights are random."""
         return f"{self.source} (untrained)" if self.untrained else self.source
@@ -173,23 +178,9 @@ class FrozenModel(nn.Module):
 
     @torch.no_grad()
     def map_size(self, side: int) -> tuple[int, int]:
-        """Rows and columns of the map of dense features of square images.
-
-        Args:
-            side:
-                Side of the images in px.
-
-        Raises:
-            ValueError: If the model has no such map.
-        """
+        """Rows and columns of the map of dense features of images of a side in px."""
         black = torch.zeros(1, 3, side, side, device=self.mean.device)
-        result = self.unchecked(black)
-        if not result.dense.shape[1]:
-            raise ValueError(
-                f"'{self.origin.label}' ({self.origin.method}) has no map of dense "
-                "features: its tokens have no place in the image."
-            )
-        return result.grid_size
+        return self.unchecked(black).grid_size
 
     def resolve_feature(self, feature: str) -> str:
         """Checks the name of a feature, and says what "auto" is.
@@ -231,6 +222,11 @@ class FrozenModel(nn.Module):
             raise ValueError(
                 f"'{origin.label}' ({origin.method}) has no latent queries, so neither "
                 "tokens S nor a localization L: name a STELLAR model."
+            )
+        if not self.has_localization and not origin.is_stellar:
+            raise ValueError(
+                f"'{origin.label}' ({origin.method}) has tokens but no localization of "
+                "them, they are nowhere in the image: name a STELLAR model."
             )
         if not self.has_localization:
             raise ValueError(

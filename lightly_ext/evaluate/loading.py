@@ -161,10 +161,11 @@ def load_stellar(model: FrozenModel) -> Stellar:
         ValueError: If the model is not STELLAR.
     """
     origin = model.origin
-    if origin.method != "STELLAR":
+    if not origin.is_stellar:
         raise ValueError(
             f"This needs a STELLAR model with its decoder, '{origin.source}' is "
-            f"{origin.method}."
+            f"{origin.method}: a decoder of its features is trained by --form scratch "
+            "--train FOLDER."
         )
     checkpoint = read_checkpoint(origin.source)
     num_heads = origin.arguments.get("num_heads")

@@ -179,6 +179,13 @@ class Results:
         results._run = run
         return results
 
+    def settled(self, **options: Any) -> Results:
+        """The same with the values of options whose default depends on the model."""
+        assert self._asked is not None, "a task is decorated with `evaluation`"
+        results = copy.copy(self)
+        results._asked = {**self._asked, **options}
+        return results
+
     def fingerprint(self, *parts: ImageFiles, beside: Any = None) -> str:
         """Fingerprint of images, see `fingerprints.fingerprint`; of all processes."""
         return fingerprint(self.devices, self.cache, *parts, beside=beside)

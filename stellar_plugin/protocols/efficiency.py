@@ -30,3 +30,7 @@ EFFICIENCY = EfficiencyProtocol(
     "Sinkhorn of the sparse tokens over 16384 prototypes; matching: 8 views with the "
     "target, from distances to indices on the device",
 )
+EFFICIENCY_ENCODER = EFFICIENCY.replace(
+    source="our choice: what STELLAR table 10 is to STELLAR",
+    rule="random images; encoder: image to its features",
+)

@@ -25,6 +25,7 @@ DIGESTS = {
     "LINEAR_PAPER": "62bddf14",
     "FINETUNE": "38ed20ce",
     "EFFICIENCY": "369b3553",
+    "EFFICIENCY_ENCODER": "aeb7f01c",
     "RANK": "56e8a1c5",
     "SEGMENTATION": "fbe1f457",
     "SEGMENTATION_ADE20K": "28251dc6",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -38,8 +39,8 @@ class FineTuning(LightningModule):
     """An encoder whose pooled tokens go through LayerNorm and a linear layer.
 
     All parameters that reach the output are trained, by AdamW with a linear warm-up and
-    a cosine to 0. lightly's `FinetuneClassifier` trains a bare linear layer by SGD, so
-    this is a module of its own.
+    a cosine to 0; nothing is dropped at random. lightly's `FinetuneClassifier` trains a
+    bare linear layer by SGD, so this is a module of its own.
 
     Attributes:
         model:
@@ -71,6 +72,7 @@ class FineTuning(LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone)
+        _drop_nothing(self.backbone)
         self.register_buffer("mean", model.mean.clone(), persistent=False)
         self.register_buffer("std", model.std.clone(), persistent=False)
         self._interpolation = model.origin.interpolation
@@ -230,6 +232,15 @@ def images_at_once(devices: Devices, batch_size: int) -> int:
     return max(n for n in fitting if per_device % n == 0)
 
 
+def _drop_nothing(backbone: nn.Module) -> None:
+    """Some networks of timm drop paths by default, which no protocol names."""
+    for module in backbone.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
 def _unfreeze(
     backbone: nn.Module, feature: str, size: int, device: torch.device
 ) -> int:
@@ -240,7 +251,15 @@ def _unfreeze(
 
     Returns:
         Width of the feature.
+
+    Raises:
+        ValueError: If nothing of it can be trained.
     """
+    if not any(True for _ in backbone.parameters()):
+        raise ValueError(
+            "There is nothing to fine-tune: without a network only the head would "
+            "learn, which `stellar evaluate linear` does."
+        )
     backbone.requires_grad_(True)
     images = torch.zeros(1, 3, size, size, device=device)
     pooled = pool(backbone(images), feature)

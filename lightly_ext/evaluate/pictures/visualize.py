@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightly_ext.durable import replacing
+from lightly_ext.evaluate.clusters import cluster_patches
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import unreadable_text
@@ -19,6 +21,8 @@ from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_cro
 from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import (
+    CLUSTER_COLOURS,
+    CLUSTER_TITLE,
     TOKEN_COLOURS,
     draw_sheet,
     enlarged,
@@ -28,7 +32,7 @@ from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.sizes import described_cut
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
-from stellar_plugin.protocols import VISUALIZE, CropProtocol
+from stellar_plugin.protocols import CLUSTERS, VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
     ABSENT_PATCHES,
     Uint8Array,
@@ -65,6 +69,9 @@ class Seen:
         localization:
             Localization matrices, float32 with shape (num_images, num_patches,
             num_tokens), None for a model without.
+        clusters:
+            Cluster of each patch where there is no localization, int64 with shape
+            (num_images, num_patches).
         decoded:
             Reconstructions like `pictures`, None for a model without decoder.
     """
@@ -74,6 +81,7 @@ class Seen:
     dense: Tensor
     grid_size: tuple[int, int]
     localization: Tensor | None
+    clusters: Tensor | None
     decoded: Uint8Array | None
 
 
@@ -108,7 +116,8 @@ def run_visualize(
 
     A row has the image, its patches in the colours of their tokens (mixed, and of the
     strongest token alone), the first three principal components of its patch features,
-    and its reconstruction; without tokens or decoder it has what there is.
+    and its reconstruction. Without localization, k-means clusters of the patches of the
+    image take the place of tokens; without decoder there is no reconstruction.
 
     Args:
         model:
@@ -136,7 +145,12 @@ def run_visualize(
     name, files = results.required(check_visualize)
     if tokens:
         model.require_localization()
-    protocol = results.protocol(model, VISUALIZE, data=f"{len(files)} images of {name}")
+    rule = None
+    if not model.has_localization:
+        rule = f"{VISUALIZE.rule}; {CLUSTERS} k-means clusters of each image's patches"
+    protocol = results.protocol(
+        model, VISUALIZE, data=f"{len(files)} images of {name}", rule=rule
+    )
     results.announce(model, protocol)
     seen, num_unreadable = _look(model, devices, files, protocol)
     scores = {"num_images": len(seen.names)}
@@ -172,6 +186,10 @@ def _find(data: str) -> tuple[str, ImageFiles]:
 def _decoder(model: FrozenModel, devices: Devices) -> Stellar | None:
     """The model with its decoder, None if it has none to show."""
     if not model.has_localization:
+        devices.say(
+            "No localization: clusters of patches take the place of tokens. No "
+            "reconstruction."
+        )
         return None
     if not model.has_decoder:
         devices.say("No reconstruction: the checkpoint has no decoder.")
@@ -189,7 +207,7 @@ def _look(
     names, pixels = _read(model, devices, files, protocol)
     stellar = _decoder(model, devices)
     localizes = model.has_localization
-    dense, localization, decoded = [], [], []
+    dense, localization, clusters, decoded = [], [], [], []
     batches = pixels.split(devices.batch_size)
     for images in devices.progress(batches, "images", len(batches)):
         images = devices.fabric.to_device(images)
@@ -198,6 +216,8 @@ def _look(
             dense.append(result.dense.float().cpu())
             if localizes:
                 localization.append(result.localization.float().cpu())
+            else:
+                clusters.append(cluster_patches(result.dense, CLUSTERS, devices.seed))
             if stellar:
                 size = (images.shape[-2], images.shape[-1])
                 normalised = model.normalize(images)
@@ -210,6 +230,7 @@ def _look(
         torch.cat(dense),
         result.grid_size,
         torch.cat(localization) if localizes else None,
+        None if localizes else torch.cat(clusters),
         to_pictures(torch.cat(decoded)) if stellar else None,
     )
     return seen, len(files) - len(names)
@@ -254,6 +275,10 @@ def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
         }.items():
             shown = overlay_localization(seen.pictures, matrix, seen.grid_size)
             columns[title] = shown
+    if seen.clusters is not None:
+        parts = F.one_hot(seen.clusters, CLUSTERS).float()
+        shown = overlay_localization(seen.pictures, parts, seen.grid_size)
+        columns[CLUSTER_TITLE] = shown
     columns["patch features, PCA"] = pca_pictures(
         seen.dense, seen.grid_size, (height, width)
     )
@@ -297,6 +322,8 @@ def token_pictures(
 def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
     if seen.localization is not None:
         legend += f" {TOKEN_COLOURS}"
+    if seen.clusters is not None:
+        legend += f" {CLUSTER_COLOURS}"
     legend += (
         " PCA: the first three components of the patches of all images as red, green "
         "and blue, each from its 1st to its 99th percentile."

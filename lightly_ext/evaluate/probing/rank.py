@@ -142,6 +142,7 @@ def run_rank(
             of_rank, RECONSTRUCTION, data=decoded_set, networks=networks
         )
         decoding_run = results.of_run(run_reconstruction, *given, images)
+        decoding_run = decoding_run.settled(latent="lowrank")
         decoded = stored_result(decoding_run, of_rank, decoding, decoded_of)
         if decoded is None:
             build_autoencoder(
@@ -184,7 +185,11 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
     for each in (model, *(load_like(model, other) for other in others)):
         num_tokens = each.num_queries
         if not num_tokens:
-            raise ValueError(f"'{each.origin.source}' has no sparse tokens.")
+            raise ValueError(
+                f"'{each.origin.source}' ({each.origin.method}) has no sparse tokens, "
+                "so no number of them: `linear` probes it, `reconstruction --form "
+                "scratch` decodes it."
+            )
         if num_tokens in found:
             raise ValueError(
                 f"'{found[num_tokens].origin.source}' and '{each.origin.source}' both "

@@ -131,8 +131,8 @@ def run_where(
         many cells as there are tokens or clusters.
 
     Raises:
-        ValueError: If the model has tokens without localization, no map of patches or
-            fewer patches than clusters, or images and masks do not fit.
+        ValueError: If the model has tokens without localization, or fewer patches than
+            clusters, or images and masks do not fit.
         RuntimeError: If too few images have a segment.
     """
     name, files, paths, values = results.required(check_where)
@@ -304,8 +304,11 @@ def _cut(model: FrozenModel, devices: Devices, clusters: int | None) -> Cut:
     """By what was asked for; otherwise by tokens, if there are some."""
     if clusters is None and not model.num_queries:
         clusters = CLUSTERS
-    if clusters is None:
-        model.require_localization()
+    if clusters is None and not model.has_localization:
+        raise ValueError(
+            f"'{model.origin.label}' has tokens but no localization of them: "
+            f"--clusters {CLUSTERS} cuts its images by their patches instead."
+        )
     return Cut(model, devices, clusters)
 
 

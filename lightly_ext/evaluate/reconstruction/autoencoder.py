@@ -103,6 +103,11 @@ class FrozenAutoencoder(nn.Module):
         return self.tokenizer.decode_unclamped(codes)
 
 
+def own_latent(model: FrozenModel) -> Latent:
+    """The latent that a model is made for: low-rank if it has a localization."""
+    return "lowrank" if model.has_localization else "dense"
+
+
 def build_autoencoder(
     model: FrozenModel,
     devices: Devices,

@@ -18,6 +18,7 @@ from lightly_ext.evaluate.reconstruction.autoencoder import (
     Latent,
     Target,
     build_autoencoder,
+    own_latent,
 )
 from lightly_ext.evaluate.reconstruction.decoder_files import (
     check_stored,
@@ -87,7 +88,7 @@ def run_reconstruction(
     results: Results,
     data: str,
     form: Form = "pretrained",
-    latent: Latent = "lowrank",
+    latent: Latent | None = None,
     target: Target | None = None,
     train: str | None = None,
     tokenizer: str | None = None,
@@ -112,7 +113,8 @@ def run_reconstruction(
             The decoder: as pretrained, fine-tuned on the frozen latent, or trained on
             it from scratch (for any encoder). Scores of two forms are never compared.
         latent:
-            What the decoder reads: "lowrank" (STELLAR alone) or "dense".
+            What the decoder reads: "lowrank" (STELLAR alone) or "dense". None takes
+            "lowrank" where the model has it.
         target:
             What a decoder from scratch predicts, "tokens" by default.
         train:
@@ -139,6 +141,8 @@ def run_reconstruction(
         RuntimeError: If too many images are unreadable.
     """
     name, files, training_set = results.required(check_reconstruction)
+    latent = latent or own_latent(model)
+    results = results.settled(latent=latent)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
     protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)
@@ -150,7 +154,7 @@ def run_reconstruction(
     )
     networks = load_networks(devices, inception, lpips_net)
     protocol = protocol.replace(
-        networks=networks.identity, target=_target_name(autoencoder)
+        networks=networks.identity, target=_target_name(autoencoder, protocol.crop)
     )
     inputs = {"data": results.fingerprint(files)}
     protocol, provenance = _prepare(
@@ -225,13 +229,16 @@ def _paths(files: ImageFiles) -> set[str]:
     return {os.path.join(root, name) for name in files.names}
 
 
-def _target_name(autoencoder: FrozenAutoencoder) -> str:
+def _target_name(autoencoder: FrozenAutoencoder, crop: int) -> str:
     if autoencoder.tokenizer is None:
         return "pixels, mean squared error"
+    side = autoencoder.grid_size(crop)[0] * autoencoder.tokenizer.downsample_factor
+    # Of a coarse map: the codes themselves have seen less than the scores do.
+    smaller = f" to {side} px" if side < crop else ""
     digest = weights_sha256(autoencoder.tokenizer)
     return (
-        "cross-entropy with the codes of the image resized (bicubic) so that both grids"
-        f" agree; tokenizer sha256 {digest}"
+        f"cross-entropy with the codes of the image resized (bicubic){smaller} so that "
+        f"both grids agree; tokenizer sha256 {digest}"
     )
 
 

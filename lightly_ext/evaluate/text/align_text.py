@@ -180,6 +180,7 @@ def run_align_text(
     tasks, pairs = results.required(check_align_text)
     if pairs is not None:
         feature = resolve_tokens(model, features)
+        devices.say(f"The probe reads {feature} tokens.")
     tower = load_text_tower(text_model, text_weights).to(devices.device)
     cache = FeatureCache(model, devices, results.cache)
     found = []

@@ -11,8 +11,7 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
 from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.loading import NOT_A_VIT
-from stellar_plugin.encoder import Factorization
+from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.protocols import CropProtocol
 
 TOKENS = "tokens"
@@ -62,7 +61,7 @@ def resolve_tokens(model: FrozenModel, features: str) -> str:
     """Checks the name of features, and says what "auto" is for a set of tokens.
 
     As elsewhere, except that a CLS token alone is no set: "auto" adds the patches to
-    it, or takes them alone where the network has no CLS token.
+    that of a ViT. What another network pools is made of its map, which is taken alone.
 
     Args:
         model:
@@ -75,7 +74,8 @@ def resolve_tokens(model: FrozenModel, features: str) -> str:
     """
     feature = model.resolve_feature(features)
     if features == "auto" and feature == "cls":
-        return "dense" if model.origin.method == NOT_A_VIT else "cls+dense"
+        is_vit = isinstance(model.backbone, StellarEncoder)
+        return "cls+dense" if is_vit else "dense"
     return feature
 
 

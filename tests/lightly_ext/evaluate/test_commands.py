@@ -204,7 +204,7 @@ WITH_MODEL = [
         "reconstruction",
         [
             *("--data", "photos", "--force", "--form", "scratch", "--target", "pixels"),
-            *("--train", "classes"),
+            *("--train", "classes", "--latent", "lowrank"),
         ],
         "no localization of tokens, so no low-rank",
     ),

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lightly_ext.evaluate import efficiency
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.efficiency import Time, run_efficiency, table_rows, time_part
 from lightly_ext.evaluate.efficiency_parts import hungarian_match, model_parts
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.loss import match_tokens
 from stellar_plugin import Stellar
+from stellar_plugin.encoder import Factorization
+from stellar_plugin.networks.network import unlocalized
 from tests.lightly_ext.evaluate.small import (
     DECODER,
     MODEL_NAME,
@@ -233,10 +237,26 @@ class TestRunEfficiency:
         with pytest.raises(ValueError, match=match):
             run_efficiency(*_given(tmp_path), **options)  # type: ignore[arg-type]
 
-    def test_run_efficiency__no_stellar(self, tmp_path: Path) -> None:
-        given = _given(tmp_path, "timm:resnet10t", untrained=True)
-        with pytest.raises(ValueError, match="timm"):
-            run_efficiency(*given)
+    def test_run_efficiency__encoder_alone(self, tmp_path: Path) -> None:
+        class Cells(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.cut = nn.Conv2d(3, 8, 16, 16)
+
+            def forward(self, images: Tensor) -> Factorization:
+                cells = self.cut(images).flatten(2).mT
+                return unlocalized(None, cells, (2, 2))
+
+        cells = FrozenModel(Cells(), Origin("cells", "DenseCL", "0" * 64))
+        for model, parameters in ((cells, 8 * (3 * 16 * 16 + 1)), ("patches:8", 0)):
+            given = make_given(tmp_path, model, crop=32)
+            result = run_efficiency(*given, (1,), max_seconds=0.001)
+            times = ("encoder_ms", "encoder_iqr_ms", "encoder_x_encoder")
+            assert tuple(result.scores) == times
+            assert result.scores["encoder_ms"]["1"] > 0
+            assert result.scores["encoder_x_encoder"] == {"1": 1.0}
+            assert result.provenance["num_parameters"] == parameters
+            assert result.protocol["rule"].endswith("encoder: image to its features")
 
     def test_run_efficiency__no_decoder(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "model", target=None)

@@ -104,7 +104,7 @@ class TestRunVisualize:
         folder = write_images(tmp_path / "images", 4)
         given = _given(tmp_path, "timm:resnet10t", untrained=True)
         (sheet,) = run_visualize(*given, str(folder), num_images=2)
-        assert _columns(sheet) == 2
+        assert _columns(sheet) == 3
         legend = Image.open(sheet).height - 2 * (LINE + PANEL + GAP)
         assert legend > 0 and not legend % LINE
         with pytest.raises(ValueError, match="no latent queries"):
@@ -120,7 +120,7 @@ class TestRunVisualize:
         assert "comes without its tokenizer" in capsys.readouterr().out
         source = write_model(tmp_path / "none", target=None)
         (sheet,) = run_visualize(*_given(tmp_path, source), str(folder))
-        assert _columns(sheet) == 2  # no localization either
+        assert _columns(sheet) == 3  # no localization either
 
     def test_run_visualize__command(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -181,7 +181,7 @@ class TestPictures:
         localization = torch.tensor([[[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]]])
         picture = np.full((1, 4, 4, 3), 100, dtype=np.uint8)
         dense = torch.arange(12.0).view(1, 4, 3)
-        return Seen(["a.png"], picture, dense, (2, 2), localization, None)
+        return Seen(["a.png"], picture, dense, (2, 2), localization, None, None)
 
     def test_token_pictures__shares_and_areas(self) -> None:
         pictures = token_pictures(self._seen(), 0, threshold=0.6)
@@ -209,6 +209,16 @@ class TestPictures:
             "token 1, absent, 0.02%",
         ]
         assert (pictures["token 1, absent, 0.02%"] == 50).all()
+
+    def test_sheet_columns__clusters_instead_of_tokens(self) -> None:
+        clusters = torch.tensor([[1, 0, 0, 1]])
+        seen = dataclasses.replace(self._seen(), localization=None, clusters=clusters)
+        columns = sheet_columns(seen)
+        assert list(columns) == ["input", "clusters of patches", "patch features, PCA"]
+        colours = token_palette(2)[[[1, 0], [0, 1]]]
+        expected = 0.45 * 100 + 0.55 * np.kron(colours, np.ones((2, 2, 1)))
+        shown = columns["clusters of patches"][0]
+        np.testing.assert_allclose(shown, expected, atol=1)
 
     def test_sheet_columns__what_there_is(self) -> None:
         assert list(sheet_columns(self._seen())) == [

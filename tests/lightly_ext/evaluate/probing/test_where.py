@@ -278,16 +278,14 @@ class TestRunWhere:
         result = run_where(*_given(tmp_path), **one, clusters=2)
         assert result.scores["num_images"] == 1
 
-    def test_run_where__no_map(self, tmp_path: Path) -> None:
-        class Tokens(nn.Module):
-            def forward(self, images: Tensor) -> Factorization:
-                tokens = torch.zeros(len(images), 0, 2)
-                return Factorization(None, tokens, tokens, (0, 0), lambda d, _: d)
-
-        model = FrozenModel(Tokens(), Origin("red", "TiTok", "0" * 64))
-        given = make_given(tmp_path, model, resize=SIZE, crop=SIZE)
-        with pytest.raises(ValueError, match=r"\(TiTok\) has no map of dense features"):
-            run_where(*given, **_write_set(tmp_path, *_random_set(2)))
+    def test_run_where__tokens_without_localization(self, tmp_path: Path) -> None:
+        source = write_model(tmp_path / "model", target=None)
+        given = make_given(tmp_path, source, resize=SIZE, crop=SIZE)
+        data = _write_set(tmp_path, *_random_set(2))
+        with pytest.raises(ValueError, match=r"no localization of them: --clusters 16"):
+            run_where(*given, **data)
+        result = run_where(*given, **data, clusters=4)
+        assert 0 < result.scores["cluster_overlap"] < 1
 
     def test_run_where__boards_from_the_command_line(self, tmp_path: Path) -> None:
         sets = make_board_sets(0, num_train=1, num_test=6, num_train_single=1)

@@ -250,8 +250,11 @@ class TestTrained:
             run_reconstruction(*given, images, decoder=str(tmp_path), **options)
 
     @pytest.mark.parametrize(
-        ("model", "crop", "grid"),
-        [("timm:resnet10t", 64, [2, 2]), ("timm:vit_tiny_patch16_224", 32, [2, 2])],
+        ("model", "crop", "codes"),
+        [
+            ("timm:resnet10t", 64, "(bicubic) to 32 px so that"),
+            ("timm:vit_tiny_patch16_224", 32, "(bicubic) so that"),
+        ],
     )
     @pytest.mark.parametrize("target", ["pixels", "tokens"])
     @pytest.mark.slow
@@ -262,23 +265,21 @@ class TestTrained:
         train: str,
         model: str,
         crop: int,
-        grid: list[int],
+        codes: str,
         target: Any,
     ) -> None:
         given = _given(model, tmp_path, untrained=True, resize=crop, crop=crop)
         tokenizer = _tokenizer(tmp_path) if target == "tokens" else None
         options: Any = {"form": "scratch", "train": train, "epochs": 1, "force": True}
         with pytest.raises(ValueError, match="no low-rank latent: use --latent dense"):
-            run_reconstruction(*given, images, **options)
-        result = run_reconstruction(
-            *given,
-            images,
-            latent="dense",
-            target=target,
-            tokenizer=tokenizer,
-            **options,
-        )
-        assert result.provenance["grid"] == grid
+            run_reconstruction(*given, images, latent="lowrank", **options)
+        options |= {"target": target, "tokenizer": tokenizer}
+        result = run_reconstruction(*given, images, **options)
+        assert result.provenance["grid"] == [2, 2]
+        assert result.provenance["latent"] == "dense"
+        named = run_reconstruction(*given, images, latent="dense", **options)
+        assert named.digest == result.digest
+        assert (codes in result.protocol["target"]) == (target == "tokens")
         assert ("tokenizer_fid" in result.scores) == (target == "tokens")
         assert not result.model.endswith("(dense)")
 
