@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +183,7 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
         ValueError: If two models have the same number of tokens, or one has none.
     """
     found: dict[int, FrozenModel] = {}
-    for each in (model, *(load_like(model, other) for other in others)):
+    for each in chain([model], (load_like(model, other) for other in others)):
         num_tokens = each.num_queries
         if not num_tokens:
             raise ValueError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,8 +22,11 @@ from lightly_ext.evaluate.classification.finetune_module import (
 from lightly_ext.evaluate.classification.split import split_set
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.training import fitting_batch
+from stellar_plugin.networks import TimmNetwork
 from stellar_plugin.protocols import FINETUNE
 from tests.lightly_ext.evaluate.small import (
     SIZES,
@@ -35,7 +40,14 @@ from tests.lightly_ext.evaluate.small import (
 FAST: dict[str, Any] = {"epochs": 2, "train_batch_size": 11, "lr": 1e-3}
 
 
-def _given(tmp_path: Path, model: str | None = None, **options: Any) -> Given:
+def _frozen(model: nn.Module) -> FrozenModel:
+    origin = Origin("a network", "BYOL", "0" * 64, image_size=(32, 32))
+    return FrozenModel(TimmNetwork(model), origin)
+
+
+def _given(
+    tmp_path: Path, model: str | FrozenModel | None = None, **options: Any
+) -> Given:
     model = model or write_model(tmp_path / "model")
     return make_given(tmp_path, model, **SIZES, **options)
 
@@ -94,6 +106,39 @@ class TestFineTuning:
         if model is None:
             assert any("proj" in n for n in frozen) == (feature != "lowrank")
         assert not any(p.requires_grad for p in given.model.parameters())
+
+    def test_networks_of_timm__statistics_of_batches_and_nothing_dropped(
+        self, tmp_path: Path
+    ) -> None:
+        data = write_classes(tmp_path / "data")
+        sizes: dict[str, Any] = {"num_classes": 0, "img_size": 32, "window_size": 2}
+        sizes |= {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+        swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
+        given = _given(tmp_path, _frozen(swin))
+        assert any(getattr(m, "drop_prob", 0) > 0 for m in swin.modules())
+        module = _module(given, data, "dense").train()
+        images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+        pooled = given.model.pooled(images, "dense")
+        torch.testing.assert_close(module(images), module.head(pooled))
+        assert any(getattr(m, "drop_prob", 0) > 0 for m in swin.modules())
+
+        resnet = timm.create_model("resnet10t", num_classes=0)
+        given = _given(tmp_path, _frozen(resnet))
+        module = _module(given, data, "cls").train()
+        trained: Any = module.backbone
+        bn, before = trained.model.bn1, resnet.bn1.running_mean.clone()
+        stem = copy.deepcopy(trained.model.conv1).train()(given.model.normalize(images))
+        module(images)[:, 0].sum().backward()
+        # timm's momentum is 0.1, of a mean that starts at 0.
+        expected = 0.1 * stem.mean(dim=(0, 2, 3))
+        torch.testing.assert_close(bn.running_mean, expected)
+        assert trained.model.conv1[0].weight.grad.abs().sum() > 0
+        assert torch.equal(resnet.bn1.running_mean, before)
+
+    def test_nothing_to_train(self, tmp_path: Path) -> None:
+        given = _given(tmp_path, load_frozen_model("patches:16"))
+        with pytest.raises(ValueError, match="nothing to fine-tune"):
+            _module(given, write_classes(tmp_path / "data"), "cls")
 
     def test_guess__every_image_once(self, tmp_path: Path) -> None:
         given = _given(tmp_path)
