@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ WHERE_TO_GET_IT = (
 )
 # Images encoded at a time: at full resolution each has 128 values per pixel.
 CHUNK_SIZE = 32
+_FIRST = "encoder.conv_in.weight"
 
 
 class MaskGITVQGAN(nn.Module):
@@ -218,6 +219,11 @@ class MaskGITVQGAN(nn.Module):
             )
 
 
+def is_tokenizer(names: Collection[str]) -> bool:
+    """Whether names of tensors are those of a MaskGIT-VQGAN."""
+    return _FIRST in names and "quantize.embedding.weight" in names
+
+
 def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
     """Reads the arguments of `MaskGITVQGAN` from its tensors.
 
@@ -230,8 +236,13 @@ def tokenizer_sizes(state: dict[str, Tensor], source: str) -> dict[str, Any]:
     Raises:
         ValueError: If the tensors are not those of a MaskGIT-VQGAN.
     """
+    if "encoder.latent_token_positional_embedding" in state:
+        raise ValueError(
+            f"'{source}' holds a TiTok, which tokenizes into one dimension and has its "
+            "own decoder: name it by --model."
+        )
     try:
-        channels = state["encoder.conv_in.weight"].shape[0]
+        channels = state[_FIRST].shape[0]
         num_levels = _count(state, r"encoder\.down\.(\d+)\.")
         widths = [
             state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0]

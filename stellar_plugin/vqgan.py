@@ -124,15 +124,33 @@ class Codebook(nn.Module):
 
     def nearest(self, hidden: Tensor) -> Tensor:
         """Nearest codes, the first of equals: (B, latent_dim, h, w) -> (B, h, w)."""
-        rows = self.embedding.weight.float()
-        grid = hidden.permute(0, 2, 3, 1)  # (B, h, w, latent_dim)
-        # Not under autocast: half precision would confuse near codes.
-        with torch.autocast(hidden.device.type, enabled=False):
-            # |h - e|^2 without |h|^2, which is the same for every code.
-            distances = torch.addmm(
-                rows.square().sum(dim=1), grid.flatten(0, 2).float(), rows.T, alpha=-2
-            )
-        return distances.argmin(dim=1).view(grid.shape[:-1])
+        return nearest_rows(hidden.permute(0, 2, 3, 1), self.embedding.weight)
+
+
+def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Number of the row that is nearest to each vector, the first of equals.
+
+    Computed in float32, also under autocast: half precision would confuse near codes.
+
+    Args:
+        vectors:
+            Vectors with shape (..., dim).
+        rows:
+            Rows with shape (num_rows, dim).
+
+    Returns:
+        Numbers, int64 with shape (...).
+    """
+    rows = rows.float()
+    with torch.autocast(vectors.device.type, enabled=False):
+        # |h - e|^2 without |h|^2, which is the same for every code.
+        distances = torch.addmm(
+            rows.square().sum(dim=1),
+            vectors.reshape(-1, vectors.shape[-1]).float(),
+            rows.T,
+            alpha=-2,
+        )
+    return distances.argmin(dim=1).view(vectors.shape[:-1])
 
 
 def _blocks(in_channels: int, out_channels: int, count: int) -> nn.Sequential:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 STELLAR, OFFICIAL = "stellar", "official STELLAR"
 TRANSFORMERS, TIMM, BEIT = "transformers ViT", "timm", "BEiT"
+TITOK = "TiTok"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ LAYOUTS = (
         TRANSFORMERS,
         ("embeddings.patch_embeddings.projection.weight", "embeddings.cls_token"),
         "embeddings..., encoder.layer.0... or layers.0...",
+    ),
+    Layout(
+        TITOK,
+        ("encoder.latent_token_positional_embedding",),
+        "latent_tokens, encoder.transformer.0.attn.in_proj_weight",
     ),
     # Before timm, whose names it has too.
     Layout(

@@ -261,7 +261,7 @@ def load_network(
     check_tensors(network.named, state, checkpoint, "network")
     network = untrained_network(checkpoint, **kwargs)
     network.named.load_state_dict(state)
-    untold = [f"{name}={value}" for name, value in checkpoint.assumed.items()]
+    untold = [f"{k}={v}" for k, v in checkpoint.assumed.items() if k not in kwargs]
     return network.eval(), _reported(checkpoint, state, [], resized, untold)
 
 

@@ -20,6 +20,7 @@ from stellar_plugin.checkpoints.layouts import (
     OFFICIAL,
     STELLAR,
     TIMM,
+    TITOK,
     TRANSFORMERS,
 )
 from stellar_plugin.checkpoints.names import State
@@ -310,6 +311,30 @@ METHODS = (
             ),
         ),
         timm_names=("*.mae",),
+    ),
+    Method(
+        "TiTok",
+        "sparse",
+        (
+            Files(
+                TITOK,
+                norm_eps=1e-5,
+                pos_antialias=None,
+                mean=(0.0, 0.0, 0.0),
+                std=(1.0, 1.0, 1.0),
+            ),
+        ),
+        (
+            Paper(
+                "TiTok",
+                "https://arxiv.org/abs/2406.07550",
+                (
+                    System("TiTok-64 ViT-B", "tokenizer_titok_b64.bin"),
+                    System("TiTok-32 ViT-L", "tokenizer_titok_l32.bin"),
+                ),
+                license="Apache-2.0",
+            ),
+        ),
     ),
     Method(
         "DINOv2",

@@ -21,6 +21,7 @@ from stellar_plugin.checkpoints.layouts import (
     OFFICIAL,
     STELLAR,
     TIMM,
+    TITOK,
     TRANSFORMERS,
 )
 from stellar_plugin.checkpoints.names import State, part
@@ -30,7 +31,9 @@ from stellar_plugin.checkpoints.readers import (
     read_timm_like,
     read_transformers,
 )
+from stellar_plugin.checkpoints.titok import read_titok
 from stellar_plugin.state_dict import shown, unwrapped
+from stellar_plugin.tokenizer import is_tokenizer
 from stellar_plugin.weight_files import usable
 
 # Dictionaries that anybody wraps weights in, the one to prefer first: evaluation reads
@@ -55,6 +58,7 @@ READERS = {
     TRANSFORMERS: read_transformers,
     TIMM: read_timm_like,
     BEIT: read_beit,
+    TITOK: read_titok,
 }
 MAX_NESTING = 16
 
@@ -245,6 +249,11 @@ def _recognise(tensors: State, path: Path) -> tuple[str, str, list[str]]:
                 chosen = _preferred(prefixes, words, path)
                 others = [p.rstrip(".") for p in prefixes if p != chosen]
                 return layout.name, chosen, others
+    if is_tokenizer(tensors):
+        raise ValueError(
+            f"'{path}' holds the tokenizer MaskGIT-VQGAN, no encoder whose features "
+            "are evaluated: name it by --tokenizer where something decodes to codes."
+        )
     raise ValueError(
         f"'{path}' is of no known layout. Its names: "
         f"{shown(list(tensors)) or 'none, it holds no tensors'}. Known layouts: "
