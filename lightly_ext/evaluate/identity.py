@@ -18,7 +18,7 @@ import torch
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from stellar_plugin.checkpoints import WEIGHTS_NAME
-from stellar_plugin.checkpoints.load import TOLD_BY
+from stellar_plugin.checkpoints.load import LICENSE, TOLD_BY
 from stellar_plugin.hashes import architecture_sha256, file_sha256
 from stellar_plugin.protocols import Protocol
 
@@ -73,9 +73,10 @@ def run_identity(
         for f in fields(Origin)
         if f.name not in NAMES
     }
-    # Random weights are read from nowhere; how a method was found out decides not.
+    # Random weights are read from nowhere; how a method was found out, and who may use
+    # its weights, decides not.
     facts = {} if model.origin.untrained else dict(model.origin.facts)
-    origin["facts"] = {k: v for k, v in facts.items() if k != TOLD_BY}
+    origin["facts"] = {k: v for k, v in facts.items() if k not in (TOLD_BY, LICENSE)}
     of_devices = {n: getattr(devices, n, None) for n in signature(Devices).parameters}
     options = {**of_devices, **options}
     left_out = NOT_DECIDING | ON_THE_CARD | BY_CONTENT | {"model", "results"}

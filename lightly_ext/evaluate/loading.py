@@ -30,7 +30,7 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.checkpoints.files import TIMM_PREFIX, timm_model
 from stellar_plugin.checkpoints.layouts import TIMM as TIMM_LAYOUT
-from stellar_plugin.checkpoints.load import ASSUMED, READ_AS, TAKEN, TOLD_BY
+from stellar_plugin.checkpoints.load import ASSUMED, LICENSE, READ_AS, TAKEN, TOLD_BY
 from stellar_plugin.checkpoints.recognise import WRAPPERS, unwrap, which_was_taken
 from stellar_plugin.checkpoints.timm_models import architecture, settings_of
 from stellar_plugin.encoder import StellarEncoder, is_plain
@@ -62,7 +62,8 @@ def load_frozen_model(
         untrained:
             Evaluate the same architecture with random weights, drawn by the seed.
         name:
-            Name of the model in tables. None makes one of `model`.
+            Name of the model in tables. None makes one of `model`: that of the paper's
+            tables for a file that is called as published and tells the same method.
         seed:
             Decides on random weights.
         model_kwargs:
@@ -99,7 +100,7 @@ def load_frozen_model(
             loaded = _of_timm_vit(timm_name, weights, untrained, arguments)
         else:
             loaded = _of_timm(timm_name, weights, untrained)
-    name = name or short_name(weights or model)
+    name = name or _name(weights or model, loaded.origin.method)
     if untrained:
         name = f"{name} (untrained)"
         if loaded.origin.method != RAW_PATCHES:
@@ -227,6 +228,7 @@ def _of_timm_vit(
         if by_name and not checkpoint.method and checkpoint.layout == TIMM_LAYOUT:
             checkpoint = replace(checkpoint, method=by_name)
             facts[TOLD_BY] = f"timm's name {name}"
+            facts |= {LICENSE: by_name.license} if by_name.license else {}
     checkpoint = replace(
         checkpoint,
         config={**told, **checkpoint.config},
@@ -330,6 +332,11 @@ def _nearest(prefixes: list[str], path: Path) -> str:
             "want alone."
         )
     return nearest[0]
+
+
+def _name(source: str, method: str) -> str:
+    system = methods.system_of(source, method)
+    return system.name if system else short_name(source)
 
 
 def short_name(source: str) -> str:

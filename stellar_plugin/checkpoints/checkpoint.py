@@ -131,12 +131,11 @@ class Checkpoint:
 
     @property
     def read_as(self) -> str:
-        """What the file was recognised as, and under which licence, in words."""
+        """What the file was recognised as, in words."""
         layout = f"layout '{self.layout}'"
         if self.method is None:
             return layout
-        license = f" ({self.method.license})" if self.method.license else ""
-        return f"{self.method.name}{license} in {layout}"
+        return f"{self.method.name} in {layout}"
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:

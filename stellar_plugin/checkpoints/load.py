@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # What is said of how a file was read; results keep it by these names.
 READ_AS, TOLD_BY, TAKEN = "read as", "told by", "weights taken"
 RESAMPLED, ASSUMED = "resampled", "not told, assumed"
+LICENSE = "licence of the published weights"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class LoadReport:
             Which weights were taken where the file holds several, "" if it does not.
         untold:
             Settings of the encoder that change features and that nothing tells.
+        license:
+            Licence of the published weights of the method, "" if none is stated.
     """
 
     path: Path
@@ -74,6 +77,7 @@ class LoadReport:
     rule: str = ""
     choice: str = ""
     untold: tuple[str, ...] = ()
+    license: str = ""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -84,6 +88,7 @@ class LoadReport:
             TAKEN: self.choice,
             RESAMPLED: ", ".join(self.resized),
             ASSUMED: ", ".join(self.untold),
+            LICENSE: self.license,
         }
         return {name: text for name, text in facts.items() if text}
 
@@ -99,7 +104,11 @@ class LoadReport:
         found = (
             f"'{self.path}' read as {self.read_as}{told}: {len(self.matched)} matched"
         )
-        facts = {"taken": self.choice, ASSUMED: ", ".join(self.untold)}
+        facts = {
+            "taken": self.choice,
+            ASSUMED: ", ".join(self.untold),
+            LICENSE: self.license,
+        }
         rest += [f"{name}: {text}" for name, text in facts.items() if text]
         return "; ".join([found, *rest]) + "."
 
@@ -323,6 +332,7 @@ def _reported(
         rule=checkpoint.rule,
         choice=checkpoint.choice,
         untold=tuple(untold),
+        license=checkpoint.method.license if checkpoint.method else "",
     )
     # A warning is seen where nobody configured logging.
     notable = report.missing or report.resized or report.unexpected

@@ -10,6 +10,7 @@ import fnmatch
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -36,11 +37,17 @@ class System:
         name: Its name in published tables.
         file: Name of its published file, or of the model.
         config: Beginning of the names of its configs in mm_configs, "" if it has none.
+        options: With which `stellar evaluate` reads it as the paper did.
+        size: Side of the images then, in px.
+        stride: Side of a cell of its map of dense features, in px, None without map.
     """
 
     name: str
     file: str
     config: str = ""
+    options: str = ""
+    size: int = 224
+    stride: int | None = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Paper:
         name: Its name there.
         url: Address of the paper.
         systems: Its models in the tables of STELLAR's paper.
-        license: Licence of their weights, "" if it is not stated.
+        license: Licence under which its authors publish weights, or code and weights
+            together, "" if none is stated.
     """
 
     name: str
@@ -72,6 +80,9 @@ class Check:
     text: str
     holds: Callable[[State], bool]
 
+
+# Of a licence.
+NOT_STATED = "not stated"
 
 SINES = Check(
     "positions of sines and cosines", lambda state: are_sines(state.get("pos_embed"))
@@ -135,7 +146,6 @@ class Method:
         files: The kinds of its files.
         papers: Where it was published.
         timm_names: Patterns of timm's names of its weights.
-        license: Licence of its weights, where it forbids some uses.
         vit_b: Arguments of `StellarEncoder` for its ViT-B, where not STELLAR's.
     """
 
@@ -144,8 +154,18 @@ class Method:
     files: tuple[Files, ...]
     papers: tuple[Paper, ...]
     timm_names: tuple[str, ...] = ()
-    license: str = ""
     vit_b: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def license(self) -> str:
+        """Licence of the published weights, "" if none is stated.
+
+        Of papers that do not agree all are named, each with its own.
+        """
+        licenses = {paper.name: paper.license for paper in self.papers}
+        if len(set(licenses.values())) == 1:
+            return next(iter(licenses.values()))
+        return ", ".join(f"{of} {text or NOT_STATED}" for of, text in licenses.items())
 
 
 _OF_DINOV2: dict[str, Any] = {
@@ -181,7 +201,7 @@ METHODS = (
                 (
                     System("STELLAR ViT-B", "stellar-b16", "stellar"),
                     System("STELLAR ViT-L", "stellar-l16", "stellar_large"),
-                    System("STELLAR ViT-H", "stellar-h16", "stellar_huge"),
+                    System("STELLAR ViT-H", "stellar-h16", "stellar_huge", stride=14),
                 ),
             ),
         ),
@@ -218,6 +238,7 @@ METHODS = (
                 "MoCo v3",
                 "https://arxiv.org/abs/2104.02057",
                 (System("MoCo v3 ViT-B", "vit-b-300ep.pth.tar", "mocov3"),),
+                "CC BY-NC 4.0",
             ),
         ),
     ),
@@ -229,7 +250,15 @@ METHODS = (
             Paper(
                 "I-JEPA",
                 "https://arxiv.org/abs/2301.08243",
-                (System("I-JEPA ViT-H", "IN1K-vit.h.14-300e.pth.tar", "ijepa"),),
+                (
+                    System(
+                        "I-JEPA ViT-H",
+                        "IN1K-vit.h.14-300e.pth.tar",
+                        "ijepa",
+                        stride=14,
+                    ),
+                ),
+                "CC BY-NC 4.0",
             ),
         ),
         timm_names=("*_ijepa",),
@@ -262,16 +291,35 @@ METHODS = (
             Paper(
                 "DINO",
                 "https://arxiv.org/abs/2104.14294",
-                (System("DINO ViT-B", "dino_vitbase16_pretrain.pth", "dino"),),
+                (
+                    System(
+                        "DINO ViT-B",
+                        "dino_vitbase16_pretrain.pth",
+                        "dino",
+                        '--features cls --name "DINO ViT-B"',
+                    ),
+                ),
+                "Apache-2.0",
             ),
             Paper(
                 "iBOT",
                 "https://arxiv.org/abs/2111.07832",
                 # One name of all sizes.
                 (
-                    System("iBOT ViT-B", "checkpoint_teacher.pth", "ibot"),
-                    System("iBOT ViT-L", "checkpoint_teacher.pth", "ibot_large"),
+                    System(
+                        "iBOT ViT-B",
+                        "checkpoint_teacher.pth",
+                        "ibot",
+                        '--features cls --name "iBOT ViT-B"',
+                    ),
+                    System(
+                        "iBOT ViT-L",
+                        "checkpoint_teacher.pth",
+                        "ibot_large",
+                        '--features cls --name "iBOT ViT-L"',
+                    ),
                 ),
+                "Apache-2.0",
             ),
         ),
         timm_names=("*.dino",),
@@ -306,8 +354,11 @@ METHODS = (
                 (
                     System("MAE ViT-B", "mae_pretrain_vit_base.pth", "mae"),
                     System("MAE ViT-L", "mae_pretrain_vit_large.pth", "mae_large"),
-                    System("MAE ViT-H", "mae_pretrain_vit_huge.pth", "mae_huge"),
+                    System(
+                        "MAE ViT-H", "mae_pretrain_vit_huge.pth", "mae_huge", stride=14
+                    ),
                 ),
+                "CC BY-NC 4.0",
             ),
         ),
         timm_names=("*.mae",),
@@ -329,8 +380,18 @@ METHODS = (
                 "TiTok",
                 "https://arxiv.org/abs/2406.07550",
                 (
-                    System("TiTok-64 ViT-B", "tokenizer_titok_b64.bin"),
-                    System("TiTok-32 ViT-L", "tokenizer_titok_l32.bin"),
+                    System(
+                        "TiTok-64 ViT-B",
+                        "tokenizer_titok_b64.bin",
+                        size=256,
+                        stride=None,
+                    ),
+                    System(
+                        "TiTok-32 ViT-L",
+                        "tokenizer_titok_l32.bin",
+                        size=256,
+                        stride=None,
+                    ),
                 ),
                 license="Apache-2.0",
             ),
@@ -358,11 +419,22 @@ METHODS = (
                 "DINOv2",
                 "https://arxiv.org/abs/2304.07193",
                 (
-                    System("DINOv2 ViT-B", "dinov2_vitb14_pretrain.pth", "dinov2"),
                     System(
-                        "DINOv2 ViT-L", "dinov2_vitl14_pretrain.pth", "dinov2_large"
+                        "DINOv2 ViT-B",
+                        "dinov2_vitb14_pretrain.pth",
+                        "dinov2",
+                        "--resize 256 --crop 224",
+                        stride=14,
+                    ),
+                    System(
+                        "DINOv2 ViT-L",
+                        "dinov2_vitl14_pretrain.pth",
+                        "dinov2_large",
+                        "--resize 256 --crop 224",
+                        stride=14,
                     ),
                 ),
+                "Apache-2.0",
             ),
         ),
         timm_names=("*_dinov2", "*_dinov2.*"),
@@ -388,6 +460,8 @@ METHODS = (
             Paper(
                 "DINOv3",
                 "https://arxiv.org/abs/2508.10104",
+                license="DINOv3 License, "
+                "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
             ),
         ),
         timm_names=(
@@ -396,8 +470,6 @@ METHODS = (
             "*_dinov3_qkvb.lvd1689m",
             "*_dinov3_qkvb.sat493m",
         ),
-        license="DINOv3 License, "
-        "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
         vit_b={"model_name": "vit_base_patch16_dinov3"},
     ),
     # Of the same tensors as DINOv3 or BEiT: known by timm's names alone.
@@ -405,16 +477,21 @@ METHODS = (
         "EVA-CLIP",
         None,
         (),
-        (Paper("EVA-CLIP", "https://arxiv.org/abs/2303.15389"),),
+        (Paper("EVA-CLIP", "https://arxiv.org/abs/2303.15389", license="MIT"),),
         timm_names=("eva*_clip_*",),
     ),
     Method(
         "EUPE",
         None,
         (),
-        (Paper("EUPE", "https://github.com/facebookresearch/EUPE"),),
+        (
+            Paper(
+                "EUPE",
+                "https://github.com/facebookresearch/EUPE",
+                license="FAIR Noncommercial Research License",
+            ),
+        ),
         timm_names=("*.eupe_*",),
-        license="FAIR Noncommercial Research License",
     ),
     Method(
         "LingBot-Vision",
@@ -483,6 +560,24 @@ def of_timm(name: str) -> Method | None:
     return None
 
 
+def system_of(source: str, method: str) -> System | None:
+    """The system of the paper whose published file a source is, as far as names tell.
+
+    Args:
+        source:
+            File, folder or name of a model.
+        method:
+            Name of the method that its tensors tell.
+    """
+    of_method = (m.papers for m in METHODS if m.name == method)
+    for paper in (paper for papers in of_method for paper in papers):
+        for system in paper.systems:
+            parts = Path(system.file).parts
+            if Path(source).parts[-len(parts) :] == parts:
+                return system
+    return None
+
+
 def of_own(name: Any) -> Method:
     """The method that a file of this package names.
 
@@ -519,15 +614,15 @@ def known_layouts() -> str:
 def table() -> str:
     """The methods as a Markdown table, as docs/models.md has it."""
     lines = [
-        "| method | recognised by | features `auto` | in timm |",
-        "| --- | --- | --- | --- |",
+        "| method | licence of weights | recognised by | features `auto` | in timm |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for method in METHODS:
         papers = ", ".join(f"[{paper.name}]({paper.url})" for paper in method.papers)
         title = papers if method.name in papers else f"{method.name} ({papers})"
-        title += f"; {method.license}" if method.license else ""
         cells = [
             title,
+            method.license or NOT_STATED,
             "; ".join(_told_by(files) for files in method.files) or "-",
             f"`{method.feature}`" if method.feature else "to be named",
             ", ".join(f"`{pattern}`" for pattern in method.timm_names) or "-",

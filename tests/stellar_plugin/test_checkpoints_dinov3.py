@@ -139,7 +139,7 @@ class TestFiles:
         checkpoint = read_checkpoint(path)
         assert checkpoint.method is not None
         assert checkpoint.method.name == "DINOv3"
-        assert "DINOv3 License" in checkpoint.read_as
+        assert checkpoint.method.license.startswith("DINOv3 License, https://")
         assert (checkpoint.unexpected, checkpoint.ignored) == ((), ())
         assert_same(create_encoder(checkpoint), vit)
 

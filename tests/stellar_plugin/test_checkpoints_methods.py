@@ -17,6 +17,7 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
 )
 from stellar_plugin.checkpoints.layouts import TRANSFORMERS
+from stellar_plugin.checkpoints.load import LICENSE, load_encoder
 from stellar_plugin.checkpoints.methods import METHODS, Files, Method, Paper
 from stellar_plugin.checkpoints.names import to_transformers
 from stellar_plugin.protocols import FEATURES
@@ -111,9 +112,9 @@ class TestARowMakesABaseline:
 
     def test_table_and_messages_name_it(self, tmp_path: Path) -> None:
         assert methods.table().splitlines()[-1] == (
-            "| [Made-up](https://arxiv.org/abs/0000.00000) | timm: wrapper "
-            "`slow_network`; transformers ViT: wrapper `slow_network` | `cls+dense` | "
-            "`*.made_up` |"
+            "| [Made-up](https://arxiv.org/abs/0000.00000) | not stated | timm: "
+            "wrapper `slow_network`; transformers ViT: wrapper `slow_network` | "
+            "`cls+dense` | `*.made_up` |"
         )
         path = save({"conv.weight": torch.ones(1)}, tmp_path / "a.pth")
         with pytest.raises(ValueError, match=r"Known layouts: .*DINOv3, Made-up"):
@@ -123,6 +124,45 @@ class TestARowMakesABaseline:
 def test_without_the_row__unknown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no known layout"):
         read_checkpoint(write_made_up(tmp_path))
+
+
+class TestLicense:
+    def test_license__of_papers_that_differ_each(self) -> None:
+        free, none = Paper("A", "", license="MIT"), Paper("B", "")
+        assert Method("", None, (), (free,)).license == "MIT"
+        assert Method("", None, (), (none, none)).license == ""
+        assert Method("", None, (), (free, none)).license == "A MIT, B not stated"
+
+    def test_license__is_logged_and_in_the_facts(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = timm_vit().state_dict() | {"decoder_pred.bias": torch.zeros(1)}
+        path = save(state, tmp_path / "mae.pth")
+        with caplog.at_level("INFO"):
+            _, report = load_encoder(path, num_heads=3)
+        assert report.facts[LICENSE] == "CC BY-NC 4.0"
+        assert f"{LICENSE}: CC BY-NC 4.0" in caplog.text
+
+
+class TestSystemOf:
+    @pytest.mark.parametrize(
+        ("source", "method", "name"),
+        [
+            ("mae_pretrain_vit_large.pth", "MAE", "MAE ViT-L"),
+            ("checkpoints/mae_pretrain_vit_base.pth", "MAE", "MAE ViT-B"),
+            ("stellar-h16", "STELLAR", "STELLAR ViT-H"),
+            # Of another method, or of none that its tensors tell.
+            ("mae_pretrain_vit_base.pth", "a classifier", None),
+            ("dino_vitbase16_pretrain.pth", "timm", None),
+            ("mae_pretrain_vit_base.pth/model.pth", "MAE", None),
+            ("mine_mae_pretrain_vit_base.pth", "MAE", None),
+        ],
+    )
+    def test_system_of__name_and_method(
+        self, source: str, method: str, name: str | None
+    ) -> None:
+        system = methods.system_of(source, method)
+        assert (system.name if system else None) == name
 
 
 def test_docs__have_the_table() -> None:

@@ -15,10 +15,7 @@ from lightly_ext.evaluate.loading import (
 )
 from stellar_plugin import Stellar
 from stellar_plugin.hashes import architecture_sha256
-from tests.checkpoint_files import (
-    prefixed,
-    save,
-)
+from tests.checkpoint_files import prefixed, save, timm_vit
 from tests.lightly_ext.evaluate.small import write_model
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -173,6 +170,20 @@ class TestNames:
     )
     def test_short_name(self, source: str, name: str) -> None:
         assert short_name(source) == name
+
+    def test_load__as_the_paper_calls_a_published_file(self, tmp_path: Path) -> None:
+        vit = timm_vit().state_dict()
+        mae = vit | {"decoder_pred.bias": torch.zeros(1)}
+        name, heads = "mae_pretrain_vit_base.pth", {"num_heads": 3}
+        path = str(save(mae, tmp_path / name))
+        loaded = load_frozen_model(path, model_kwargs=heads)
+        assert loaded.origin.name == "MAE ViT-B"
+        loaded = load_frozen_model(path, name="mine", model_kwargs=heads)
+        assert loaded.origin.name == "mine"
+        # Of no method: the name of a file alone tells nothing.
+        save(vit, tmp_path / name)
+        loaded = load_frozen_model(path, model_kwargs=heads)
+        assert loaded.origin.name == "mae_pretrain_vit_base"
 
     def test_load__of_the_model_or_as_given(self, tmp_path: Path) -> None:
         source = write_model(tmp_path / "mine" / "model")

@@ -138,6 +138,23 @@ def test_kept_with_the_result(vit: VisionTransformer, tmp_path: Path) -> None:
     }
 
 
+def test_license__kept_with_the_result_and_deciding_nothing(
+    vit: VisionTransformer, tmp_path: Path
+) -> None:
+    state = vit.state_dict() | {"decoder_pred.bias": torch.zeros(1)}
+    path = str(save(state, tmp_path / "a.pth"))
+
+    @evaluation
+    def run(model: FrozenModel, devices: Devices, results: Results) -> Result:
+        return results.result(model, "knn", "set", KNN, {}, {})
+
+    result = run(*make_given(tmp_path, load_frozen_model(path, model_kwargs=HEADS)))
+    license = {"licence of the published weights": "CC BY-NC 4.0"}
+    assert license.items() <= result.provenance["weights"].items()
+    assert "CC BY-NC" not in str(result.identity)
+    assert result.identity["model"]["facts"]["read as"] == "MAE in layout 'timm'"
+
+
 def test_untrained__as_trained(vit: VisionTransformer) -> None:
     trained = load_frozen_model(f"timm:{ARCHITECTURE}")
     untrained: Any = load_frozen_model(f"timm:{ARCHITECTURE}", untrained=True)
