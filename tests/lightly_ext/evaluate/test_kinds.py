@@ -1,0 +1,207 @@
+"""Every kind of network through every task, as the table of docs/evaluation.md says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from lightly_ext.evaluate import images
+from lightly_ext.evaluate.classification.finetune import run_finetune
+from lightly_ext.evaluate.classification.knn import run_knn
+from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
+from lightly_ext.evaluate.efficiency import run_efficiency
+from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.loading import load_frozen_model
+from lightly_ext.evaluate.pictures.concepts import run_concepts
+from lightly_ext.evaluate.pictures.visualize import run_visualize
+from lightly_ext.evaluate.probing.equivariance import run_equivariance
+from lightly_ext.evaluate.probing.rank import run_rank
+from lightly_ext.evaluate.probing.stability import run_stability
+from lightly_ext.evaluate.probing.where import run_where
+from lightly_ext.evaluate.reconstruction import reconstruction
+from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
+from lightly_ext.evaluate.result import RESULT_NAME, Result
+from lightly_ext.evaluate.text.align_text import run_align_text
+from stellar_cli.tasks import TASKS
+from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.networks import TimmNetwork
+from stellar_plugin.networks.beit import BEiT
+from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
+from tests.lightly_ext.evaluate.small import (
+    Given,
+    make_given,
+    write_classes,
+    write_images,
+)
+from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
+
+DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
+SIDE = 128  # a map of stride 32 has as many cells as there are clusters
+VIT = {"img_size": SIDE, "embed_dim": 48, "depth": 1, "num_heads": 3}
+SWIN: dict[str, Any] = {"img_size": SIDE, "window_size": 2}
+SWIN |= {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
+
+
+def _of_timm(name: str, **sizes: Any) -> TimmNetwork:
+    return TimmNetwork(timm.create_model(name, num_classes=0, **sizes))
+
+
+# What "auto" is, and the network.
+NETWORKS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "ViT": (
+        "cls",
+        lambda: StellarEncoder("vit_tiny_patch16_224", num_queries=0, **VIT),
+    ),
+    "BEiT": ("dense", lambda: BEiT(SIDE, 16, 48, 1, 3)),
+    "ResNet": ("cls", lambda: _of_timm("test_resnet")),
+    "Swin": ("dense", lambda: _of_timm("swin_tiny_patch4_window7_224", **SWIN)),
+}
+
+
+@functools.cache
+def _frozen(kind: str) -> FrozenModel:
+    if kind == "patches":
+        return load_frozen_model("patches:16")
+    feature, make = NETWORKS[kind]
+    torch.manual_seed(0)
+    origin = Origin(
+        kind, kind, "0" * 64, name=kind, feature=feature, image_size=(SIDE, SIDE)
+    )
+    return FrozenModel(make(), origin)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    write_classes(folder / "classes", num=3)
+    write_images(folder / "photos", 4)
+    write_images(folder / "train", 4, seed=1)
+    write_pairs(folder / "pairs", copies=1, colours=("red", "green", "blue", "white"))
+    (folder / "masks").mkdir()
+    mask = np.arange(40 * 36, dtype=np.uint8).reshape(40, 36) // 5 % 3
+    for i in range(4):
+        Image.fromarray(mask).save(folder / "masks" / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "load_networks", tiny_networks)
+
+
+def _scratch(given: Given, sets: Path) -> Any:
+    options: Any = {"form": "scratch", "target": "pixels", "epochs": 1, "force": True}
+    train = str(sets / "train")
+    return run_reconstruction(*given, str(sets / "photos"), train=train, **options)
+
+
+def _align_text(given: Given, sets: Path) -> Any:
+    tower = write_tower(given.results.output / "tower")
+    pairs = str(sets / "pairs" / "pairs.csv")
+    options: Any = {"text_model": tower, "text_weights": None, "epochs": 1}
+    return run_align_text(*given, pairs, **options)[0]
+
+
+CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
+    "knn": lambda g, s: run_knn(*g, str(s / "classes"), neighbours=3),
+    "reconstruction": lambda g, s: run_reconstruction(
+        *g, str(s / "photos"), force=True
+    ),
+    "equivariance": lambda g, s: run_equivariance(*g, str(s / "photos")),
+    "stability": lambda g, s: run_stability(*g, str(s / "photos"))[0],
+    "rank": lambda g, s: run_rank(
+        *g, str(s / "classes"), ["other"], str(s / "photos"), force=True
+    ),
+    "where": lambda g, s: run_where(*g, str(s / "photos"), str(s / "masks")),
+    "visualize": lambda g, s: run_visualize(*g, str(s / "photos"), 2),
+    "concepts": lambda g, s: run_concepts(*g, str(s / "photos")),
+}
+ALL = {
+    **CHEAP,
+    "where --clusters 4": lambda g, s: run_where(
+        *g, str(s / "photos"), str(s / "masks"), clusters=4
+    ),
+    "linear": lambda g, s: run_linear(*g, str(s / "classes"), epochs=1, lrs=[1e-3]),
+    "linear-paper": lambda g, s: run_linear_paper(
+        *g, str(s / "classes"), epochs=1, lrs=[1e-3]
+    ),
+    "finetune": lambda g, s: run_finetune(*g, str(s / "classes"), epochs=1),
+    "reconstruction --form scratch": _scratch,
+    "efficiency": lambda g, s: run_efficiency(*g, (1,), max_seconds=0.001),
+    "align-text": _align_text,
+}
+
+
+def _table() -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The kinds, and by task and kind what is read, or "no"."""
+    text = DOCS.read_text().split("<!-- kinds -->\n")[1].split("\n\n")[0]
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in text.splitlines()
+    )
+    kinds = head[1:]
+    return kinds, {
+        task.strip("`"): dict(zip(kinds, cells, strict=True))
+        for names, *cells in rows
+        for task in names.split(", ")
+    }
+
+
+KINDS, TABLE = _table()
+
+
+def test_all_tasks_are_in_the_table() -> None:
+    assert {task.split(" ")[0] for task in TABLE} == set(TASKS) - {"report"}
+    assert set(TABLE) == set(ALL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", CHEAP)
+def test_cheap_tasks(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
+    _check(task, kind, sets, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", sorted(set(ALL) - set(CHEAP)))
+@pytest.mark.slow
+def test_other_tasks(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
+    _check(task, kind, sets, tmp_path)
+
+
+def _check(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
+    """A task reads what the table says, or says before it reads an image why not."""
+    sizes = {} if task == "efficiency" else {"resize": SIDE}
+    given = make_given(tmp_path, _frozen(kind), crop=SIDE, **sizes)
+    cell = TABLE[task][kind]
+    if cell == "no":
+        said = f"'{given.model.origin.label}'|nothing to fine-tune"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "read_image", None)
+            with pytest.raises(ValueError, match=said):
+                ALL[task](given, sets)
+        return
+    found = ALL[task](given, sets)
+    if task == "visualize":
+        found = Result.load(found[0].parent / RESULT_NAME)
+    auto = str(given.model.origin.feature)
+    assert _read(found, task) in cell.replace("auto", auto).split(" or ")
+
+
+def _read(result: Result, task: str) -> str:
+    """What the result says that was read."""
+    if task.startswith("where"):
+        return "clusters" if "clusters" in result.protocol["parts"] else "tokens"
+    if task == "efficiency":
+        return "parts" if "decoder_ms" in result.scores else "encoder"
+    if task == "visualize":
+        return "PCA, clusters" if "clusters" in result.protocol["rule"] else "PCA"
+    of = result.provenance
+    return str(of.get("feature") or of.get("features") or of["latent"])
