@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
 from lightly_ext.evaluate.loading import load_stellar
+from lightly_ext.evaluate.reconstruction.native import (
+    LATENT,
+    NativeAutoencoder,
+    is_native,
+)
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
@@ -39,7 +44,7 @@ class FrozenAutoencoder(nn.Module):
     def __init__(
         self,
         model: FrozenModel,
-        latent: Latent,
+        latent: str,
         decoder: Decoder,
         tokenizer: MaskGITVQGAN | None,
     ) -> None:
@@ -58,6 +63,11 @@ class FrozenAutoencoder(nn.Module):
         """Factorizes uint8 images; the second is the latent (batch_size, n, dim)."""
         result = self.model(images)
         return result, select_tokens(result, self.latent)
+
+    def predict(self, images: Tensor) -> tuple[Factorization, Tensor]:
+        """Factorizes uint8 images; the second is what the decoder returns."""
+        result, latent = self.encode(images)
+        return result, self.decoder(latent, result.grid_size)
 
     def losses(self, images: Tensor) -> Tensor:
         """Loss of each image: mean squared error, or cross-entropy in nats.
@@ -103,20 +113,41 @@ class FrozenAutoencoder(nn.Module):
         return self.tokenizer.decode_unclamped(codes)
 
 
-def own_latent(model: FrozenModel) -> Latent:
-    """The latent that a model is made for: low-rank if it has a localization."""
-    return "lowrank" if model.has_localization else "dense"
+Autoencoder = FrozenAutoencoder | NativeAutoencoder
+
+
+def own_latent(model: FrozenModel, pretrained: bool) -> str:
+    """The latent that a model is made for: low-rank if it has a localization.
+
+    Args:
+        model:
+            The model.
+        pretrained:
+            Whether the decoder is the model's own.
+
+    Raises:
+        ValueError: If it has none that a new decoder can read.
+    """
+    if not is_native(model):
+        return "lowrank" if model.has_localization else "dense"
+    if pretrained:
+        return LATENT
+    raise ValueError(
+        f"The latent of '{model.origin.label}' is {model.num_queries} tokens in no grid"
+        ", which STELLAR's decoder needs: leave --form out to score the model's own "
+        "decoder, or name its patches by --form scratch --latent dense."
+    )
 
 
 def build_autoencoder(
     model: FrozenModel,
     devices: Devices,
     pretrained: bool,
-    latent: Latent,
+    latent: str,
     target: Target | None,
     tokenizer: str | None,
     crop: int,
-) -> FrozenAutoencoder:
+) -> Autoencoder:
     """Builds encoder and decoder on the device.
 
     Args:
@@ -127,7 +158,7 @@ def build_autoencoder(
         pretrained:
             Whether the decoder is the model's own, otherwise it is a new one.
         latent:
-            What the decoder reads.
+            What the decoder reads; `own_latent` says what is usual.
         target:
             What it predicts. None: what the model's own predicts, "tokens" for a new
             one.
@@ -140,20 +171,41 @@ def build_autoencoder(
         FileNotFoundError: If there is no tokenizer file.
         ValueError: If the model has no such latent or decoder, or does not fit.
     """
-    if pretrained:
+    autoencoder: Autoencoder
+    if pretrained and is_native(model):
+        _check_native(model, latent, target, tokenizer)
+        autoencoder = NativeAutoencoder(model)
+    elif pretrained:
         build = _own_decoder(model, latent, target, tokenizer)
+        autoencoder = FrozenAutoencoder(model, latent, *build)
     else:
         build = _new_decoder(
             model, devices, latent, target or "tokens", tokenizer, crop
         )
-    autoencoder = FrozenAutoencoder(model, latent, *build)
+        autoencoder = FrozenAutoencoder(model, latent, *build)
     autoencoder.to(devices.device)
     autoencoder.grid_size(crop)  # finds out early whether everything fits
     return autoencoder
 
 
+def _check_native(
+    model: FrozenModel, latent: str, target: Target | None, tokenizer: str | None
+) -> None:
+    given = {
+        "--latent": latent != LATENT,
+        "--target": target is not None,
+        "--tokenizer": tokenizer is not None,
+    }
+    wrong = [option for option, is_given in given.items() if is_given]
+    if wrong:
+        raise ValueError(
+            f"'{model.origin.label}' decodes its own codes to pixels by itself: leave "
+            f"{' and '.join(wrong)} out."
+        )
+
+
 def _own_decoder(
-    model: FrozenModel, latent: Latent, target: Target | None, tokenizer: str | None
+    model: FrozenModel, latent: str, target: Target | None, tokenizer: str | None
 ) -> tuple[Decoder, MaskGITVQGAN | None]:
     stellar = load_stellar(model)
     there = model.has_decoder or model.origin.untrained
@@ -183,7 +235,7 @@ def _own_decoder(
 def _new_decoder(
     model: FrozenModel,
     devices: Devices,
-    latent: Latent,
+    latent: str,
     target: Target,
     tokenizer: str | None,
     crop: int,

@@ -14,7 +14,7 @@ from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.numerics import numerics
 from lightly_ext.evaluate.options import check_files, check_positive
 from lightly_ext.evaluate.reconstruction.autoencoder import (
-    FrozenAutoencoder,
+    Autoencoder,
     Latent,
     Target,
     build_autoencoder,
@@ -27,6 +27,7 @@ from lightly_ext.evaluate.reconstruction.decoder_files import (
 )
 from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
 from lightly_ext.evaluate.reconstruction.metric_networks import load_networks
+from lightly_ext.evaluate.reconstruction.native import NativeAutoencoder, is_native
 from lightly_ext.evaluate.reconstruction.scores import save_pictures, score_images
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
@@ -36,6 +37,7 @@ from stellar_plugin.protocols import (
     FID_IMAGES,
     RECONSTRUCTION,
     RECONSTRUCTION_FINETUNED,
+    RECONSTRUCTION_NATIVE,
     RECONSTRUCTION_SCRATCH,
     DecoderProtocol,
     ReconstructionProtocol,
@@ -56,6 +58,10 @@ TrainingSet = tuple[str, ImageFiles]  # with its name
 NOT_COMPARABLE = (
     "The published numbers are of random crops and flips, these of resized centre "
     "crops: the two cannot be compared one to one."
+)
+NOT_COMPARABLE_NATIVE = (
+    "The published numbers do not tell their crops, these are of resized centre crops: "
+    "the two cannot be compared one to one."
 )
 
 
@@ -111,10 +117,11 @@ def run_reconstruction(
             Folder of the images to score, nested to any depth.
         form:
             The decoder: as pretrained, fine-tuned on the frozen latent, or trained on
-            it from scratch (for any encoder). Scores of two forms are never compared.
+            it from scratch (for any encoder). Scores of two forms are never compared,
+            nor are those of TiTok's decoder, which is pretrained and a full ViT.
         latent:
             What the decoder reads: "lowrank" (STELLAR alone) or "dense". None takes
-            "lowrank" where the model has it.
+            "lowrank" where the model has it; TiTok's decoder reads its tokens.
         target:
             What a decoder from scratch predicts, "tokens" by default.
         train:
@@ -141,16 +148,17 @@ def run_reconstruction(
         RuntimeError: If too many images are unreadable.
     """
     name, files, training_set = results.required(check_reconstruction)
-    latent = latent or own_latent(model)
-    results = results.settled(latent=latent)
+    chosen = latent or own_latent(model, form != "scratch")
+    results = results.settled(latent=chosen)
     if decoder is not None and form == "scratch":
         target = target or read_config(Path(decoder))["target"]
-    protocol = results.protocol(model, PROTOCOLS[form], data=name, epochs=epochs)
+    protocol = _published_protocol(model, form)
+    protocol = results.protocol(model, protocol, data=name, epochs=epochs)
     if training_set and isinstance(protocol, DecoderProtocol):
         size = fitting_batch(devices, protocol.batch_sizes[0], len(training_set[1]))
         protocol = protocol.replace(batch_sizes=(size,))
     autoencoder = build_autoencoder(
-        model, devices, form != "scratch", latent, target, tokenizer, protocol.crop
+        model, devices, form != "scratch", chosen, target, tokenizer, protocol.crop
     )
     networks = load_networks(devices, inception, lpips_net)
     protocol = protocol.replace(
@@ -173,6 +181,17 @@ def run_reconstruction(
         save_pictures(devices, autoencoder, files, protocol, folder)
     devices.fabric.barrier()
     return result
+
+
+def _published_protocol(model: FrozenModel, form: Form) -> ReconstructionProtocol:
+    if not is_native(model) or form == "scratch":
+        return PROTOCOLS[form]
+    if form == "finetuned":
+        raise ValueError(
+            f"The decoder of '{model.origin.label}' is scored as it was published: "
+            "leave --form finetuned and --train out."
+        )
+    return RECONSTRUCTION_NATIVE
 
 
 def _check_options(
@@ -229,7 +248,14 @@ def _paths(files: ImageFiles) -> set[str]:
     return {os.path.join(root, name) for name in files.names}
 
 
-def _target_name(autoencoder: FrozenAutoencoder, crop: int) -> str:
+def _note(autoencoder: Autoencoder) -> str:
+    native = isinstance(autoencoder, NativeAutoencoder)
+    return NOT_COMPARABLE_NATIVE if native else NOT_COMPARABLE
+
+
+def _target_name(autoencoder: Autoencoder, crop: int) -> str:
+    if isinstance(autoencoder, NativeAutoencoder):
+        return autoencoder.target_name
     if autoencoder.tokenizer is None:
         return "pixels, mean squared error"
     side = autoencoder.grid_size(crop)[0] * autoencoder.tokenizer.downsample_factor
@@ -245,7 +271,7 @@ def _target_name(autoencoder: FrozenAutoencoder, crop: int) -> str:
 def _prepare(
     results: Results,
     form: Form,
-    autoencoder: FrozenAutoencoder,
+    autoencoder: Autoencoder,
     protocol: ReconstructionProtocol,
     training_set: TrainingSet | None,
     decoder: str | None,
@@ -275,8 +301,10 @@ def _prepare(
         trained_on = f"{training_set[0]}, {len(training_set[1])} images"
         protocol = protocol.replace(split=f"decoder: {trained_on}; {protocol.split}")
     results.announce(autoencoder.model, protocol)
-    devices.say(NOT_COMPARABLE)
+    devices.say(_note(autoencoder))
     _say_grids(devices, autoencoder, protocol)
+    if isinstance(autoencoder, NativeAutoencoder):
+        return protocol, {}
     if decoder is not None:
         load_decoder(autoencoder, Path(decoder))
         return protocol, {"num_unreadable_train": stored["num_unreadable"]}
@@ -298,9 +326,12 @@ def _prepare(
 
 
 def _say_grids(
-    devices: Devices, autoencoder: FrozenAutoencoder, protocol: ReconstructionProtocol
+    devices: Devices, autoencoder: Autoencoder, protocol: ReconstructionProtocol
 ) -> None:
     height, width = autoencoder.grid_size(protocol.crop)
+    if isinstance(autoencoder, NativeAutoencoder):
+        devices.say(f"The latent is {width} codes, which the model decodes by itself.")
+        return
     text = f"The latent is a grid of {height} x {width}."
     if autoencoder.tokenizer is not None:
         factor = autoencoder.tokenizer.downsample_factor
@@ -314,7 +345,7 @@ def _say_grids(
 
 def _result(
     results: Results,
-    autoencoder: FrozenAutoencoder,
+    autoencoder: Autoencoder,
     protocol: ReconstructionProtocol,
     scores: dict[str, Any],
     inputs: dict[str, str],
@@ -334,7 +365,7 @@ def _result(
         latent=autoencoder.latent,
         grid=list(autoencoder.grid_size(protocol.crop)),
         decoder_sha256=weights_sha256(autoencoder.decoder),
-        note=NOT_COMPARABLE,
+        note=_note(autoencoder),
         **provenance,
     )
     if model.num_queries and autoencoder.latent == "dense":

@@ -12,7 +12,7 @@ from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
 from lightly_ext.evaluate.pictures.gallery import TOKEN_COLOURS, draw_rows
-from lightly_ext.evaluate.reconstruction.autoencoder import FrozenAutoencoder
+from lightly_ext.evaluate.reconstruction.autoencoder import Autoencoder
 from lightly_ext.evaluate.reconstruction.image_metrics import ImageScores, to_uint8
 from lightly_ext.evaluate.reconstruction.metric_networks import MetricNetworks
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable
@@ -30,7 +30,7 @@ NUM_PICTURES = 8
 
 def score_images(
     devices: Devices,
-    autoencoder: FrozenAutoencoder,
+    autoencoder: Autoencoder,
     files: ImageFiles,
     protocol: CropProtocol,
     networks: MetricNetworks,
@@ -92,12 +92,11 @@ def mean_colour_psnr(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _decode(
-    devices: Devices, autoencoder: FrozenAutoencoder, images: Tensor
+    devices: Devices, autoencoder: Autoencoder, images: Tensor
 ) -> tuple[Factorization, list[Tensor]]:
     """What the encoder finds; uint8 images by the decoder and by the tokenizer."""
     with devices.fabric.autocast():
-        result, latent = autoencoder.encode(images)
-        prediction = autoencoder.decoder(latent, result.grid_size)
+        result, prediction = autoencoder.predict(images)
     decoded = [autoencoder.to_images(prediction, result.grid_size)]
     if autoencoder.tokenizer is not None:
         codes = autoencoder.tokenizer.encode_to_grid(images / 255, result.grid_size)
@@ -108,7 +107,7 @@ def _decode(
 
 def save_pictures(
     devices: Devices,
-    autoencoder: FrozenAutoencoder,
+    autoencoder: Autoencoder,
     files: ImageFiles,
     protocol: CropProtocol,
     folder: Path,

@@ -77,7 +77,7 @@ class Fakes:
         lpips_net: str | None = None,
         force: bool = False,
     ) -> Result:
-        results = results.settled(latent=latent or own_latent(model))
+        results = results.settled(latent=latent or own_latent(model, True))
         given = Given(model, devices, results)
         r = given.model.num_queries
         protocol = given.results.protocol(

@@ -49,9 +49,11 @@ def given(tmp_path: Path) -> Given:
 
 
 def _build(given: Given, target: Any, tokenizer: str | None) -> FrozenAutoencoder:
-    latent = own_latent(given.model)
+    latent = own_latent(given.model, pretrained=False)
     assert latent == "dense"
-    return build_autoencoder(*given[:2], False, latent, target, tokenizer, SIDE)
+    found = build_autoencoder(*given[:2], False, latent, target, tokenizer, SIDE)
+    assert isinstance(found, FrozenAutoencoder)
+    return found
 
 
 def test_a_colour_is_learned(given: Given) -> None:
