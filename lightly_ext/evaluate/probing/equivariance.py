@@ -41,11 +41,12 @@ class Factors(NamedTuple):
 
     Attributes:
         sparse: S, with shape (batch_size, num_queries, embed_dim).
-        localization: L, with shape (batch_size, num_patches, num_queries).
+        localization: L, with shape (batch_size, num_patches, num_queries), None where
+            tokens are nowhere.
     """
 
     sparse: Tensor
-    localization: Tensor
+    localization: Tensor | None
 
 
 def check_equivariance(results: Results, data: str) -> tuple[str, ImageFiles]:
@@ -75,13 +76,18 @@ def run_equivariance(
         The scores: `change_of_s` and `change_of_l` by shift in px, the mean of both
         directions, and each by itself; `..._other_image`, the change against another
         image; `change_of_l_moved_back`, where a shift is one patch, against L moved by
-        one patch; `identity_matches`, the share of tokens that keep their number.
+        one patch; `identity_matches`, the share of tokens that keep their number. Of
+        tokens that are nowhere, as TiTok's, all but the changes of L.
 
     Raises:
-        ValueError: If the model has no S and L, or a crop does not fit into an image.
+        ValueError: If the model has no S, or is STELLAR and has no L, or a crop does
+            not fit into an image.
     """
     name, files = results.required(check_equivariance)
-    model.require_localization()
+    if model.origin.is_stellar or not model.num_queries:
+        model.require_localization()
+    elif not model.has_localization:
+        devices.say("The tokens have no localization: only changes of S are measured.")
     protocol = results.protocol(model, EQUIVARIANCE, data=name)
     if results.sizes["resize"] is None:  # the size of the model may leave no room
         protocol = protocol.replace(resize=max(protocol.resize, _side(protocol)))
@@ -91,7 +97,7 @@ def run_equivariance(
     images = EvaluationImages(files, centre_crop(window, model.origin.interpolation))
     measure = partial(_add_batch, model, patch)
     means, num_unreadable = measure_pairs(
-        devices, images, _keys(patch), "shifts", measure
+        devices, images, _keys(model, patch), "shifts", measure
     )
     result = results.result(
         model,
@@ -129,9 +135,11 @@ def match_factors(reference: Factors, other: Factors) -> tuple[Factors, Tensor]:
     """
     match = match_tokens(reference.sparse, other.sparse).indices
     rows = match[..., None].expand_as(other.sparse)
-    columns = match[:, None].expand_as(other.localization)
-    sparse = other.sparse.gather(1, rows)
-    return Factors(sparse, other.localization.gather(2, columns)), match
+    sparse, localization = other.sparse.gather(1, rows), other.localization
+    if localization is not None:
+        columns = match[:, None].expand_as(localization)
+        localization = localization.gather(2, columns)
+    return Factors(sparse, localization), match
 
 
 def relative_change(reference: Tensor, other: Tensor) -> Tensor:
@@ -195,6 +203,8 @@ def _window(protocol: CropProtocol) -> CropProtocol:
 
 def _patch_size(model: FrozenModel, protocol: CropProtocol) -> int | None:
     """Side of a patch in px, None where no shift by one can be measured."""
+    if not model.has_localization:
+        return None
     crop = protocol.crop
     blank = torch.zeros(1, 3, crop, crop, device=model.mean.device)
     rows, columns = model(blank).grid_size
@@ -204,11 +214,12 @@ def _patch_size(model: FrozenModel, protocol: CropProtocol) -> int | None:
     return patch if patch <= max(EQUIVARIANCE_SHIFTS) else None
 
 
-def _keys(patch: int | None) -> list[Key]:
+def _keys(model: FrozenModel, patch: int | None) -> list[Key]:
     shifts = (0, *EQUIVARIANCE_SHIFTS)
-    curves = [(what, where) for what in ("s", "l") for where in CURVES]
+    factors = ("s", "l") if model.has_localization else ("s",)
+    curves = [(what, where) for what in factors for where in CURVES]
     keys = [(*key, px) for key in [*curves, ("identity", MEAN)] for px in shifts]
-    keys += [("s", OTHER, 0), ("l", OTHER, 0)]
+    keys += [(what, OTHER, 0) for what in factors]
     return keys + ([("l", MOVED_BACK, patch)] if patch is not None else [])
 
 
@@ -222,29 +233,44 @@ def _add_batch(
     reference = _factors(model, windows, DIRECTIONS[0], 0)
     for px in (0, *EQUIVARIANCE_SHIFTS):
         across, down = (
-            _changes(reference, _factors(model, windows, direction, px))[:, readable]
+            _changes(reference, _factors(model, windows, direction, px))
             for direction in DIRECTIONS
         )
-        both = (across + down) / 2
-        for direction, values in zip(CURVES, (both, across, down), strict=True):
-            means.add(("s", direction, px), values[0])
-            means.add(("l", direction, px), values[1])
-        means.add(("identity", MEAN, px), both[2])
+        for what in across:
+            both = (across[what] + down[what]) / 2
+            means.add((what, MEAN, px), both[readable])
+            if what != "identity":
+                for direction, values in zip(DIRECTIONS, (across, down), strict=True):
+                    means.add((what, direction, px), values[what][readable])
     if patch is not None:
         back = _moved_back(model, windows, reference, patch)
         means.add(("l", MOVED_BACK, patch), back[readable])
     one, two = partners(readable)
-    changes = _changes(*(Factors(*(x[i] for x in reference)) for i in (one, two)))
-    for i, what in enumerate(("s", "l")):
-        means.add((what, OTHER, 0), changes[i])
+    changes = _changes(_rows(reference, one), _rows(reference, two))
+    for what in changes.keys() - {"identity"}:
+        means.add((what, OTHER, 0), changes[what])
 
 
-def _changes(reference: Factors, other: Factors) -> Tensor:
-    """Change of S, of L, share of identical matches: float64 (3, batch_size)."""
+def _rows(factors: Factors, numbers: Tensor) -> Factors:
+    """Those of some images."""
+    sparse, localization = factors
+    return Factors(
+        sparse[numbers], None if localization is None else localization[numbers]
+    )
+
+
+def _changes(reference: Factors, other: Factors) -> dict[str, Tensor]:
+    """Change of S, of L, share of identical matches: float64 (batch_size,) each."""
     matched, match = match_factors(reference, other)
     same = match == torch.arange(match.shape[1], device=match.device)
-    ratios = [relative_change(a, b) for a, b in zip(reference, matched, strict=True)]
-    return torch.stack([*ratios, same.double().mean(dim=1)])
+    changes = {
+        "s": relative_change(reference.sparse, matched.sparse),
+        "identity": same.double().mean(dim=1),
+    }
+    before, after = reference.localization, matched.localization
+    if before is not None and after is not None:
+        changes["l"] = relative_change(before, after)
+    return changes
 
 
 def _moved_back(
@@ -257,6 +283,7 @@ def _moved_back(
         other = _factors(model, windows, direction, patch)
         after = match_factors(reference, other)[0].localization
         before = reference.localization
+        assert before is not None and after is not None
         changes.append(moved_back_change(before, after, (side, side), direction))
     return (changes[0] + changes[1]) / 2
 
@@ -266,7 +293,8 @@ def _factors(model: FrozenModel, windows: Tensor, direction: str, px: int) -> Fa
     side = windows.shape[-1] - max(EQUIVARIANCE_SHIFTS)
     left, top = (px, 0) if direction == "horizontal" else (0, px)
     result = model(windows[..., top : top + side, left : left + side])
-    return Factors(result.sparse.float(), result.localization.float())
+    localization = result.localization.float() if model.has_localization else None
+    return Factors(result.sparse.float(), localization)
 
 
 def _curve(
@@ -293,9 +321,10 @@ def _scores(means: Mapping[Key, Mean], error: bool = False) -> dict[str, Any]:
 
 
 def _plot(path: Path, means: Mapping[Key, Mean], title: str) -> None:
+    factors = [what for what, where, _ in means if where == OTHER]
     names = {
         f"{what.upper()}, {direction}": (what, direction)
-        for what in ("s", "l")
+        for what in factors
         for direction in DIRECTIONS
     }
     series = {name: _curve(means, *key) for name, key in names.items()}
@@ -309,7 +338,7 @@ def _plot(path: Path, means: Mapping[Key, Mean], title: str) -> None:
         errors={name: _curve(means, *key, error=True) for name, key in names.items()},
         references={
             f"{what.upper()}, another image": means[what, OTHER, 0].value
-            for what in ("s", "l")
+            for what in factors
         },
         title=title,
     )

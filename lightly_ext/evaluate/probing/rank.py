@@ -185,11 +185,11 @@ def models_by_rank(model: FrozenModel, others: Sequence[str]) -> dict[int, Froze
     found: dict[int, FrozenModel] = {}
     for each in chain([model], (load_like(model, other) for other in others)):
         num_tokens = each.num_queries
-        if not num_tokens:
+        if not (num_tokens and each.origin.is_stellar):
             raise ValueError(
-                f"'{each.origin.source}' ({each.origin.method}) has no sparse tokens, "
-                "so no number of them: `linear` probes it, `reconstruction --form "
-                "scratch` decodes it."
+                f"'{each.origin.source}' ({each.origin.method}) has no sparse tokens "
+                "with places, so no number of them: `linear` probes it, "
+                "`reconstruction --form scratch` decodes it."
             )
         if num_tokens in found:
             raise ValueError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_image_folders
@@ -30,6 +32,7 @@ from tests.lightly_ext.evaluate.small import (
     write_images,
     write_model,
 )
+from tests.titok_files import write_titok
 
 PATCH = 10
 
@@ -260,3 +263,40 @@ class TestMovedBackChange:
         assert change.tolist() == [0.0, 0.0]
         wrong = "vertical" if horizontal else "horizontal"
         assert (moved_back_change(before, after, (4, 5), wrong) > 0.1).all()
+
+
+class TestTokensWithoutPlaces:
+    def test_run_equivariance__titok_has_changes_of_s_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = write_titok(tmp_path / "tokenizer_titok_b64.bin")
+        data = write_images(tmp_path / "images", 4, size=(62, 62))
+        given = make_given(tmp_path, source, resize=62, crop=32)
+        result = run_equivariance(*given, str(data))
+        names = ("change_of_s", "change_of_s_horizontal", "change_of_s_vertical")
+        assert set(result.scores) == {
+            *names,
+            *("change_of_s_other_image", "identity_matches", "num_images"),
+        }
+        assert "only changes of S are measured" in capsys.readouterr().out
+        files = sorted(data.iterdir())
+        windows = torch.stack(
+            [torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1) for f in files]
+        )
+        # By hand: the best of all 120 orders of five tokens.
+        orders = torch.tensor(list(itertools.permutations(range(5))))
+        for px in (0, 5, 30):
+            for name, (left, top) in zip(names[1:], ((px, 0), (0, px)), strict=True):
+                before = given.model(windows[..., :32, :32]).sparse.double()
+                moved = windows[..., top : top + 32, left : left + 32]
+                after = given.model(moved).sparse.double()
+                cosines = F.cosine_similarity(before[:, :, None], after[:, None], dim=3)
+                sums = cosines[:, torch.arange(5), orders].sum(dim=2)
+                best = orders[sums.argmax(dim=1)]
+                matched = after.gather(1, best[..., None].expand_as(after))
+                change = (matched - before).flatten(1).norm(dim=1)
+                change = change / before.flatten(1).norm(dim=1)
+                found = result.scores[name][str(px)]
+                assert found == pytest.approx(float(change.mean()), rel=1e-4, abs=1e-9)
+        folder = given.results.folder(result)
+        assert (folder / "equivariance.png").is_file()
