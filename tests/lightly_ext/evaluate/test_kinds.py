@@ -34,6 +34,7 @@ from stellar_cli.tasks import TASKS
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.networks import TimmNetwork
 from stellar_plugin.networks.beit import BEiT
+from stellar_plugin.networks.titok import TiTok
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     Given,
@@ -62,6 +63,10 @@ NETWORKS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "BEiT": ("dense", lambda: BEiT(SIDE, 16, 48, 1, 3)),
     "ResNet": ("cls", lambda: _of_timm("test_resnet")),
+    "TiTok": (
+        "sparse",
+        lambda: TiTok(64, 1, 4, SIDE, 16, 6, 40, 64, 1, pixel_widths=[32] * 5),
+    ),
     "Swin": ("dense", lambda: _of_timm("swin_tiny_patch4_window7_224", **SWIN)),
 }
 
@@ -178,7 +183,8 @@ def test_other_tasks(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
 
 def _check(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
     """A task reads what the table says, or says before it reads an image why not."""
-    sizes = {} if task == "efficiency" else {"resize": SIDE}
+    room = 30 if task == "equivariance" else 0  # to shift the crop
+    sizes = {} if task == "efficiency" else {"resize": SIDE + room}
     given = make_given(tmp_path, _frozen(kind), crop=SIDE, **sizes)
     cell = TABLE[task][kind]
     if cell == "no":
@@ -199,6 +205,8 @@ def _read(result: Result, task: str) -> str:
     """What the result says that was read."""
     if task.startswith("where"):
         return "clusters" if "clusters" in result.protocol["parts"] else "tokens"
+    if task == "equivariance":
+        return "S and L" if "change_of_l" in result.scores else "changes of S"
     if task == "efficiency":
         return "parts" if "decoder_ms" in result.scores else "encoder"
     if task == "visualize":
