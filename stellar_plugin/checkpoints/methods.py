@@ -94,13 +94,14 @@ class Files:
     """One kind of files of a method: what tells them, what their tensors do not tell.
 
     A file is of this kind if it is of the layout, has all that it needs, and one of
-    `marks` or `wrappers` tells, or neither is named. Marks are stronger: a wrapper
-    decides only where no mark of any method does.
+    `marks`, `wrappers` or `called` tells, or none is named. Marks are stronger: a
+    wrapper decides only where no mark of any method does, a file's name last.
 
     Attributes:
         layout: How tensors are named, one of `layouts.LAYOUTS`.
         marks: Patterns (as in `fnmatch`) of names of tensors.
         wrappers: Dictionaries or prefixes around the weights, the preferred one first.
+        called: Patterns of names of published files of which nothing else tells.
         needs: Patterns of names that must all be there too.
         lacks: Patterns of names none of which may be there.
         check: What must hold of the tensors too.
@@ -117,6 +118,7 @@ class Files:
     layout: str = TIMM
     marks: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     check: Check | None = None
@@ -280,6 +282,8 @@ METHODS = (
                 marks=("head.last_layer.*", "*.head.last_layer.*"),
                 ignored=("masked_embed",),
             ),
+            # Backbones alone.
+            Files(called=("dino_*_pretrain.pth", "checkpoint_teacher.pth")),
             # lightly's examples and lightly-train's checkpoints, of any ViT.
             Files(
                 marks=("*projection_head.last_layer.*", "teacher_head.last_layer.*"),
@@ -291,14 +295,7 @@ METHODS = (
             Paper(
                 "DINO",
                 "https://arxiv.org/abs/2104.14294",
-                (
-                    System(
-                        "DINO ViT-B",
-                        "dino_vitbase16_pretrain.pth",
-                        "dino",
-                        '--features cls --name "DINO ViT-B"',
-                    ),
-                ),
+                (System("DINO ViT-B", "dino_vitbase16_pretrain.pth", "dino"),),
                 "Apache-2.0",
             ),
             Paper(
@@ -310,20 +307,19 @@ METHODS = (
                         "iBOT ViT-B",
                         "checkpoint_teacher.pth",
                         "ibot",
-                        '--features cls --name "iBOT ViT-B"',
+                        '--name "iBOT ViT-B"',
                     ),
                     System(
                         "iBOT ViT-L",
                         "checkpoint_teacher.pth",
                         "ibot_large",
-                        '--features cls --name "iBOT ViT-L"',
+                        '--name "iBOT ViT-L"',
                     ),
                 ),
                 "Apache-2.0",
             ),
         ),
         timm_names=("*.dino",),
-        # Their published files are backbones alone, which do not tell it.
         vit_b={"pos_antialias": False},
     ),
     Method(
@@ -504,7 +500,11 @@ METHODS = (
 
 
 def recognised(
-    layout: str, names: Collection[str], wrappers: Collection[str], tensors: State
+    layout: str,
+    names: Collection[str],
+    wrappers: Collection[str],
+    tensors: State,
+    file: str,
 ) -> tuple[Method | None, Files | None, str]:
     """The method that trained a file, which of its kinds of files it is, what told it.
 
@@ -517,6 +517,8 @@ def recognised(
             Dictionaries and prefixes around the weights.
         tensors:
             Its tensors.
+        file:
+            Its own name.
     """
     possible = [
         (method, files)
@@ -540,9 +542,14 @@ def recognised(
         if wrapper in wrappers
     ]
     found += [
+        (method, files, f"name of the file, {file}")
+        for method, files in possible
+        if _has([file], *files.called)
+    ]
+    found += [
         (method, files, f"names of layout '{layout}'")
         for method, files in possible
-        if not (files.marks or files.wrappers)
+        if not (files.marks or files.wrappers or files.called)
     ]
     if not found:
         return None, None, ""
@@ -563,19 +570,23 @@ def of_timm(name: str) -> Method | None:
 def system_of(source: str, method: str) -> System | None:
     """The system of the paper whose published file a source is, as far as names tell.
 
+    None where the files of several have one name.
+
     Args:
         source:
             File, folder or name of a model.
         method:
             Name of the method that its tensors tell.
     """
-    of_method = (m.papers for m in METHODS if m.name == method)
-    for paper in (paper for papers in of_method for paper in papers):
-        for system in paper.systems:
-            parts = Path(system.file).parts
-            if Path(source).parts[-len(parts) :] == parts:
-                return system
-    return None
+    found = [
+        system
+        for row in METHODS
+        if row.name == method
+        for paper in row.papers
+        for system in paper.systems
+        if Path(source).match(system.file)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def of_own(name: Any) -> Method:
@@ -634,6 +645,7 @@ def table() -> str:
 def _told_by(files: Files) -> str:
     told = [f"tensors `{mark}`" for mark in files.marks]
     told += [f"wrapper `{wrapper}`" for wrapper in files.wrappers]
+    told += [f"a file `{name}`" for name in files.called]
     text = f"{files.layout}: {' or '.join(told)}" if told else files.layout
     text += "".join(f", with `{name}`" for name in files.needs)
     text += "".join(f", without `{name}`" for name in files.lacks)
@@ -644,5 +656,5 @@ def _with_check(files: Files) -> str:
     return f" and {files.check.text}" if files.check else ""
 
 
-def _has(names: Collection[str], pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+def _has(names: Collection[str], *patterns: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)

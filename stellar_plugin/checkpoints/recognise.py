@@ -130,6 +130,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         _telling({*inside, *outside}, prefix),
         {*wrappers, *prefix.split(".")},
         inside,
+        raw.path.name,
     )
     try:
         _check_alike(inside)

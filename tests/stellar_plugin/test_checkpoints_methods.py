@@ -144,6 +144,29 @@ class TestLicense:
         assert f"{LICENSE}: CC BY-NC 4.0" in caplog.text
 
 
+class TestCalled:
+    @pytest.mark.parametrize(
+        "name", ["dino_vitbase16_pretrain.pth", "checkpoint_teacher.pth"]
+    )
+    def test_backbone_of_dino_and_ibot__by_its_name(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        state = timm_vit().state_dict()
+        checkpoint = read_checkpoint(save(state, tmp_path / name))
+        assert checkpoint.method is not None
+        assert checkpoint.method.name == "DINO or iBOT"
+        assert checkpoint.rule == f"name of the file, {name}"
+        assert numerics(checkpoint)["pos_antialias"] is False
+        renamed = read_checkpoint(save(state, tmp_path / "mine.pth"))
+        assert renamed.method is None
+
+    def test_what_tensors_tell__goes_first(self, tmp_path: Path) -> None:
+        state = timm_vit().state_dict() | {"head.weight": torch.zeros(10, 48)}
+        path = save(state, tmp_path / "checkpoint_teacher.pth")
+        method = read_checkpoint(path).method
+        assert method is not None and method.name == "a classifier"
+
+
 class TestSystemOf:
     @pytest.mark.parametrize(
         ("source", "method", "name"),
@@ -154,6 +177,9 @@ class TestSystemOf:
             # Of another method, or of none that its tensors tell.
             ("mae_pretrain_vit_base.pth", "a classifier", None),
             ("dino_vitbase16_pretrain.pth", "timm", None),
+            ("dino_vitbase16_pretrain.pth", "DINO or iBOT", "DINO ViT-B"),
+            # The files of both sizes have this name.
+            ("checkpoint_teacher.pth", "DINO or iBOT", None),
             ("mae_pretrain_vit_base.pth/model.pth", "MAE", None),
             ("mine_mae_pretrain_vit_base.pth", "MAE", None),
         ],
