@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from stellar_plugin.checkpoints.deepmind import is_deepmind, read_deepmind
 from stellar_plugin.checkpoints.timm_models import (
     architecture,
     settings_of,
@@ -58,7 +59,9 @@ OFFICIAL_REPO = "microsoft/STELLAR"
 OFFICIAL_VARIANTS = ("b8", "b16", "b24", "l16", "h16")
 # Where weights lie in our guide and in mmseg's.
 LOCAL_FOLDERS = ("checkpoints", "runs", "work_dirs")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", ".pkl"),
+)
 TIMM_PREFIX = "timm:"
 SOURCES = (
     "a file, a folder, "
@@ -216,8 +219,10 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _read_file(path: Path, config: Path | None = None) -> RawCheckpoint:
-    content, metadata = read_tensors(path)
     config = config or path.parent / CONFIG_NAME
+    if is_deepmind(path):
+        return RawCheckpoint(path, read_deepmind(path))
+    content, metadata = read_tensors(path)
     return RawCheckpoint(
         path, content, metadata, read_json(config) if config.is_file() else {}
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 STELLAR, OFFICIAL = "stellar", "official STELLAR"
 TRANSFORMERS, TIMM, BEIT = "transformers ViT", "timm", "BEiT"
 TITOK = "TiTok"
+RESNET, HAIKU = "torchvision ResNet", "Haiku ResNet"
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,13 @@ LAYOUTS = (
         TIMM,
         ("patch_embed.proj.weight", "blocks.0.norm1.weight", "cls_token"),
         "blocks.0.attn.qkv...",
+    ),
+    Layout(
+        RESNET,
+        ("layer1.0.conv1.weight", "4.0.conv1.weight"),
+        "conv1.weight, layer1.0.conv1.weight",
+    ),
+    Layout(
+        HAIKU, ("block_group_0.block_0.conv_0.w",), "block_group_0/~/block_0/~/conv_0"
     ),
 )

@@ -17,8 +17,10 @@ from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 
 from stellar_plugin.checkpoints.layouts import (
     BEIT,
+    HAIKU,
     LAYOUTS,
     OFFICIAL,
+    RESNET,
     STELLAR,
     TIMM,
     TITOK,
@@ -189,6 +191,8 @@ _OF_BEIT: dict[str, Any] = {
     "std": IMAGENET_INCEPTION_STD,
 }
 _OF_MAE = ("mask_token", "decoder_")
+# A dictionary around a ResNet-50 whose names are its author's, in torchvision's order.
+ORDERED = "online_backbone"
 
 # In the order in which they are tried.
 METHODS = (
@@ -221,8 +225,56 @@ METHODS = (
             Files(
                 TRANSFORMERS, marks=("classifier.weight",), norm_eps=STELLAR_NORM_EPS
             ),
+            # MoCo's projection is called so too.
+            Files(RESNET, marks=("fc.weight", "head.fc.weight"), lacks=("queue",)),
         ),
         (Paper("DeiT", "https://arxiv.org/abs/2012.12877"),),
+    ),
+    Method(
+        "BYOL",
+        "cls",
+        (
+            Files(HAIKU, wrappers=("online_params", "target_params")),
+            Files(RESNET, wrappers=(ORDERED,)),
+            # mmselfsup and mmpretrain, then lightly's benchmarks.
+            Files(RESNET, marks=("target_net.*",)),
+            Files(
+                RESNET,
+                marks=("prediction_head.*",),
+                needs=("teacher_projection_head.*",),
+            ),
+        ),
+        (
+            Paper(
+                "BYOL",
+                "https://arxiv.org/abs/2006.07733",
+                (
+                    System(
+                        "BYOL RN-50",
+                        "byol_resnet50_16xb256-coslr-200e_in1k_20220825-de817331.pth",
+                        stride=32,
+                    ),
+                ),
+                "Apache-2.0",
+            ),
+        ),
+    ),
+    Method(
+        "DenseCL",
+        "dense",
+        # Its own training, and mmpretrain's; the published file names it as author.
+        (
+            Files(RESNET, marks=("queue2",)),
+            Files(RESNET, wrappers=("encoder_q",), needs=("queue2",)),
+        ),
+        (
+            Paper(
+                "DenseCL",
+                "https://arxiv.org/abs/2011.09157",
+                (System("DenseCL RN-50", "densecl_r50_imagenet_200ep.pth", stride=32),),
+                "GPL-3.0",
+            ),
+        ),
     ),
     Method(
         "MoCo v3",

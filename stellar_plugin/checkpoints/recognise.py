@@ -17,8 +17,10 @@ from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
 from stellar_plugin.checkpoints.layouts import (
     BEIT,
+    HAIKU,
     LAYOUTS,
     OFFICIAL,
+    RESNET,
     STELLAR,
     TIMM,
     TITOK,
@@ -31,6 +33,7 @@ from stellar_plugin.checkpoints.readers import (
     read_timm_like,
     read_transformers,
 )
+from stellar_plugin.checkpoints.resnet import in_order, read_haiku, read_resnet
 from stellar_plugin.checkpoints.titok import read_titok
 from stellar_plugin.state_dict import shown, unwrapped
 from stellar_plugin.tokenizer import is_tokenizer
@@ -59,6 +62,8 @@ READERS = {
     TIMM: read_timm_like,
     BEIT: read_beit,
     TITOK: read_titok,
+    RESNET: read_resnet,
+    HAIKU: read_haiku,
 }
 MAX_NESTING = 16
 
@@ -117,6 +122,8 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         ValueError: If the layout is not known or the tensors do not fit it.
     """
     tensors, wrappers, left = unwrap(raw.content)
+    if methods.ORDERED in wrappers:
+        tensors = in_order(tensors)
     layout, prefix, others = _recognise(tensors, raw.path)
     inside = {
         name.removeprefix(prefix): tensor
