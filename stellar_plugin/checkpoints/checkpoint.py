@@ -107,7 +107,8 @@ class Checkpoint:
     @property
     def has_decoder(self) -> bool:
         """Whether there are tensors of STELLAR's decoder."""
-        return any(name.startswith("decoder.") for name in self.state)
+        names = () if self.network else self.state
+        return any(name.startswith("decoder.") for name in names)
 
     @property
     def has_localization(self) -> bool:

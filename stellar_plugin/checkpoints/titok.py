@@ -34,7 +34,7 @@ def read_titok(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpo
     _refuse_later(state, told)
     try:
         sizes = _sizes(state)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"it is no whole TiTok, its sizes miss {error}") from error
     _check_config(told, sizes)
     # Of those published, the first ones do and the later ones do not.
@@ -102,7 +102,5 @@ def _check_config(told: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
 
 
 def _count(state: State, pattern: str) -> int:
-    """One more than the largest number that the pattern finds in the names."""
-    return 1 + max(
-        (int(m[1]) for k in state if (m := re.match(pattern, k))), default=-1
-    )
+    """How many different numbers the pattern finds in the names."""
+    return len({found[1] for name in state if (found := re.match(pattern, name))})

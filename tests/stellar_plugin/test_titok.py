@@ -317,6 +317,7 @@ class TestFiles:
             ("decoder.decoder_embed.", None, "no whole TiTok.*decoder_embed.weight"),
             ("encoder.ln_pre.", None, "missing: encoder.ln_pre.weight, encoder.ln_pre"),
             ("x", "decoder.mask", "unexpected: decoder.mask"),
+            ("x", "encoder.transformer.99999999.a", "missing: encoder.transformer.2"),
         ],
     )
     def test_load__what_is_no_titok_of_codes(
