@@ -34,7 +34,6 @@ from stellar_cli.tasks import TASKS
 from stellar_plugin.encoder import StellarEncoder
 from stellar_plugin.networks import TimmNetwork
 from stellar_plugin.networks.beit import BEiT
-from stellar_plugin.networks.titok import TiTok
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     Given,
@@ -43,6 +42,8 @@ from tests.lightly_ext.evaluate.small import (
     write_images,
 )
 from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
+from tests.resnet_files import resnet_state
+from tests.titok_files import Sizes, write_titok
 
 DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
 SIDE = 128  # a map of stride 32 has as many cells as there are clusters
@@ -62,19 +63,22 @@ NETWORKS: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: StellarEncoder("vit_tiny_patch16_224", num_queries=0, **VIT),
     ),
     "BEiT": ("dense", lambda: BEiT(SIDE, 16, 48, 1, 3)),
-    "ResNet": ("cls", lambda: _of_timm("test_resnet")),
-    "TiTok": (
-        "sparse",
-        lambda: TiTok(64, 1, 4, SIDE, 16, 6, 40, 64, 1, pixel_widths=[32] * 5),
-    ),
     "Swin": ("dense", lambda: _of_timm("swin_tiny_patch4_window7_224", **SWIN)),
 }
 
 
 @functools.cache
-def _frozen(kind: str) -> FrozenModel:
+def _frozen(kind: str, folder: Path) -> FrozenModel:
+    """The network, of a file as it is published where tests have a small one."""
+    path = folder / f"{kind}.pth"
     if kind == "patches":
         return load_frozen_model("patches:16")
+    if kind == "TiTok":
+        sizes = Sizes(grid=SIDE // 16, depth=1)
+        return load_frozen_model(write_titok(path, sizes))
+    if kind == "ResNet":
+        torch.save({"state_dict": resnet_state(), "author": "DenseCL"}, path)
+        return load_frozen_model(str(path))
     feature, make = NETWORKS[kind]
     torch.manual_seed(0)
     origin = Origin(
@@ -185,7 +189,7 @@ def _check(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
     """A task reads what the table says, or says before it reads an image why not."""
     room = 30 if task == "equivariance" else 0  # to shift the crop
     sizes = {} if task == "efficiency" else {"resize": SIDE + room}
-    given = make_given(tmp_path, _frozen(kind), crop=SIDE, **sizes)
+    given = make_given(tmp_path, _frozen(kind, sets), crop=SIDE, **sizes)
     cell = TABLE[task][kind]
     if cell == "no":
         said = f"'{given.model.origin.label}'|nothing to fine-tune"
