@@ -27,7 +27,6 @@ model = dict(
         # Sizes, heads and queries are the checkpoint's; a model of another width needs
         # model.decode_head.in_channels as well.
         type="StellarViT",
-        feature="dense",
         frozen=True,
         # Another one: --cfg-options model.backbone.init_cfg.checkpoint=PATH
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/stellar-b16"),

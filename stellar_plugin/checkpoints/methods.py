@@ -252,6 +252,7 @@ METHODS = (
                     System(
                         "BYOL RN-50",
                         "byol_resnet50_16xb256-coslr-200e_in1k_20220825-de817331.pth",
+                        "byol",
                         stride=32,
                     ),
                 ),
@@ -271,7 +272,14 @@ METHODS = (
             Paper(
                 "DenseCL",
                 "https://arxiv.org/abs/2011.09157",
-                (System("DenseCL RN-50", "densecl_r50_imagenet_200ep.pth", stride=32),),
+                (
+                    System(
+                        "DenseCL RN-50",
+                        "densecl_r50_imagenet_200ep.pth",
+                        "densecl",
+                        stride=32,
+                    ),
+                ),
                 "GPL-3.0",
             ),
         ),

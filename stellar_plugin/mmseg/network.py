@@ -34,7 +34,8 @@ class PretrainedNetwork(PretrainedBackbone):
             Arguments of the network that shall be others, for example img_size.
 
     Raises:
-        ValueError: If an argument does not exist or does not fit the others.
+        ValueError: If an argument does not exist or does not fit the others, or the
+            network has no map, as TiTok.
     """
 
     def __init__(
@@ -110,6 +111,11 @@ class PretrainedNetwork(PretrainedBackbone):
             )
         sizes = {k: v for k, v in told.items() if k != "network"}
         self.network = Architecture(families[name], sizes).build(**self._given)
+        if self.network.num_queries:
+            raise ValueError(
+                f"A {name} describes an image by {self.network.num_queries} tokens "
+                "without places: it has no map to segment by."
+            )
         if self.frozen:
             self.network.requires_grad_(False)
 

@@ -54,7 +54,10 @@ BASELINES = [stem for stem in SYSTEMS if stem != "stellar"]
 # Of the last map, where it has not the 768 of ViT-B.
 CHANNELS = {
     **dict.fromkeys(("mae_large", "ibot_large", "dinov2_large", "stellar_large"), 1024),
+    **dict.fromkeys(("beit_large", "simmim"), 1024),
     **dict.fromkeys(("mae_huge", "stellar_huge", "ijepa"), 1280),
+    **dict.fromkeys(("byol", "densecl", "aim_1b"), 2048),
+    "aim_600m": 1536,
 }
 FINETUNE = [f"stellar_{data}_finetune" for data in SETS]
 ALL = {
@@ -104,12 +107,7 @@ def backbone(stem: str) -> dict[str, Any]:
     if files is None:
         return {"init_cfg": {}}
     if files.layout not in VITS:
-        return {
-            "_delete_": True,
-            "type": "PretrainedNetwork",
-            "frozen": True,
-            "init_cfg": {"type": "Pretrained"},
-        }
+        return {"type": "PretrainedNetwork", "init_cfg": {}}
     # Sizes are those of ViT-B; the other ones are the checkpoint's.
     of_b = system.name.endswith(" ViT-B")
     given = {k: v for k, v in method.vit_b.items() if of_b or k not in SIZES}
@@ -468,6 +466,16 @@ class TestSystems:
             assert {k: v for k, v in cfg.items() if k not in own} == {
                 k: v for k, v in stellar.items() if k not in own
             }
+
+
+def test_docs__name_every_system() -> None:
+    text = (CONFIGS.parent / "docs/segmentation.md").read_text()
+    for stem, (_, _, system) in SYSTEMS.items():
+        channels, file = CHANNELS.get(stem, 768), load(f"{stem}_ade20k")
+        file = file.model.backbone.init_cfg.checkpoint.removeprefix("checkpoints/")
+        cells = f"{channels} | {system.stride} | `{file}`"
+        assert f"| {system.name} | `{stem}_ade20k` | {cells} |\n" in text
+    assert text.count("_ade20k` | ") == len(SYSTEMS)
 
 
 @pytest.mark.parametrize("stem", ["mae", "dino", "ibot", "mocov3", "dinov2"])

@@ -471,6 +471,7 @@ class TestData:
         assert images_sha256(dataset) != before
 
 
+NECK = {"type": "FPN", "in_channels": [48], "out_channels": 48, "num_outs": 1}
 ROTATION = (
     "RandomRotate(auto_bound=False, degree=(-5, 5), pal_val=0, prob=1, seg_pad_val=255)"
 )
@@ -526,6 +527,21 @@ class TestTransforms:
         cfg.experiment_name += "converted"
         found = card(built(cfg), notes=("no evaluation.",))
         assert found["label_resolution"] == "of the original image"
+
+    @pytest.mark.parametrize(
+        ("options", "cells"),
+        [
+            ({"model.backbone.patch_size": 16}, ""),
+            ({"model.backbone.patch_size": 8}, "; cells of 8 px"),
+            ({"model.neck": NECK}, "; cells of a size not told"),
+        ],
+    )
+    def test_patch_grid__names_cells_of_another_size(
+        self, options: dict[str, Any], cells: str, tmp_path: Path
+    ) -> None:
+        runner = built(tiny_config("stellar_voc_paper", tmp_path, options))
+        found = read_evaluation(runner, runner.test_loop).fields["label_resolution"]
+        assert found == f"patch grid, nearest{cells}"
 
     def test_augmented_test(self, tmp_path: Path) -> None:
         cfg = tiny_config("stellar_voc", tmp_path)

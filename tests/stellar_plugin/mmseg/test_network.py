@@ -18,12 +18,10 @@ from stellar_plugin.encoder import Factorization
 from stellar_plugin.mmseg import PretrainedNetwork, StellarViT
 from stellar_plugin.mmseg.pretrained import _cut
 from stellar_plugin.networks import Network
-from stellar_plugin.networks.beit import BEiT
 from stellar_plugin.networks.network import unlocalized
 from tests.checkpoint_files import save, timm_vit
 from tests.stellar_plugin.mmseg.mmseg_sets import VIT
-
-SIZES = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
+from tests.stellar_plugin.mmseg.small_files import beit as write_beit
 
 
 class Means(Network):
@@ -42,21 +40,17 @@ class Means(Network):
         return unlocalized(None, maps.flatten(2).mT, (maps.shape[2], maps.shape[3]))
 
 
+class Latents(Means):
+    """Tokens without places, as TiTok's."""
+
+    num_queries = 4
+
+
 def means(stride: int, **kwargs: Any) -> PretrainedNetwork:
     """A backbone of cells, adopted as in a test without the first file."""
     backbone = PretrainedNetwork(**kwargs)
     backbone.adopt({"network": "Means", "stride": stride})
     return backbone
-
-
-def beit_file(path: Path, seed: int = 0, **sizes: Any) -> Path:
-    """A small file of BEiT with random numbers everywhere."""
-    torch.manual_seed(seed)
-    network = BEiT(**{**SIZES, **sizes})
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    head = {"lm_head.weight": torch.zeros(8192, network.embed_dim)}
-    return save({"model": {**network.model.state_dict(), **head}}, path)
 
 
 def init_cfg(path: Path) -> dict[str, object]:
@@ -65,7 +59,7 @@ def init_cfg(path: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def beit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return beit_file(tmp_path_factory.mktemp("beit") / "beit.pth")
+    return write_beit(tmp_path_factory.mktemp("beit") / "beit.pth")
 
 
 class TestPretrainedNetwork:
@@ -135,7 +129,7 @@ class TestPretrainedNetwork:
     def test_test__of_another_network(self, beit: Path, tmp_path: Path) -> None:
         trained = PretrainedNetwork(init_cfg=init_cfg(beit))
         trained.init_weights()
-        deeper = beit_file(tmp_path / "deeper.pth", depth=3)
+        deeper = write_beit(tmp_path / "deeper.pth", depth=3)
         with pytest.raises(ValueError, match=r"blocks\.2.*depth is 3, was 2.*load_fr"):
             PretrainedNetwork(init_cfg=init_cfg(deeper)).load_state_dict(
                 trained.state_dict()
@@ -164,6 +158,10 @@ class TestPretrainedNetwork:
             PretrainedNetwork().init_weights()
         with pytest.raises(ValueError, match=r"no network 'Other'.*another version"):
             PretrainedNetwork().adopt({"network": "Other"})
+
+    def test_no_map(self) -> None:
+        with pytest.raises(ValueError, match=r"A Latents .* 4 tokens .*has no map"):
+            PretrainedNetwork().adopt({"network": "Latents"})
 
     def test_bad_arguments(self, beit: Path) -> None:
         with pytest.raises(ValueError, match="strid"):

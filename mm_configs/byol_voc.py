@@ -1,0 +1,5 @@
+# stellar_voc.py with the RN-50 of BYOL.
+_base_ = ["./stellar_voc.py", "./_base_/backbones/byol.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)
