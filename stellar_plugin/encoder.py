@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stellar_plugin import vit as stellar_vits
 from stellar_plugin.arguments import check_arguments
-from stellar_plugin.vit import RotaryViT, ViT, resample_position
+from stellar_plugin.vit import RotaryViT, ViT
 
 # Letters in shape comments:
 # B images, n patches of a grid h x w, k kept patches, r queries, d width, p patch size
@@ -91,7 +91,7 @@ class StellarEncoder(nn.Module):
     `num_queries` learnable tokens, registered as timm register tokens after the ViT's
     own registers. They carry no position and attend jointly with all other tokens.
     Positions are those of the size of the image, which may be any multiple of the patch
-    size, square or not: a table is resampled, rotary ones are computed.
+    size, square or not: a table is resampled, rotary ones and sines are computed.
 
     - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905 (section 3)
 
@@ -114,6 +114,9 @@ class StellarEncoder(nn.Module):
             for an encoder that learns without reconstruction, which alone trains them.
         reg_tokens:
             Number of the ViT's own registers. None keeps that of the named model.
+        pos_embed:
+            "learn" for a table of positions, "sincos" for `vit.sincos_position` of the
+            grid of each image (AIM), "none". None keeps that of the named model.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
 
@@ -136,6 +139,7 @@ class StellarEncoder(nn.Module):
         pos_antialias: bool | None = None,
         localization: bool = True,
         reg_tokens: int | None = None,
+        pos_embed: Literal["learn", "sincos", "none"] | None = None,
         **vit_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -146,10 +150,13 @@ class StellarEncoder(nn.Module):
             "pos_antialias": pos_antialias,
             "localization": localization,
             "reg_tokens": reg_tokens,
+            "pos_embed": pos_embed,
             **vit_kwargs,
         }
         timms = ("num_reg_tokens",)  # Eva's name of reg_tokens
         check_arguments(arguments, StellarEncoder, VisionTransformer, Eva, taken=timms)
+        if pos_embed is not None:
+            vit_kwargs["pos_embed"] = pos_embed
         self.vit = _create_vit(model_name, num_queries, reg_tokens, vit_kwargs)
         if norm_eps is not None:
             for part in self.vit.modules():
@@ -320,11 +327,7 @@ class StellarEncoder(nn.Module):
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Prefix tokens and patches with positions -> (B, prefix + n or k, d)."""
         grid_size = self._image_grid(images)
-        position = self.vit.pos_embed
-        if position is not None:
-            position = resample_position(
-                position, self.grid_size, grid_size, self.pos_antialias
-            )
+        position = self.vit.position(grid_size)
         if keep is None:
             x = self.vit.patch_embed(images).flatten(1, 2)  # (B, h, w, d) -> (B, n, d)
         else:
@@ -393,6 +396,9 @@ def _create_vit(
     # With a dynamic size timm's patch_embed takes any image and returns a map.
     kwargs |= {"no_embed_class": True, "dynamic_img_size": True}
     kwargs[kind.registers] = registers + num_queries
+    sincos = vit_kwargs.get("pos_embed") == "sincos"
+    if sincos:
+        kwargs["pos_embed"] = "none"  # no table
     try:
         vit: Any = timm.create_model(model_name, **kwargs)
     except (AssertionError, RuntimeError, TypeError, ArithmeticError) as error:
@@ -411,6 +417,14 @@ def _create_vit(
             f"An image of img_size {kwargs.get('img_size')} has not one patch of "
             f"{patch_embed.patch_size[0]} px; use larger images or smaller patches."
         )
+    _check_width(vit, model_name, sincos)
+    vit.__class__ = kind
+    if sincos:  # else not set: it would change the hash of every architecture
+        vit.sincos = True
+    return vit
+
+
+def _check_width(vit: Any, model_name: str, sincos: bool) -> None:
     # Rotations turn pairs of numbers, of rows and of columns; Eva does not look.
     heads, rotary = vit.blocks[0].attn.num_heads, getattr(vit, "rope", None) is not None
     if vit.embed_dim % (heads * (4 if rotary else 1)):
@@ -418,8 +432,11 @@ def _create_vit(
             f"embed_dim {vit.embed_dim} of '{model_name}' must be a multiple of "
             f"{'4 x ' if rotary else ''}num_heads {heads}."
         )
-    vit.__class__ = kind
-    return vit
+    if sincos and vit.embed_dim % 4:
+        raise ValueError(
+            f"embed_dim {vit.embed_dim} of '{model_name}' must be a multiple of 4 for "
+            "pos_embed='sincos'."
+        )
 
 
 def is_plain(model: nn.Module) -> bool:

@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
+from timm.layers import (
+    apply_keep_indices_nlc,
+    build_sincos2d_pos_embed,
+    resample_abs_pos_embed,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -32,18 +36,44 @@ FIRST_CONV = "patch_embed.proj.weight"
 TIMM_HEADS = ("head.", "fc_norm.", "attn_pool.")
 
 
-class _Resampled:
-    """A ViT that says how its position table is brought to images of another size.
+class _Positioned:
+    """A ViT that says what the positions are in images of any size.
 
     Attributes:
         pos_antialias:
-            Whether it is resampled with antialiasing, as timm's own always is.
+            Whether its table is resampled with antialiasing, as timm's own always is.
+        sincos:
+            Whether there is no table: positions are `sincos_position`.
         registers:
             timm's name of the argument for register tokens.
     """
 
     pos_antialias = False
+    sincos = False
     registers: str
+
+    def position(self, grid_size: tuple[int, int]) -> Tensor | None:
+        """What is added to the patches of a grid, None if nothing is.
+
+        Args:
+            grid_size:
+                Height and width of the patch grid.
+
+        Returns:
+            Tensor with shape (1, num_patches, embed_dim), row-major.
+        """
+        vit: Any = self
+        if self.sincos:
+            return sincos_position(grid_size, vit.patch_embed.proj.weight)
+        if vit.pos_embed is None:
+            return None
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        return resample_position(
+            vit.pos_embed[:, prefix:],
+            vit.patch_embed.grid_size,
+            grid_size,
+            self.pos_antialias,
+        )
 
     def set_input_size(
         self,
@@ -70,20 +100,20 @@ TRAINING_ROTATION = (
 )
 
 
-class ViT(_Resampled, VisionTransformer):
+class ViT(_Positioned, VisionTransformer):
     """timm's `VisionTransformer`."""
 
     registers = "reg_tokens"
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        if self.pos_embed is None or not self.dynamic_img_size or self.pos_antialias:
-            return super()._pos_embed(x)
         table = self.pos_embed
+        own = table is not None and self.dynamic_img_size and not self.pos_antialias
+        position = None
+        if self.sincos or own:
+            position = self.position((x.shape[1], x.shape[2]))
+        if position is None:
+            return super()._pos_embed(x)
         prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        grid = (x.shape[1], x.shape[2])
-        position = resample_position(
-            table[:, prefix:], self.patch_embed.grid_size, grid, antialias=False
-        )
         tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
         size = x.shape[0]  # not len(x), which a traced export would take for a constant
         first = [token.expand(size, -1, -1) for token in tokens]
@@ -92,7 +122,7 @@ class ViT(_Resampled, VisionTransformer):
         return self.pos_drop(torch.cat([*first, x.flatten(1, 2) + position], 1))
 
 
-class RotaryViT(_Resampled, Eva):
+class RotaryViT(_Positioned, Eva):
     """timm's `Eva`, DINOv3 among them, with the attributes of `VisionTransformer`."""
 
     registers = "num_reg_tokens"
@@ -198,6 +228,26 @@ def resample_position(
     return resample_abs_pos_embed(
         table, list(new_grid), list(old_grid), num_prefix_tokens=0, antialias=antialias
     )
+
+
+def sincos_position(grid_size: tuple[int, int], like: Tensor) -> Tensor:
+    """Sines and cosines of column and row, as MAE and AIM have them.
+
+    The first half of the channels is of the column, each half sines before cosines.
+
+    Args:
+        grid_size:
+            Height and width of the patch grid.
+        like:
+            Tensor with shape (embed_dim, ...), of the wanted type and device.
+
+    Returns:
+        Tensor with shape (1, num_patches, embed_dim), row-major.
+    """
+    waves = build_sincos2d_pos_embed(list(grid_size), len(like), device=like.device)
+    # timm: sines of row and column, then cosines -> (n, column and row, 2, d / 4)
+    waves = waves.unflatten(1, (2, 2, -1)).transpose(1, 2).flip(1)
+    return waves.flatten(1)[None].to(like.dtype)
 
 
 def _pretrained_state(content: Mapping[str, Any], vit: ViT) -> dict[str, Tensor]:

@@ -174,8 +174,8 @@ FILES = {
     },
     "timm, wrapped": lambda s: {"model": s},
     "timm, in training": lambda s: {"state_dict": OrderedDict(s), "epoch": 3},
-    "MAE": lambda s: {"model": s},
-    "MAE, full": lambda s: {
+    "MAE or SemMAE": lambda s: {"model": s},
+    "MAE or SemMAE, full": lambda s: {
         "model": s | MAE_DECODER,
         "epoch": 799,
         "args": argparse.Namespace(lr=1.0),

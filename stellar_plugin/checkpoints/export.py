@@ -21,7 +21,7 @@ from stellar_plugin.checkpoints.readers import (
     OFFICIAL_HEADS,
     OFFICIAL_MODULES,
 )
-from stellar_plugin.encoder import StellarEncoder
+from stellar_plugin.encoder import NORMS, StellarEncoder
 from stellar_plugin.vit import STELLAR_NORM_EPS, RotaryViT, size_of_width
 from stellar_plugin.weight_files import METADATA_KEY
 
@@ -41,7 +41,12 @@ HEAD_KEYS = {
 }
 HEAD_HIDDEN, HEAD_OUTPUT, NUM_PROTOTYPES = 2048, 256, 16384
 
-VIT_KEYS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+VIT_KEYS = ("cls_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
+# Tensors that every official model has, and other ViTs may not.
+NEEDED_KEYS = (
+    *("pos_embed", "norm.weight"),
+    *("blocks.0.attn.qkv.bias", "blocks.0.attn.proj.bias"),
+)
 
 
 def to_official(model: Stellar, heads: Mapping[str, State] | None = None) -> State:
@@ -102,8 +107,12 @@ def to_timm(encoder: StellarEncoder) -> tuple[State, dict[str, str]]:
     """
     state = {k: v.detach().clone() for k, v in encoder.vit.state_dict().items()}
     rotary = isinstance(encoder.vit, RotaryViT)
+    if encoder.vit.sincos:  # timm has a table, of one image size
+        state["pos_embed"] = encoder.vit.position(encoder.grid_size)
     settings = {
         **({"model_name": _rotary_name(encoder.vit)} if rotary else {}),
+        **({"pos_embed": "sincos"} if encoder.vit.sincos else {}),
+        **({} if isinstance(encoder.vit.norm, NORMS) else {"final_norm": False}),
         "rotary": rotary,
         "num_queries": encoder.num_queries,
         "num_heads": encoder.vit.blocks[0].attn.num_heads,
@@ -125,13 +134,28 @@ def timm_call(encoder: StellarEncoder) -> str:
     arguments = {k: v for k, v in _timm_arguments(vit).items() if usual[k] != v}
     if not vit.has_class_token:
         arguments |= {"class_token": False, "global_pool": ""}
-    if not rotary and isinstance(vit.blocks[0].ls1, LayerScale):
-        arguments["init_values"] = 1e-5
+    if not rotary:
+        arguments |= _parts(vit)
     text = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    norm = f"partial(LayerNorm, eps={vit.blocks[0].norm1.eps})"
+    if isinstance(vit.patch_embed.norm, NORMS):
+        text += f", embed_norm_layer={norm}"
     return (
         f"timm.create_model('{name}'{text}, no_embed_class=True, num_classes=0, "
-        f"norm_layer=partial(LayerNorm, eps={vit.blocks[0].norm1.eps}))"
+        f"norm_layer={norm})"
     )
+
+
+def _parts(vit: Any) -> dict[str, Any]:
+    """Arguments of timm for parts that a ViT has, or lacks, unlike the usual."""
+    block = vit.blocks[0]
+    unusual = {
+        "init_values": (isinstance(block.ls1, LayerScale), 1e-5),
+        "qkv_bias": (block.attn.qkv.bias is None, False),
+        "proj_bias": (block.attn.proj.bias is None, False),
+        "final_norm": (not isinstance(vit.norm, NORMS), False),
+    }
+    return {name: value for name, (is_so, value) in unusual.items() if is_so}
 
 
 def _timm_arguments(vit: Any) -> dict[str, Any]:
@@ -169,7 +193,9 @@ def _rotary_name(vit: Any) -> str:
 def _check_official(model: Stellar) -> None:
     vit = model.encoder.vit
     height, width = model.encoder.grid_size
-    beyond = [n for n in vit.state_dict() if n != "reg_token"]
+    state = vit.state_dict()
+    lacking = [name for name in NEEDED_KEYS if name not in state]
+    beyond = [n for n in state if n != "reg_token"]
     beyond = [n for n in beyond if not n.startswith(VIT_KEYS) or ".ls" in n]
     problems = {
         "it has no decoder": model.decoder is None,
@@ -185,6 +211,7 @@ def _check_official(model: Stellar) -> None:
         "its patch grid is not square": height != width,
         "its images are not normalised as ImageNet's": (model.mean, model.std)
         != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        f"it has no {', '.join(lacking)}": bool(lacking),
         f"it has {', '.join(beyond[:2])}": bool(beyond),
     }
     found = [text for text, wrong in problems.items() if wrong]

@@ -81,6 +81,7 @@ def encoder_settings(encoder: StellarEncoder) -> dict[str, Any]:
     rotary = isinstance(encoder.vit, RotaryViT)
     return {
         **({"rotation": encoder.vit.rotation} if rotary else {}),
+        **({"pos_embed": "sincos"} if encoder.vit.sincos else {}),
         "num_queries": encoder.num_queries,
         "patch_size": encoder.patch_size,
         "num_heads": block.attn.num_heads,
@@ -94,10 +95,10 @@ def untold_settings(
     encoder: StellarEncoder, checkpoint: Checkpoint, num_heads: int | None
 ) -> list[str]:
     """What changes the features and nothing tells, as the encoder has it."""
-    names = list(checkpoint.assumed)
+    names = [n for n in checkpoint.assumed if n != "num_heads" or num_heads is None]
     if checkpoint.layout == STELLAR:
         names += [] if checkpoint.config else list(encoder_settings(encoder))
-    elif num_heads is None and "num_heads" not in checkpoint.config:
+    elif num_heads is None and "num_heads" not in (*names, *checkpoint.config):
         names.append("num_heads")  # by the width
     settings = encoder_settings(encoder)
     texts = [f"{name}={settings[name]}" for name in names]
@@ -119,13 +120,14 @@ def _trained_settings(checkpoint: Checkpoint, num_heads: int | None) -> dict[str
         return settings
     names = ("num_heads", "activation", "norm_eps", "pos_antialias")
     known = {k: checkpoint.config[k] for k in names if k in checkpoint.config}
+    known["pos_embed"] = checkpoint.config.get("pos_embed")
     if checkpoint.num_queries:
         known["num_queries"] = checkpoint.num_queries
     if checkpoint.rotary:
         named = _own_encoder(checkpoint, num_heads)
         known["rotation"] = encoder_settings(named)["rotation"]
-    norm = checkpoint.state.get("encoder.vit.norm.weight")
-    if num_heads or (norm is not None and len(norm) in HEADS_OF_WIDTH):
+    kernel = checkpoint.state.get("encoder.vit.patch_embed.proj.weight")
+    if num_heads or (kernel is not None and len(kernel) in HEADS_OF_WIDTH):
         known["num_heads"] = heads_of(checkpoint, num_heads)
     return known
 

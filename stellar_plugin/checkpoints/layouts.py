@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 STELLAR, OFFICIAL = "stellar", "official STELLAR"
 TRANSFORMERS, TIMM, BEIT = "transformers ViT", "timm", "BEiT"
-TITOK = "TiTok"
+TITOK, AIM = "TiTok", "AIM"
 RESNET, HAIKU = "torchvision ResNet", "Haiku ResNet"
 
 
@@ -55,6 +55,16 @@ LAYOUTS = (
             "blocks.0.attn.relative_position_bias_table",
         ),
         "rel_pos_bias.relative_position_bias_table, blocks.0.gamma_1",
+    ),
+    # Before timm: its head has a class token.
+    Layout(
+        AIM,
+        (
+            "preprocessor.patchifier.proj.weight",
+            "trunk.blocks.0.norm_1.weight",
+            "trunk.post_trunk_norm.weight",
+        ),
+        "preprocessor.patchifier..., trunk.blocks.0...",
     ),
     Layout(
         TIMM,

@@ -16,6 +16,7 @@ from typing import Any
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 
 from stellar_plugin.checkpoints.layouts import (
+    AIM,
     BEIT,
     HAIKU,
     LAYOUTS,
@@ -91,6 +92,21 @@ SINES = Check(
 )
 
 
+def _is_semmae(state: State) -> bool:
+    table, kernel = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    return (
+        are_sines(table)
+        and table is not None
+        and table.shape[1] == 1 + 28 * 28
+        and kernel is not None
+        and tuple(kernel.shape[2:]) == (16, 16)
+    )
+
+
+# Its code gathers positions of patches of 16 px from the table of those of 8 px.
+SEMMAE = Check("785 positions of sines and cosines for patches of 16 px", _is_semmae)
+
+
 @dataclass(frozen=True)
 class Files:
     """One kind of files of a method: what tells them, what their tensors do not tell.
@@ -115,6 +131,7 @@ class Files:
         num_heads: Attention heads, where the width does not tell.
         mean: Per-channel mean of the images, where it is not ImageNet's.
         std: Per-channel standard deviation of the images, where not ImageNet's.
+        arguments: Other arguments of `StellarEncoder` that no tensor shows.
     """
 
     layout: str = TIMM
@@ -131,12 +148,14 @@ class Files:
     num_heads: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def numerics(self) -> dict[str, Any]:
         """Arguments of `Stellar` that no tensor shows, as far as they are known."""
         names = ("norm_eps", "pos_antialias", "num_heads", "mean", "std")
         values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {**known, **self.arguments}
 
 
 @dataclass(frozen=True)
@@ -305,9 +324,34 @@ METHODS = (
         ),
     ),
     Method(
+        "MSN",
+        "cls",
+        # With its projection head: I-JEPA wraps weights so, too.
+        (
+            Files(
+                wrappers=("target_encoder",),
+                needs=("cls_token", "fc.fc1.weight"),
+            ),
+        ),
+        (
+            Paper(
+                "MSN",
+                "https://arxiv.org/abs/2204.07141",
+                (System("MSN ViT-B", "vitb16_600ep.pth.tar"),),
+                "CC BY-NC 4.0",
+            ),
+        ),
+    ),
+    Method(
         "I-JEPA",
         "dense",
-        (Files(wrappers=("target_encoder",), ignored=("predictor.",)),),
+        (
+            Files(
+                wrappers=("target_encoder",),
+                lacks=("cls_token",),
+                ignored=("predictor.",),
+            ),
+        ),
         (
             Paper(
                 "I-JEPA",
@@ -383,6 +427,76 @@ METHODS = (
         vit_b={"pos_antialias": False},
     ),
     Method(
+        "SiameseIM",
+        "dense",
+        # Those of the average of the weights, which begin with mm_, are not read.
+        (
+            Files(
+                marks=("mm_patch_embed.*", "projector_decoder_blocks.*"),
+                ignored=(
+                    *_OF_MAE,
+                    "mm_",
+                    "projector_decoder_blocks.",
+                    "predictor_decoder_blocks.",
+                ),
+                arguments={"final_norm": False},
+            ),
+        ),
+        (
+            Paper(
+                "SiameseIM",
+                "https://arxiv.org/abs/2206.01204",
+                (System("SiameseIM ViT-B", "sim_base_1600ep_pretrain.pth"),),
+                "CC BY-NC 4.0",
+            ),
+        ),
+        vit_b={"final_norm": False},
+    ),
+    Method(
+        "SemMAE",
+        "dense",
+        (
+            Files(
+                marks=("decoder_*",),
+                wrappers=("model",),
+                check=SEMMAE,
+                ignored=_OF_MAE,
+                arguments={"img_size": 224},
+            ),
+        ),
+        (
+            Paper(
+                "SemMAE",
+                "https://arxiv.org/abs/2206.10207",
+                # Where it is published it has no name.
+                (System("SemMAE ViT-B", "semmae_vit_base_patch16.pth"),),
+            ),
+        ),
+    ),
+    Method(
+        "AIM",
+        "dense",
+        (
+            Files(
+                AIM,
+                ignored=("head.",),
+                pos_antialias=None,
+                arguments={"pos_embed": "sincos", "img_size": 224},
+            ),
+        ),
+        (
+            Paper(
+                "AIM",
+                "https://arxiv.org/abs/2401.08541",
+                (
+                    System("AIM 600M", "aim_600m_2bimgs_attnprobe_backbone.pth"),
+                    System("AIM 1B", "aim_1b_5bimgs_attnprobe_backbone.pth"),
+                ),
+                "Apple Machine Learning Research Model License",
+            ),
+        ),
+    ),
+    Method(
         "MAE",
         "dense",
         (
@@ -393,9 +507,6 @@ METHODS = (
                 ignored=_OF_MAE,
                 pos_antialias=True,
             ),
-            Files(marks=("decoder_*",), ignored=_OF_MAE),
-            # Anybody wraps weights so.
-            Files(wrappers=("model",), check=SINES, ignored=_OF_MAE),
             Files(
                 TRANSFORMERS,
                 marks=("decoder.*",),
@@ -418,6 +529,19 @@ METHODS = (
             ),
         ),
         timm_names=("*.mae",),
+    ),
+    Method(
+        "MAE or SemMAE",
+        "dense",
+        (
+            Files(marks=("decoder_*",), ignored=_OF_MAE),
+            # Anybody wraps weights so.
+            Files(wrappers=("model",), check=SINES, ignored=_OF_MAE),
+        ),
+        (
+            Paper("MAE", "https://arxiv.org/abs/2111.06377"),
+            Paper("SemMAE", "https://arxiv.org/abs/2206.10207"),
+        ),
     ),
     Method(
         "TiTok",

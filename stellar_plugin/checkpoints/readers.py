@@ -59,6 +59,8 @@ TIMM_CONFIG = (
     *("model_name", "num_heads", "activation", "norm_eps", "pos_antialias"),
     *("mean", "std"),
 )
+# What exports of this package say beyond that.
+EXPORTED = ("pos_embed", "final_norm")
 TRANSFORMERS_UNUSED = ("embeddings.mask_token", "pooler.", "classifier.")
 OFFICIAL_UNUSED = ("embeddings.mask_token", "pooler.")
 OFFICIAL_UNUSED_DECODER = ("embeddings.", "pooler.")
@@ -209,10 +211,15 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
     normalize = as_mapping(run.get("normalize_args"), "lightly_train.normalize_args")
     settings = {**normalize, **_timm_config(raw.config, state), **exported}
     rotary = settings.get("rotary", _is_dinov3(state))
+    _check_copy(state)
     names = from_timm_like(state, files.renamed, files.ignored, rotary)
     if rotary and "model_name" not in settings:
         settings |= _of_dinov3(state, names.state)
     known = {name: settings[name] for name in TIMM_CONFIG if name in settings}
+    known |= {name: exported[name] for name in EXPORTED if name in exported}
+    if known.get("pos_embed") == "sincos" and "pos_embed" in names.state:
+        del names.state["pos_embed"]  # made anew for every grid
+        names.ignored.append("pos_embed")
     config = {**files.numerics(), **known}
     if "norm_pre.weight" in state and "norm_eps" not in known:
         del config["norm_eps"]  # CLIP's ViTs come with several
@@ -236,6 +243,16 @@ def read_timm_like(raw: RawCheckpoint, state: State, files: Files | None) -> Che
     rule = f"timm's name {settings.get('timm_name')}" if method else ""
     prefixes = (0,) if exported else result.prefixes
     return replace(result, method=method, rule=rule, prefixes=prefixes)
+
+
+def _check_copy(state: State) -> None:
+    """Raises a ValueError if SiameseIM's weights and their average differ in depth."""
+    blocks, copies = depth(state), depth(part(state, "mm_"))
+    if copies and blocks != copies:
+        raise ValueError(
+            f"it has {blocks} blocks and the average of {copies}, so it was cut: take "
+            "it as it was published"
+        )
 
 
 def _is_dinov3(state: State) -> bool:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from stellar_plugin.arguments import check_arguments
 from stellar_plugin.checkpoints import methods
+from stellar_plugin.checkpoints.aim import read_aim
 from stellar_plugin.checkpoints.beit import read_beit
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.files import RawCheckpoint, read_source
 from stellar_plugin.checkpoints.layouts import (
+    AIM,
     BEIT,
     HAIKU,
     LAYOUTS,
@@ -33,6 +35,7 @@ from stellar_plugin.checkpoints.readers import (
     read_timm_like,
     read_transformers,
 )
+from stellar_plugin.checkpoints.refused import refuse
 from stellar_plugin.checkpoints.resnet import in_order, read_haiku, read_resnet
 from stellar_plugin.checkpoints.titok import read_titok
 from stellar_plugin.state_dict import shown, unwrapped
@@ -64,6 +67,7 @@ READERS = {
     TITOK: read_titok,
     RESNET: read_resnet,
     HAIKU: read_haiku,
+    AIM: read_aim,
 }
 MAX_NESTING = 16
 
@@ -78,6 +82,9 @@ class Told(TypedDict, total=False):
     activation: str
     norm_eps: float | None
     pos_antialias: bool
+    pos_embed: str
+    final_norm: bool
+    img_size: int
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -122,6 +129,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         ValueError: If the layout is not known or the tensors do not fit it.
     """
     tensors, wrappers, left = unwrap(raw.content)
+    refuse(tensors, raw.path)
     if methods.ORDERED in wrappers:
         tensors = in_order(tensors)
     layout, prefix, others = _recognise(tensors, raw.path)

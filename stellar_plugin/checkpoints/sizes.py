@@ -16,6 +16,7 @@ from stellar_plugin.vit import HEADS_OF_WIDTH, size_of_width
 
 DECODER_HEAD_WIDTH = 64
 QKV_BIASES = ("qkv.bias", "q_bias", "q_proj.bias")  # of timm's ViT and its Eva
+PROJ_BIASES = ("attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias")
 _BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.")  # DINOv2 trains them in chunks
 # Arguments of `Stellar` that no tensor shows.
 NUMERICS = ("norm_eps", "pos_antialias", "mean", "std")
@@ -118,7 +119,9 @@ def encoder_config(
         "pos_antialias": known.get("pos_antialias", False),
     }
     if img_size is not None or "pos_embed" in vit or not checkpoint.rotary:
-        config["img_size"] = img_size or _img_size(checkpoint, patch_size)
+        config["img_size"] = (
+            img_size or known.get("img_size") or _img_size(checkpoint, patch_size)
+        )
     if not named:  # else the model has it already, of its own kind
         config["mlp_ratio"] = _mlp_ratio(vit, checkpoint)
         config["norm_eps"] = known.get("norm_eps")
@@ -129,12 +132,18 @@ def encoder_config(
         "init_values": ("blocks.0.ls1.gamma" in vit, 1e-5),
         "qkv_bias": (checkpoint.rotary or not has_bias, has_bias),
         "pre_norm": ("norm_pre.weight" in vit and not checkpoint.rotary, True),
+        "final_norm": (known.get("final_norm") is False, False),
+        "pos_embed": ("pos_embed" in known, known.get("pos_embed")),
     }
+    if not named:
+        biased = any(name.endswith(PROJ_BIASES) for name in vit)
+        optional["proj_bias"] = (not biased, False)
+        optional["embed_norm_layer"] = ("patch_embed.norm.bias" in vit, "layernorm")
     return config | {k: value for k, (there, value) in optional.items() if there}
 
 
 def _img_size(checkpoint: Checkpoint, patch_size: int) -> int | list[int]:
-    grid = encoder_state(checkpoint)[1]
+    grid = encoder_state(checkpoint)[1] or checkpoint.grid_size
     if grid is None:
         raise ValueError(
             f"'{checkpoint.path}' has no position table; create the encoder with the "
@@ -216,8 +225,9 @@ def heads(checkpoint: Checkpoint, num_heads: int | None = None) -> int:
     """
     if num_heads is not None:
         return num_heads
-    if "num_heads" in checkpoint.config:
-        return checkpoint.config["num_heads"]
+    known = {**checkpoint.assumed, **checkpoint.config}
+    if "num_heads" in known:
+        return known["num_heads"]
     width = _patches(part(checkpoint.state, "encoder.vit."), checkpoint)[0]
     if width not in HEADS_OF_WIDTH:
         raise ValueError(

@@ -45,7 +45,7 @@ class TestSameTokensAsTimm:
     @pytest.mark.parametrize("name", FILES)
     def test_with_cls_position(self, tmp_path: Path, name: str) -> None:
         heads = 12 if name == "MoCo v3" else 3
-        vit = timm_vit(sines=name == "MAE", num_heads=heads)
+        vit = timm_vit(sines=name == "MAE or SemMAE", num_heads=heads)
         content = FILES[name](vit.state_dict())
         path = save(content, tmp_path / "weights.pth")
         encoder = encoder_for(vit, num_heads=heads)

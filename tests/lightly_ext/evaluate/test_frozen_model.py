@@ -56,7 +56,7 @@ def write_vit(path: Path, layout: str, **sizes: Any) -> str:
     """A file in the layout of another method; returns its path."""
     heads = 12 if layout == "MoCo v3" else 3
     sizes = {"embed_dim": WIDTH, "num_heads": heads, "depth": 1, **sizes}
-    vit = timm_vit(sines=layout == "MAE", **sizes)
+    vit = timm_vit(sines=layout == "MAE or SemMAE", **sizes)
     return str(save(FILES[layout](vit.state_dict()), path / "weights.pth"))
 
 
@@ -156,7 +156,8 @@ class TestForward:
             state["register_tokens"] = state.pop("reg_token")
         weights = save(state if registers else {"model": state}, tmp_path / "a.pth")
         frozen: Any = load_frozen_model(f"timm:{NAME}", weights=str(weights))
-        assert frozen.origin.method == ("DINOv2" if registers else "MAE")
+        method = "DINOv2" if registers else "MAE or SemMAE"
+        assert frozen.origin.method == method
         assert frozen.backbone.pos_antialias == bool(registers)
         assert_same_tokens(frozen.backbone, vit)
         # The control beside it computes in the same way.
@@ -208,7 +209,7 @@ class TestHas:
             _ = result.localization
 
     def test_other_models(self, tmp_path: Path) -> None:
-        for source in (write_vit(tmp_path, "MAE"), "patches"):
+        for source in (write_vit(tmp_path, "MAE or SemMAE"), "patches"):
             frozen = load_frozen_model(source)
             assert not frozen.has_decoder and not frozen.has_localization
 
@@ -247,8 +248,8 @@ class TestAuto:
     @pytest.mark.parametrize(
         ("layout", "feature"),
         [
-            ("MAE", "dense"),
-            ("MAE, full", "dense"),
+            ("MAE or SemMAE", "dense"),
+            ("MAE or SemMAE, full", "dense"),
             ("DINO or iBOT", "cls"),
             ("MoCo v3", "cls"),
         ],
