@@ -117,7 +117,7 @@ class ViT(_Positioned, VisionTransformer):
         tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
         size = x.shape[0]  # not len(x), which a traced export would take for a constant
         first = [token.expand(size, -1, -1) for token in tokens]
-        if prefix:
+        if prefix and table is not None:
             first = [torch.cat(first, 1) + table[:, :prefix]]
         return self.pos_drop(torch.cat([*first, x.flatten(1, 2) + position], 1))
 
