@@ -489,8 +489,10 @@ METHODS = (
                 "AIM",
                 "https://arxiv.org/abs/2401.08541",
                 (
-                    System("AIM 600M", "aim_600m_2bimgs_attnprobe_backbone.pth"),
-                    System("AIM 1B", "aim_1b_5bimgs_attnprobe_backbone.pth"),
+                    System(
+                        "AIM 600M", "aim_600m_2bimgs_attnprobe_backbone.pth", stride=14
+                    ),
+                    System("AIM 1B", "aim_1b_5bimgs_attnprobe_backbone.pth", stride=14),
                 ),
                 "Apple Machine Learning Research Model License",
             ),
@@ -539,7 +541,7 @@ METHODS = (
             Files(wrappers=("model",), check=SINES, ignored=_OF_MAE),
         ),
         (
-            Paper("MAE", "https://arxiv.org/abs/2111.06377"),
+            Paper("MAE", "https://arxiv.org/abs/2111.06377", license="CC BY-NC 4.0"),
             Paper("SemMAE", "https://arxiv.org/abs/2206.10207"),
         ),
     ),
@@ -762,11 +764,13 @@ def system_of(source: str, method: str) -> System | None:
         method:
             Name of the method that its tensors tell.
     """
+    # Not all files of a paper need be of the row that has its systems.
+    of_method = {p.name for m in METHODS if m.name == method for p in m.papers}
     found = [
         system
         for row in METHODS
-        if row.name == method
         for paper in row.papers
+        if paper.name in of_method
         for system in paper.systems
         if Path(source).match(system.file)
     ]

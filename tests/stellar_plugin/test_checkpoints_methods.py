@@ -140,8 +140,9 @@ class TestLicense:
         path = save(state, tmp_path / "mae.pth")
         with caplog.at_level("INFO"):
             _, report = load_encoder(path, num_heads=3)
-        assert report.facts[LICENSE] == "CC BY-NC 4.0"
-        assert f"{LICENSE}: CC BY-NC 4.0" in caplog.text
+        license = "MAE CC BY-NC 4.0, SemMAE not stated"
+        assert report.facts[LICENSE] == license
+        assert f"{LICENSE}: {license}" in caplog.text
 
 
 class TestCalled:
@@ -172,6 +173,7 @@ class TestSystemOf:
         ("source", "method", "name"),
         [
             ("mae_pretrain_vit_large.pth", "MAE", "MAE ViT-L"),
+            ("mae_pretrain_vit_large.pth", "MAE or SemMAE", "MAE ViT-L"),
             ("checkpoints/mae_pretrain_vit_base.pth", "MAE", "MAE ViT-B"),
             ("stellar-h16", "STELLAR", "STELLAR ViT-H"),
             # Of another method, or of none that its tensors tell.
