@@ -337,7 +337,7 @@ METHODS = (
             Paper(
                 "MSN",
                 "https://arxiv.org/abs/2204.07141",
-                (System("MSN ViT-B", "vitb16_600ep.pth.tar"),),
+                (System("MSN ViT-B", "vitb16_600ep.pth.tar", "msn"),),
                 "CC BY-NC 4.0",
             ),
         ),
@@ -446,7 +446,11 @@ METHODS = (
             Paper(
                 "SiameseIM",
                 "https://arxiv.org/abs/2206.01204",
-                (System("SiameseIM ViT-B", "sim_base_1600ep_pretrain.pth"),),
+                (
+                    System(
+                        "SiameseIM ViT-B", "sim_base_1600ep_pretrain.pth", "siameseim"
+                    ),
+                ),
                 "CC BY-NC 4.0",
             ),
         ),
@@ -469,7 +473,7 @@ METHODS = (
                 "SemMAE",
                 "https://arxiv.org/abs/2206.10207",
                 # Where it is published it has no name.
-                (System("SemMAE ViT-B", "semmae_vit_base_patch16.pth"),),
+                (System("SemMAE ViT-B", "semmae_vit_base_patch16.pth", "semmae"),),
             ),
         ),
     ),
@@ -490,9 +494,17 @@ METHODS = (
                 "https://arxiv.org/abs/2401.08541",
                 (
                     System(
-                        "AIM 600M", "aim_600m_2bimgs_attnprobe_backbone.pth", stride=14
+                        "AIM 600M",
+                        "aim_600m_2bimgs_attnprobe_backbone.pth",
+                        "aim_600m",
+                        stride=14,
                     ),
-                    System("AIM 1B", "aim_1b_5bimgs_attnprobe_backbone.pth", stride=14),
+                    System(
+                        "AIM 1B",
+                        "aim_1b_5bimgs_attnprobe_backbone.pth",
+                        "aim_1b",
+                        stride=14,
+                    ),
                 ),
                 "Apple Machine Learning Research Model License",
             ),

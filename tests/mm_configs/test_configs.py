@@ -14,7 +14,7 @@ from mmseg.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import mm_configs
-from stellar_plugin.checkpoints.layouts import TIMM
+from stellar_plugin.checkpoints.layouts import AIM, TIMM
 from stellar_plugin.checkpoints.methods import METHODS as PUBLISHED
 from stellar_plugin.checkpoints.methods import Files
 from stellar_plugin.mmseg.card.card import make_card, read_evaluation, read_training
@@ -32,7 +32,7 @@ SETS = {
 SUFFIXES = ("", "_paper")
 # Arguments of an encoder that are of one size.
 SIZES = ("model_name", "img_size", "init_values")
-VITS = (TIMM,)
+VITS = (TIMM, AIM)
 PROTOCOL = [f"stellar_{data}" for data in SETS]
 
 

@@ -13,6 +13,7 @@ from stellar_plugin.networks import Network
 from stellar_plugin.networks.beit import BEiT
 from stellar_plugin.networks.resnet import ResNet
 from tests.checkpoint_files import prefixed, save
+from tests.published_vits import aim, msn, semmae, siamese_im
 
 
 def byol(path: Path) -> Path:
@@ -37,10 +38,24 @@ def beit(path: Path, seed: int = 0, **sizes: Any) -> Path:
     return save({"model": {**state, **head}}, path)
 
 
+def vit(content: Callable[..., Any], width: int) -> Callable[[Path], Path]:
+    """Writes what `published_vits` makes, of a width that tells the heads."""
+
+    def write(path: Path) -> Path:
+        torch.manual_seed(0)
+        return save(content(width=width), path)
+
+    return write
+
+
 # Of each kind what writes the file, and channels and cells of its map.
 KINDS: dict[str, tuple[Callable[[Path], Path], int, int]] = {
     "byol": (byol, 64, 32),
     "densecl": (densecl, 64, 32),
+    "msn": (vit(msn, 192), 192, 16),
+    "siameseim": (vit(siamese_im, 192), 192, 16),
+    "semmae": (vit(semmae, 192), 192, 16),
+    "aim_600m": (vit(aim, 128), 128, 14),
 }
 
 

@@ -35,6 +35,7 @@ from tests.stellar_plugin.mmseg.small_files import KINDS
 # A config of each kind, in both families and on all sets.
 RUNS = {
     "byol_voc_paper": "BYOL RN-50",
+    "aim_600m_voc": "AIM 600M",
     "densecl_ade20k": "DenseCL RN-50",
 }
 

@@ -1,0 +1,5 @@
+# stellar_ade20k.py with the 1B of AIM.
+_base_ = ["./stellar_ade20k.py", "./_base_/backbones/aim_1b.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)

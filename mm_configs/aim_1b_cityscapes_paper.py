@@ -1,0 +1,5 @@
+# stellar_cityscapes_paper.py with the 1B of AIM.
+_base_ = ["./stellar_cityscapes_paper.py", "./_base_/backbones/aim_1b.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)

@@ -1,0 +1,5 @@
+# stellar_cityscapes.py with the 600M of AIM.
+_base_ = ["./stellar_cityscapes.py", "./_base_/backbones/aim_600m.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)
