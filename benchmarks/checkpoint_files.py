@@ -20,6 +20,7 @@ from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain.cli import PretrainCLI, merge_recipes
 from stellar_plugin import Stellar, StellarEncoder
 from stellar_plugin.checkpoints import create_encoder, load_head_weights, save_heads
+from stellar_plugin.checkpoints.aim import IN_BLOCKS, RENAMED
 from stellar_plugin.checkpoints.export import to_official, to_timm
 from stellar_plugin.checkpoints.names import to_transformers
 from stellar_plugin.checkpoints.recognise import read_checkpoint
@@ -143,6 +144,26 @@ def _write_dino(folder: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
+def _write_aim(folder: Path) -> None:
+    arguments: dict[str, Any] = {
+        "class_token": False,
+        "global_pool": "",
+        "qkv_bias": False,
+    }
+    arguments |= {"proj_bias": False, "embed_norm_layer": "layernorm"}
+    state = _vit(**arguments, embed_dim=128, num_heads=1)
+    del state["pos_embed"]
+    result = {}
+    for name, tensor in state.items():
+        for theirs, ours in RENAMED.items():
+            if name.startswith(ours):
+                name = theirs + name.removeprefix(ours)
+        for theirs, ours in IN_BLOCKS.items():
+            name = name.replace(ours, theirs)
+        result[name] = tensor
+    torch.save(result, folder / "aim.pth")
+
+
 def _write_tokenizer(folder: Path) -> None:
     torch.save(MaskGITVQGAN(**TOKENIZER).state_dict(), folder / "tokenizer.bin")
 
@@ -231,6 +252,7 @@ LAYOUTS = {
     "timm folder": Layout(_write_timm_config, _load_encoder),
     "transformers": Layout(_write_transformers, _load_encoder, "vit.pth"),
     "MAE": Layout(_write_mae, _load_encoder, "mae.pth"),
+    "AIM": Layout(_write_aim, _load_encoder, "aim.pth"),
     "DINO, legacy": Layout(_write_dino, _load_encoder, "legacy.pth"),
     "tokenizer": Layout(_write_tokenizer, _load_tokenizer, "tokenizer.bin"),
     "recipe": Layout(_write_recipe, _load_recipe, "config.yaml"),

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import files
+from stellar_plugin.checkpoints import create_encoder, files
 from stellar_plugin.mmseg import StellarViT, pretrained
 from stellar_plugin.mmseg.pretrained import _cut
+from tests import published_vits
 from tests.checkpoint_files import save, timm_vit, write_hub_cache
 from tests.stellar_plugin.mmseg.mmseg_sets import (
     MODEL_NAME,
@@ -66,6 +67,20 @@ class TestWeightsOfTimm:
         model = StellarViT("vit_tiny_patch16_224", **arguments)
         model.init_weights()
         self._assert_as_timm(model.eval(), vit)
+
+
+@pytest.mark.parametrize("name", ["msn", "siamese_im", "semmae", "aim"])
+def test_published_vits__built_of_the_file(name: str, tmp_path: Path) -> None:
+    content = getattr(published_vits, name)(depth=1)
+    path = save(content, tmp_path / "weights.pth")
+    model = StellarViT(init_cfg=init_cfg(path), num_heads=2, out_indices=-1)
+    model.init_weights()
+    encoder = create_encoder(path, num_heads=2)
+    images = torch.randn(1, 3, 5 * encoder.patch_size, 7 * encoder.patch_size)
+    with torch.no_grad():
+        (features,) = model(images)
+        expected = encoder(images).dense.mT.unflatten(2, (5, 7))
+    assert features.equal(expected)
 
 
 def test_weights_of_dinov3__built_of_the_file(tmp_path: Path) -> None:
