@@ -92,19 +92,21 @@ SINES = Check(
 )
 
 
-def _is_semmae(state: State) -> bool:
-    table, kernel = state.get("pos_embed"), state.get("patch_embed.proj.weight")
-    return (
-        are_sines(table)
-        and table is not None
-        and table.shape[1] == 1 + 28 * 28
-        and kernel is not None
-        and tuple(kernel.shape[2:]) == (16, 16)
-    )
+def _of_8_px(state: State) -> bool:
+    table, kernel = _shape(state, "pos_embed"), _shape(state, "patch_embed.proj.weight")
+    return table[1:2] == (1 + 28 * 28,) and kernel[2:] == (16, 16)
 
 
-# Its code gathers positions of patches of 16 px from the table of those of 8 px.
-SEMMAE = Check("785 positions of sines and cosines for patches of 16 px", _is_semmae)
+def _shape(state: State, name: str) -> tuple[int, ...]:
+    return tuple(state[name].shape) if name in state else ()
+
+
+# SemMAE's code gathers positions of patches of 16 px from the table of those of 8 px.
+OF_8_PX = Check("785 positions for patches of 16 px", _of_8_px)
+SINES_OF_8_PX = Check(
+    f"{SINES.text}, {OF_8_PX.text}",
+    lambda state: SINES.holds(state) and OF_8_PX.holds(state),
+)
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ _OF_BEIT: dict[str, Any] = {
     "std": IMAGENET_INCEPTION_STD,
 }
 _OF_MAE = ("mask_token", "decoder_")
+_OF_SEMMAE: dict[str, Any] = {"ignored": _OF_MAE, "arguments": {"img_size": 224}}
 # A dictionary around a ResNet-50 whose names are its author's, in torchvision's order.
 ORDERED = "online_backbone"
 
@@ -460,13 +463,9 @@ METHODS = (
         "SemMAE",
         "dense",
         (
-            Files(
-                marks=("decoder_*",),
-                wrappers=("model",),
-                check=SEMMAE,
-                ignored=_OF_MAE,
-                arguments={"img_size": 224},
-            ),
+            Files(marks=("decoder_*",), check=OF_8_PX, **_OF_SEMMAE),
+            # Anybody wraps weights so.
+            Files(wrappers=("model",), check=SINES_OF_8_PX, **_OF_SEMMAE),
         ),
         (
             Paper(

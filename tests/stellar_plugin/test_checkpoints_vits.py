@@ -96,7 +96,7 @@ CASES = {
         lambda content: _used(content["model"]),
         4,
         "dense",
-        "tensors decoder_* and 785 positions of sines and cosines for patches of 16 px",
+        "tensors decoder_* and 785 positions for patches of 16 px",
         ("decoder_", "mask_token", "epoch", "optimizer", "args"),
         ((224, 224), (48, 112)),
     ),
