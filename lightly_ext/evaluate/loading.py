@@ -245,7 +245,8 @@ def _frozen(
 ) -> FrozenModel:
     method, config, images = checkpoint.method, checkpoint.config, checkpoint.images
     facts = dict(facts or {})
-    if facts and method is None and "mean" not in config:
+    told = {*config, *checkpoint.assumed}
+    if facts and method is None and "mean" not in told:
         untold = [facts.get(ASSUMED, ""), "mean and std of ImageNet"]
         facts[ASSUMED] = ", ".join(filter(None, untold))
     origin = Origin(
@@ -309,13 +310,29 @@ def _load_strictly(model: nn.Module, path: Path) -> str:
         raise ValueError(
             f"'{path}' does not hold the weights of {type(model).__name__}: under no "
             f"prefix are there all of its {len(wanted)} tensors ('{first}', ...) in "
-            "their shapes."
+            f"their shapes.{_other_network(path)}"
         )
     chosen = _nearest(list(found), path)
     state = found.pop(chosen)
     usable({k: v for k, v in state.items() if v.is_floating_point()}, path)
     model.load_state_dict(state)
     return which_was_taken(wrappers, left, chosen, [p.rstrip(".") for p in found])
+
+
+def _other_network(path: Path) -> str:
+    """What a file holds that is none of timm's model, "" if that is not known."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except ValueError:
+        return ""
+    if checkpoint.network is None:
+        return f" It was read as {checkpoint.read_as}: evaluate it by --model {path}."
+    family, sizes = checkpoint.network.family.__name__, checkpoint.network.arguments
+    text = ", ".join(f"{name}={value}" for name, value in sizes.items())
+    return (
+        f" It holds a {family} ({text}), read as {checkpoint.read_as}: evaluate it by "
+        f"--model {path}."
+    )
 
 
 def _nearest(prefixes: list[str], path: Path) -> str:

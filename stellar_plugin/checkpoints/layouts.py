@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STELLAR, OFFICIAL = "stellar", "official STELLAR"
-TRANSFORMERS, TIMM, BEIT = "transformers ViT", "timm", "BEiT"
+TRANSFORMERS, TIMM, BEIT, SWIN = "transformers ViT", "timm", "BEiT", "Swin"
 TITOK, AIM = "TiTok", "AIM"
 RESNET, HAIKU = "torchvision ResNet", "Haiku ResNet"
 
@@ -46,6 +46,12 @@ LAYOUTS = (
         TITOK,
         ("encoder.latent_token_positional_embedding",),
         "latent_tokens, encoder.transformer.0.attn.in_proj_weight",
+    ),
+    # Before BEiT, of which it has an anchor in every stage.
+    Layout(
+        SWIN,
+        ("layers.0.blocks.0.attn.qkv.weight", "layers.0.blocks.0.norm1.weight"),
+        "layers.0.blocks.0.attn.relative_position_bias_table",
     ),
     # Before timm, whose names it has too.
     Layout(

@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 
 from stellar_plugin.checkpoints.layouts import (
     AIM,
@@ -23,6 +28,7 @@ from stellar_plugin.checkpoints.layouts import (
     OFFICIAL,
     RESNET,
     STELLAR,
+    SWIN,
     TIMM,
     TITOK,
     TRANSFORMERS,
@@ -91,6 +97,16 @@ SINES = Check(
     "positions of sines and cosines", lambda state: are_sines(state.get("pos_embed"))
 )
 
+CODES = 8192  # of the tokenizer that BEiT predicts
+PREDICTS_CODES = Check(
+    f"{CODES} rows of lm_head",
+    lambda state: _shape(state, "lm_head.weight")[:1] == (CODES,),
+)
+PREDICTS_FEATURES = Check(
+    "a square lm_head",
+    lambda state: len({*_shape(state, "lm_head.weight"), 0}) == 2,
+)
+
 
 def _of_8_px(state: State) -> bool:
     table, kernel = _shape(state, "pos_embed"), _shape(state, "patch_embed.proj.weight")
@@ -154,7 +170,13 @@ class Files:
 
     def numerics(self) -> dict[str, Any]:
         """Arguments of `Stellar` that no tensor shows, as far as they are known."""
-        names = ("norm_eps", "pos_antialias", "num_heads", "mean", "std")
+        return self._known("norm_eps", "pos_antialias", "num_heads", "mean", "std")
+
+    def images(self) -> dict[str, Any]:
+        """Mean and std of the images, where they are told."""
+        return self._known("mean", "std")
+
+    def _known(self, *names: str) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in names}
         known = {name: value for name, value in values.items() if value is not None}
         return {**known, **self.arguments}
@@ -249,6 +271,8 @@ METHODS = (
             ),
             # MoCo's projection is called so too.
             Files(RESNET, marks=("fc.weight", "head.fc.weight"), lacks=("queue",)),
+            Files(BEIT, marks=("head.weight", "fc_norm.weight")),
+            Files(SWIN, marks=("head.weight", "head.fc.weight")),
         ),
         (Paper("DeiT", "https://arxiv.org/abs/2012.12877"),),
     ),
@@ -376,10 +400,75 @@ METHODS = (
         "BEiT",
         "dense",
         (
-            Files(BEIT, **_OF_BEIT),
+            # The second version has more blocks behind it, and other images.
+            Files(
+                BEIT,
+                marks=("lm_head.weight",),
+                lacks=("cls_pt_layers.*",),
+                check=PREDICTS_CODES,
+                **_OF_BEIT,
+            ),
             Files(marks=("*.q_bias",), lacks=("reg_token",), **_OF_BEIT),
         ),
-        (Paper("BEiT", "https://arxiv.org/abs/2106.08254"),),
+        (
+            Paper(
+                "BEiT",
+                "https://arxiv.org/abs/2106.08254",
+                (
+                    System("BEiT ViT-B", "beit_base_patch16_224_pt22k.pth"),
+                    System("BEiT ViT-L", "beit_large_patch16_224_pt22k.pth"),
+                ),
+                license="MIT",
+            ),
+        ),
+    ),
+    Method(
+        "data2vec",
+        "dense",
+        (
+            Files(
+                BEIT,
+                marks=("lm_head.weight",),
+                check=PREDICTS_FEATURES,
+                mean=IMAGENET_DEFAULT_MEAN,
+                std=IMAGENET_DEFAULT_STD,
+            ),
+        ),
+        (
+            Paper(
+                "data2vec",
+                "https://arxiv.org/abs/2202.03555",
+                (System("Data2Vec ViT-B", "checkpoint-799.pth"),),
+                license="MIT",
+            ),
+        ),
+    ),
+    Method(
+        "SimMIM",
+        "dense",
+        (
+            Files(
+                SWIN,
+                marks=("mask_token", "decoder.0.weight"),
+                mean=IMAGENET_DEFAULT_MEAN,
+                std=IMAGENET_DEFAULT_STD,
+            ),
+        ),
+        (
+            Paper(
+                "SimMIM",
+                "https://arxiv.org/abs/2111.09886",
+                (
+                    System(
+                        "SimMIM Swin-B",
+                        "simmim_pretrain__swin_base__img192_window6__800ep.pth",
+                        size=192,
+                        stride=32,
+                    ),
+                ),
+                license="MIT",
+            ),
+        ),
     ),
     Method(
         "DINO or iBOT",
@@ -853,6 +942,10 @@ def _told_by(files: Files) -> str:
 
 def _with_check(files: Files) -> str:
     return f" and {files.check.text}" if files.check else ""
+
+
+def _shape(state: State, name: str) -> tuple[int, ...]:
+    return tuple(state[name].shape) if name in state else ()
 
 
 def _has(names: Collection[str], *patterns: str) -> bool:

@@ -93,6 +93,30 @@ def check_dimensions(name: str, tensor: Tensor, dimensions: int) -> None:
         )
 
 
+def shape_of(state: Mapping[str, Tensor], name: str, dimensions: int) -> list[int]:
+    """Shape of a tensor that tells sizes.
+
+    Raises:
+        ValueError: If it is not there, has another number of dimensions, or is empty.
+    """
+    if name not in state:
+        raise ValueError(f"it has no {name}, which tells the sizes")
+    check_dimensions(name, state[name], dimensions)
+    if not state[name].numel():
+        raise ValueError(f"{name} is empty: {tuple(state[name].shape)}")
+    return list(state[name].shape)
+
+
+def check_index(name: str, index: Tensor, expected: Tensor) -> None:
+    """Raises ValueError if the indices of a table of biases are others than timm's."""
+    same = index.shape == expected.shape
+    if not same or not (index.is_meta or index.cpu().equal(expected.to(index.dtype))):
+        raise ValueError(
+            f"{name}, {tuple(index.shape)}, does not number the pairs of positions of "
+            f"the table, of which there are {tuple(expected.shape)}"
+        )
+
+
 class Names:
     """Tensors under their new names, and what became of the others.
 
@@ -225,8 +249,9 @@ def from_timm_like(
     foreign = [n for n in state if "relative_position" in n or "rel_pos_bias" in n]
     if foreign:
         raise ValueError(
-            f"it has relative position biases ({foreign[0]}), as BEiT does; the "
-            "encoder is a plain ViT with a position table"
+            f"it has relative position biases ({foreign[0]}) and no table of them "
+            "where BEiT has it, for all blocks or in block 0: a part of the file is "
+            "lost, or it is a ViT of timm; name that as 'timm:NAME'"
         )
     names = Names()
     state = _with_split_bias(state) if rotary else _with_fused_bias(state)

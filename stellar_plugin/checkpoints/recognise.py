@@ -24,6 +24,7 @@ from stellar_plugin.checkpoints.layouts import (
     OFFICIAL,
     RESNET,
     STELLAR,
+    SWIN,
     TIMM,
     TITOK,
     TRANSFORMERS,
@@ -37,6 +38,7 @@ from stellar_plugin.checkpoints.readers import (
 )
 from stellar_plugin.checkpoints.refused import refuse
 from stellar_plugin.checkpoints.resnet import in_order, read_haiku, read_resnet
+from stellar_plugin.checkpoints.swin import read_swin
 from stellar_plugin.checkpoints.titok import read_titok
 from stellar_plugin.state_dict import shown, unwrapped
 from stellar_plugin.tokenizer import is_tokenizer
@@ -68,6 +70,7 @@ READERS = {
     RESNET: read_resnet,
     HAIKU: read_haiku,
     AIM: read_aim,
+    SWIN: read_swin,
 }
 MAX_NESTING = 16
 

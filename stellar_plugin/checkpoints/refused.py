@@ -27,7 +27,32 @@ _AIM_V2 = (
     "AIM v2, another network than AIM: take timm's weights of it, as by "
     "'timm:aimv2_large_patch14_224'"
 )
+_BEIT = (
+    "BEiT or data2vec by the names of transformers: take the file of its authors, such "
+    "as beit_base_patch16_224_pt22k.pth or base_800/checkpoint-799.pth"
+)
+_MM = "a network by the names of OpenMMLab: take the file of the method's authors"
 REFUSED = (
+    Refused(
+        ("*encoder.relative_position_bias.relative_position_bias_table",), (), _BEIT
+    ),
+    Refused(
+        ("*attention.relative_position_bias.relative_position_bias_table",), (), _BEIT
+    ),
+    Refused(
+        ("*attention.self.relative_position_bias_table",),
+        (),
+        "Swin by the names of transformers: take the file of its authors, such as "
+        "simmim_pretrain__swin_base__img192_window6__800ep.pth",
+    ),
+    Refused(
+        ("*layers.0.blocks.0.attn*.logit_scale",),
+        (),
+        "Swin V2, whose attention is another than Swin's: take timm's weights of it, "
+        "as by 'timm:swinv2_base_window8_256'",
+    ),
+    Refused(("*layers.0.ln1.weight",), (), _MM),
+    Refused(("*attn.w_msa.relative_position_bias_table",), (), _MM),
     Refused(
         ("*head.cls_token", "*head.k.weight", "*head.v.weight"),
         ("*trunk.*",),

@@ -307,7 +307,10 @@ def _mlp_ratio(vit: State, checkpoint: Checkpoint) -> float:
             "for a gated one create the encoder by its timm name and use "
             "load_encoder_weights."
         )
-    hidden, width = inner.shape
+    return mlp_ratio(*inner.shape)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which timm, which rounds the product down, makes a width."""
     ratio = hidden / width
-    # timm rounds the product down.
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
