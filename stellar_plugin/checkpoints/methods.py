@@ -438,7 +438,7 @@ METHODS = (
             Paper(
                 "data2vec",
                 "https://arxiv.org/abs/2202.03555",
-                (System("Data2Vec ViT-B", "checkpoint-799.pth"),),
+                (System("Data2Vec ViT-B", "base_800/checkpoint-799.pth"),),
                 license="MIT",
             ),
         ),
