@@ -462,7 +462,7 @@ METHODS = (
                     System(
                         "SimMIM Swin-B",
                         "simmim_pretrain__swin_base__img192_window6__800ep.pth",
-                        size=192,
+                        options="--resize 256 --crop 224",
                         stride=32,
                     ),
                 ),

@@ -52,6 +52,7 @@ def model_config(
     """
     if checkpoint.layout == STELLAR:
         return checkpoint.config
+    checkpoint.require_vit()
     if not checkpoint.num_queries:
         raise ValueError(
             f"'{checkpoint.path}' ({checkpoint.read_as}) holds a ViT without latent "
