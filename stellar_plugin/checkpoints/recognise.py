@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -131,7 +132,8 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
     Raises:
         ValueError: If the layout is not known or the tensors do not fit it.
     """
-    tensors, wrappers, left = unwrap(raw.content)
+    with _naming(raw.path):
+        tensors, wrappers, left = unwrap(raw.content)
     refuse(tensors, raw.path)
     if methods.ORDERED in wrappers:
         tensors = in_order(tensors)
@@ -150,7 +152,7 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
         inside,
         raw.path.name,
     )
-    try:
+    with _naming(raw.path):
         _check_alike(inside)
         if layout == STELLAR:
             result = read_own(raw, inside, outside, left)
@@ -160,14 +162,21 @@ def parse(raw: RawCheckpoint) -> Checkpoint:
             result = replace(result, ignored=ignored)
         told = {k: v for k, v in result.config.items() if k in Told.__annotations__}
         check_arguments(told, Told)
-    except ValueError as error:
-        text = str(error).removesuffix(".")
-        raise ValueError(f"'{raw.path}' cannot be used: {text}.") from error
     # A head on top says more than the name of what it was put on.
     if result.method is not None and (method is None or method.feature):
         method, rule = result.method, result.rule
     choice = which_was_taken(wrappers, left, prefix, others)
     return replace(result, method=method, rule=rule, choice=choice)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file in errors of what it holds."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).removesuffix(".")
+        raise ValueError(f"'{path}' cannot be used: {text}.") from error
 
 
 def _telling(names: set[str], prefix: str) -> set[str]:

@@ -558,3 +558,12 @@ class TestFaultyFiles:
             save(timm_vit().state_dict(), tmp_path / f"{name}.safetensors")
         with pytest.raises(FileNotFoundError, match=r"holds a\.safetensors, b\.safe"):
             read_checkpoint(tmp_path)
+
+
+def test_two_names_of_one_tensor__name_the_file(tmp_path: Path) -> None:
+    state = timm_vit().state_dict()
+    path = save(
+        {**state, "module.norm.weight": state["norm.weight"]}, tmp_path / "a.pth"
+    )
+    with pytest.raises(ValueError, match=r"a\.pth' cannot be used: Two tensors are"):
+        read_checkpoint(path)
