@@ -44,7 +44,8 @@ class System:
 
     Attributes:
         name: Its name in published tables.
-        file: Name of its published file, or of the model.
+        file: Name of its published file, or of the model, in a folder where the
+            files of several have one name.
         config: Beginning of the names of its configs in mm_configs, "" if it has none.
         options: With which `stellar evaluate` reads it as the paper did.
         size: Side of the images then, in px.
@@ -111,10 +112,6 @@ PREDICTS_FEATURES = Check(
 def _of_8_px(state: State) -> bool:
     table, kernel = _shape(state, "pos_embed"), _shape(state, "patch_embed.proj.weight")
     return table[1:2] == (1 + 28 * 28,) and kernel[2:] == (16, 16)
-
-
-def _shape(state: State, name: str) -> tuple[int, ...]:
-    return tuple(state[name].shape) if name in state else ()
 
 
 # SemMAE's code gathers positions of patches of 16 px from the table of those of 8 px.
@@ -497,7 +494,7 @@ METHODS = (
             Paper(
                 "iBOT",
                 "https://arxiv.org/abs/2111.07832",
-                # One name of all sizes.
+                # One name of all sizes: only a folder tells.
                 (
                     System(
                         "iBOT ViT-B",
@@ -506,10 +503,7 @@ METHODS = (
                         '--name "iBOT ViT-B"',
                     ),
                     System(
-                        "iBOT ViT-L",
-                        "checkpoint_teacher.pth",
-                        "ibot_large",
-                        '--name "iBOT ViT-L"',
+                        "iBOT ViT-L", "ibot_large/checkpoint_teacher.pth", "ibot_large"
                     ),
                 ),
                 "Apache-2.0",
@@ -856,7 +850,7 @@ def of_timm(name: str) -> Method | None:
 def system_of(source: str, method: str) -> System | None:
     """The system of the paper whose published file a source is, as far as names tell.
 
-    None where the files of several have one name.
+    None where the files of several have one name and no folder tells.
 
     Args:
         source:
@@ -866,15 +860,19 @@ def system_of(source: str, method: str) -> System | None:
     """
     # Not all files of a paper need be of the row that has its systems.
     of_method = {p.name for m in METHODS if m.name == method for p in m.papers}
-    found = [
+    named = [
         system
         for row in METHODS
         for paper in row.papers
         if paper.name in of_method
         for system in paper.systems
-        if Path(source).match(system.file)
+        if Path(source).name == Path(system.file).name
     ]
-    return found[0] if len(found) == 1 else None
+    for system in named:
+        alone = len(named) == 1 or len(Path(system.file).parts) > 1
+        if alone and Path(source).match(system.file):
+            return system
+    return None
 
 
 def of_own(name: Any) -> Method:

@@ -180,8 +180,12 @@ class TestSystemOf:
             ("mae_pretrain_vit_base.pth", "a classifier", None),
             ("dino_vitbase16_pretrain.pth", "timm", None),
             ("dino_vitbase16_pretrain.pth", "DINO or iBOT", "DINO ViT-B"),
-            # The files of both sizes have this name.
+            # The files of all sizes have this name.
             ("checkpoint_teacher.pth", "DINO or iBOT", None),
+            ("ibot/checkpoint_teacher.pth", "DINO or iBOT", None),
+            ("a/ibot_large/checkpoint_teacher.pth", "DINO or iBOT", "iBOT ViT-L"),
+            ("base_800/checkpoint-799.pth", "data2vec", "Data2Vec ViT-B"),
+            ("mine/checkpoint-799.pth", "data2vec", None),
             ("mae_pretrain_vit_base.pth/model.pth", "MAE", None),
             ("mine_mae_pretrain_vit_base.pth", "MAE", None),
         ],

@@ -86,7 +86,8 @@ def commands(row: Row) -> list[str]:
     source = f"checkpoints/{system.file}" if is_file else system.file
     if row.feature is None:
         tower = f"--text_model ViT-B-16-quickgelu --text_weights {source}"
-        return [f"stellar evaluate align-text {tower} ..."]
+        data = "--data annotations/captions_train2017.json --images train2017"
+        return [f"stellar evaluate align-text --model stellar-b16 {tower} {data}"]
     options = f"--model {source} {system.options}".rstrip()
     linear = f"stellar evaluate linear-paper {options} --data imagenet"
     if system.stride is None:

@@ -8,7 +8,7 @@ import pytest
 
 import mm_configs
 from lightly_ext.evaluate.report import systems
-from lightly_ext.evaluate.report.published import TABLE_2, all_published
+from lightly_ext.evaluate.report.published import CLIP, TABLE_2, all_published
 from lightly_ext.evaluate.report.report import related
 from lightly_ext.evaluate.report.systems import Row
 from lightly_ext.evaluate.report.tables import build_tables
@@ -27,6 +27,11 @@ def test_table__stands_in_the_docs() -> None:
     text = PAGE.read_text()
     assert PRINTED_BY in text
     assert systems.table() in text, f"print it anew: {PRINTED_BY}"
+
+
+def test_rows__all_of_table_2() -> None:
+    names = [row.system.name for row in systems.rows()]
+    assert names == [*TABLE_2, CLIP]
 
 
 def test_scores__of_table_1_and_2() -> None:
@@ -68,6 +73,7 @@ class TestEverySystem:
     def test_commands__of_tasks_and_configs_that_exist(self, row: Row) -> None:
         for command in systems.commands(row):
             words = command.split()
+            assert "..." not in words
             if words[0] == "stellar":
                 assert words[1] == "evaluate" and words[2] in TASKS
             else:
