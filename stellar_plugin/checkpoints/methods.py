@@ -942,5 +942,9 @@ def _with_check(files: Files) -> str:
     return f" and {files.check.text}" if files.check else ""
 
 
+def _shape(state: State, name: str) -> tuple[int, ...]:
+    return tuple(state[name].shape) if name in state else ()
+
+
 def _has(names: Collection[str], *patterns: str) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns)
