@@ -166,6 +166,7 @@ class TestFeatures:
         images = torch.randn(2, 3, 24, 24)
         assert_near(network(images).cls, swin.eval()(images))
 
+    @pytest.mark.slow
     @torch.no_grad()
     def test_forward__as_mmsegmentation_where_maps_are_padded(self, path: Path) -> None:
         swin = pytest.importorskip("mmseg.models.backbones.swin")
@@ -248,6 +249,7 @@ class TestFiles:
         for file in (ours, timms):
             assert load_network(file)[0](images).dense.equal(expected)
 
+    @pytest.mark.slow
     def test_full_size__strictly(self) -> None:
         shapes = swin_shapes(128, (2, 2, 18, 2), (4, 8, 16, 32), 6)
         state = filled(shapes, "meta")
@@ -279,7 +281,7 @@ class TestFiles:
 
 class TestWrongFiles:
     def test_no_vit__what_it_is(self, path: Path) -> None:
-        with pytest.raises(ValueError, match="SimMIM.*a Swin, which takes no latent"):
+        with pytest.raises(ValueError, match=r"SimMIM.*a Swin, which takes no latent"):
             create_encoder(path)
 
     def test_another_window__what_it_is(self, path: Path) -> None:
