@@ -412,8 +412,10 @@ METHODS = (
                 "BEiT",
                 "https://arxiv.org/abs/2106.08254",
                 (
-                    System("BEiT ViT-B", "beit_base_patch16_224_pt22k.pth"),
-                    System("BEiT ViT-L", "beit_large_patch16_224_pt22k.pth"),
+                    System("BEiT ViT-B", "beit_base_patch16_224_pt22k.pth", "beit"),
+                    System(
+                        "BEiT ViT-L", "beit_large_patch16_224_pt22k.pth", "beit_large"
+                    ),
                 ),
                 license="MIT",
             ),
@@ -435,7 +437,7 @@ METHODS = (
             Paper(
                 "data2vec",
                 "https://arxiv.org/abs/2202.03555",
-                (System("Data2Vec ViT-B", "base_800/checkpoint-799.pth"),),
+                (System("Data2Vec ViT-B", "base_800/checkpoint-799.pth", "data2vec"),),
                 license="MIT",
             ),
         ),
@@ -459,6 +461,7 @@ METHODS = (
                     System(
                         "SimMIM Swin-B",
                         "simmim_pretrain__swin_base__img192_window6__800ep.pth",
+                        "simmim",
                         options="--resize 256 --crop 224",
                         stride=32,
                     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from stellar_plugin.networks import Network
 from stellar_plugin.networks.beit import BEiT
 from stellar_plugin.networks.resnet import ResNet
+from stellar_plugin.networks.swin import Swin
 from tests.checkpoint_files import prefixed, save
 from tests.published_vits import aim, msn, semmae, siamese_im
 
@@ -30,12 +32,35 @@ def densecl(path: Path) -> Path:
     return save({"state_dict": resnet(), "author": "DenseCL"}, path)
 
 
+def simmim(path: Path) -> Path:
+    """Swin's own names, in which a stage ends by merging patches."""
+    network = Swin(img_size=64, embed_dim=16, depths=(2, 1, 1), num_heads=(1, 2, 4))
+    state = {
+        re.sub(
+            r"layers\.(\d+)\.downsample",
+            lambda m: f"layers.{int(m[1]) - 1}.downsample",
+            name,
+        ): tensor
+        for name, tensor in filled(network).items()
+    }
+    head = {"decoder.0.weight": torch.zeros(768, 64, 1, 1)}
+    mask = {"encoder.mask_token": torch.zeros(1, 1, 16)}
+    return save({"model": {**prefixed(state, "encoder."), **mask, **head}}, path)
+
+
 def beit(path: Path, seed: int = 0, **sizes: Any) -> Path:
     """With the head that predicts codes."""
     small = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
     state = filled(BEiT(**{**small, **sizes}), seed)
     head = {"lm_head.weight": torch.zeros(8192, len(state["norm.weight"]))}
     return save({"model": {**state, **head}}, path)
+
+
+def data2vec(path: Path) -> Path:
+    """BEiT's names, with a head that predicts features."""
+    state = torch.load(beit(path), weights_only=True)["model"]
+    state["lm_head.weight"] = torch.zeros(48, 48)
+    return save({"model": state}, path)
 
 
 def vit(content: Callable[..., Any], width: int) -> Callable[[Path], Path]:
@@ -52,6 +77,9 @@ def vit(content: Callable[..., Any], width: int) -> Callable[[Path], Path]:
 KINDS: dict[str, tuple[Callable[[Path], Path], int, int]] = {
     "byol": (byol, 64, 32),
     "densecl": (densecl, 64, 32),
+    "simmim": (simmim, 64, 16),
+    "beit": (beit, 48, 16),
+    "data2vec": (data2vec, 48, 16),
     "msn": (vit(msn, 192), 192, 16),
     "siameseim": (vit(siamese_im, 192), 192, 16),
     "semmae": (vit(semmae, 192), 192, 16),

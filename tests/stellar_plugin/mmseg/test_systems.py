@@ -22,7 +22,6 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
 )
 from stellar_plugin.hashes import file_sha256
-from tests.checkpoint_files import save, timm_vit
 from tests.stellar_plugin.mmseg.runners import (
     load,
     named,
@@ -35,6 +34,8 @@ from tests.stellar_plugin.mmseg.small_files import KINDS
 # A config of each kind, in both families and on all sets.
 RUNS = {
     "byol_voc_paper": "BYOL RN-50",
+    "simmim_ade20k_paper": "SimMIM Swin-B",
+    "beit_cityscapes_paper": "BEiT ViT-B",
     "aim_600m_voc": "AIM 600M",
     "densecl_ade20k": "DenseCL RN-50",
 }
@@ -155,15 +156,18 @@ def test_train_test_infer_resume(name: str, tmp_path: Path, cpu: None) -> None:
 
 @pytest.mark.slow
 def test_test__of_another_system(tmp_path: Path, cpu: None) -> None:
-    """A ResNet's checkpoint under the backbone of MAE's config."""
+    """A ResNet's checkpoint under the configs of a BEiT, a ViT and a Swin."""
     checkpoint = KINDS["byol"][0](tmp_path / "byol.pth")
     run("train", config("byol_voc_paper", checkpoint, tmp_path / "work"))
     saved = str(tmp_path / "work/epoch_1.pth")
-    vit = save(timm_vit(sines=True).state_dict(), tmp_path / "mae.pth")
-    cfg = config("byol_voc_paper", vit, tmp_path / "vit")
-    cfg.model.backbone = load("mae_voc_paper").model.backbone.copy()
-    cfg.model.backbone.update(norm_eps=None, num_heads=3, pos_antialias=True)
-    cfg.model.backbone.init_cfg.checkpoint = str(vit)
-    with pytest.raises(ValueError, match=r"epoch_1\.pth' is not .*missing: .*encoder"):
-        run("test", cfg, load_from=saved)
-    assert not (tmp_path / "vit/result.json").exists()
+    for kind, message in (
+        ("beit", r"network is BEiT, was ResNet"),
+        ("aim_600m", r"missing: backbone\.encoder"),
+        ("simmim", r"network is Swin, was ResNet"),
+    ):
+        write, *_ = KINDS[kind]
+        own = write(tmp_path / f"{kind}.pth")
+        cfg = config(f"{kind}_voc_paper", own, tmp_path / kind)
+        with pytest.raises(ValueError, match=rf"epoch_1\.pth' is not .*{message}"):
+            run("test", cfg, load_from=saved)
+        assert not (tmp_path / kind / "result.json").exists()

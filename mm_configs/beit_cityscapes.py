@@ -1,0 +1,5 @@
+# stellar_cityscapes.py with the ViT-B of BEiT.
+_base_ = ["./stellar_cityscapes.py", "./_base_/backbones/beit.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)

@@ -1,0 +1,5 @@
+# stellar_ade20k.py with the ViT-B of Data2Vec.
+_base_ = ["./stellar_ade20k.py", "./_base_/backbones/data2vec.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)

@@ -1,0 +1,5 @@
+# stellar_cityscapes.py with the Swin-B of SimMIM.
+_base_ = ["./stellar_cityscapes.py", "./_base_/backbones/simmim.py"]
+
+model = _base_.baseline.model
+evaluation = dict(model=_base_.baseline.name)
