@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -18,7 +17,7 @@ from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
 from lightly_ext.evaluate.efficiency import run_efficiency
-from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
+from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.pictures.concepts import run_concepts
 from lightly_ext.evaluate.pictures.visualize import run_visualize
@@ -31,9 +30,6 @@ from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstructio
 from lightly_ext.evaluate.result import RESULT_NAME, Result
 from lightly_ext.evaluate.text.align_text import run_align_text
 from stellar_cli.tasks import TASKS
-from stellar_plugin.encoder import StellarEncoder
-from stellar_plugin.networks import TimmNetwork
-from stellar_plugin.networks.beit import BEiT
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     Given,
@@ -42,49 +38,45 @@ from tests.lightly_ext.evaluate.small import (
     write_images,
 )
 from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
+from tests.published_vits import aim, msn
 from tests.resnet_files import resnet_state
 from tests.titok_files import Sizes, write_titok
+from tests.window_files import beit_shapes, filled, swin_shapes
 
 DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
 SIDE = 128  # a map of stride 32 has as many cells as there are clusters
-VIT = {"img_size": SIDE, "embed_dim": 48, "depth": 1, "num_heads": 3}
-SWIN: dict[str, Any] = {"img_size": SIDE, "window_size": 2}
-SWIN |= {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
-
-
-def _of_timm(name: str, **sizes: Any) -> TimmNetwork:
-    return TimmNetwork(timm.create_model(name, num_classes=0, **sizes))
-
-
-# What "auto" is, and the network.
-NETWORKS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "ViT": (
-        "cls",
-        lambda: StellarEncoder("vit_tiny_patch16_224", num_queries=0, **VIT),
-    ),
-    "BEiT": ("dense", lambda: BEiT(SIDE, 16, 48, 1, 3)),
-    "Swin": ("dense", lambda: _of_timm("swin_tiny_patch4_window7_224", **SWIN)),
+# What a file holds as it is published, of small sizes.
+FILES: dict[str, Callable[[], Any]] = {
+    "ViT": lambda: msn(side=SIDE // 16, width=192, depth=1),
+    "AIM": lambda: aim(patch_size=16, depth=1),
+    "BEiT": lambda: {"model": filled(beit_shapes(64, 1, 1, SIDE // 16, 16, 8192))},
+    "ResNet": lambda: {"state_dict": resnet_state(), "author": "DenseCL"},
+    "Swin": lambda: {"model": filled(swin_shapes(8, (1,) * 4, (1, 2, 2, 4), 4))},
+}
+METHODS = {
+    "ViT": "MSN",
+    "AIM": "AIM",
+    "BEiT": "BEiT",
+    "ResNet": "DenseCL",
+    "Swin": "SimMIM",
+    "TiTok": "TiTok",
 }
 
 
 @functools.cache
 def _frozen(kind: str, folder: Path) -> FrozenModel:
-    """The network, of a file as it is published where tests have a small one."""
+    """The network, of a small file as it is published."""
     path = folder / f"{kind}.pth"
     if kind == "patches":
         return load_frozen_model("patches:16")
     if kind == "TiTok":
-        sizes = Sizes(grid=SIDE // 16, depth=1)
-        return load_frozen_model(write_titok(path, sizes))
-    if kind == "ResNet":
-        torch.save({"state_dict": resnet_state(), "author": "DenseCL"}, path)
-        return load_frozen_model(str(path))
-    feature, make = NETWORKS[kind]
-    torch.manual_seed(0)
-    origin = Origin(
-        kind, kind, "0" * 64, name=kind, feature=feature, image_size=(SIDE, SIDE)
-    )
-    return FrozenModel(make(), origin)
+        write_titok(path, Sizes(grid=SIDE // 16, depth=1))
+    else:
+        torch.manual_seed(0)
+        torch.save(FILES[kind](), path)
+    model = load_frozen_model(str(path))
+    assert model.origin.method == METHODS[kind]
+    return model
 
 
 @pytest.fixture(scope="module")
