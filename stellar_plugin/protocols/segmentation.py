@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stellar_plugin.protocols.base import Protocol
+from stellar_plugin.protocols.base import NOT_TOLD, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +90,21 @@ SEGMENTATION_VOC = SEGMENTATION.replace(
     classes="20 and background",
     num_classes=21,
 )
-# Side of a cell of the patch grid in px, as ViT-B/16 has it: the card of a network of
-# another stride names its own.
-PAPER_CELL = 16
+PAPER_CELL = 16  # side of a cell of the patch grid of ViT-B/16, in px
+
+
+def patch_grid(cell: int | None) -> str:
+    """The label resolution of the paper's protocol.
+
+    Args:
+        cell:
+            Side of a cell of the model's map in px, None if it is not told.
+    """
+    grid = "patch grid, nearest"
+    size = f"{cell} px" if cell else f"a size {NOT_TOLD}"
+    return grid if cell == PAPER_CELL else f"{grid}; cells of {size}"
+
+
 SEGMENTATION_PAPER = SegmentationProtocol(
     name="segmentation-paper",
     source="STELLAR appendix A.2 and its public recipe; not exactly reproducible: the "
@@ -104,7 +116,7 @@ SEGMENTATION_PAPER = SegmentationProtocol(
     train_views="random resized crop, flip",
     train_scale=(0.5, 1.0),
     inference="centre crop",
-    label_resolution="patch grid, nearest",
+    label_resolution=patch_grid(PAPER_CELL),
     classes="label 0 is ignored, the others are shifted down by one",
     head="BatchNorm, 1 x 1 convolution",
     backbone="frozen",

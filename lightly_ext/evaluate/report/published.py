@@ -16,6 +16,7 @@ from stellar_plugin.protocols import (
     FINETUNE,
     IMAGENET_TRAIN_SCALE,
     LINEAR_PAPER,
+    PAPER_CELL,
     SEGMENTATION_ADE20K,
     SEGMENTATION_CITYSCAPES,
     SEGMENTATION_FINETUNE_ADE20K,
@@ -24,6 +25,7 @@ from stellar_plugin.protocols import (
     SEGMENTATION_PAPER_VOC,
     SEGMENTATION_VOC,
     Protocol,
+    patch_grid,
 )
 
 IMAGENET = "ImageNet-1K"
@@ -158,6 +160,12 @@ TABLE_2 = {
 }
 # They take images of no other size, so the probes of table 2 had these crops, in px.
 CROPS = {"TiTok-64 ViT-B": 256, "TiTok-32 ViT-L": 256}
+# Sides of the cells whose labels and logits are compared, in px, where not 16.
+CELLS = {
+    **dict.fromkeys(("BYOL RN-50", "DenseCL RN-50", "SimMIM Swin-B"), 32),
+    **dict.fromkeys(("I-JEPA ViT-H", "MAE ViT-H", "STELLAR ViT-H"), 14),
+    **dict.fromkeys(("AIM 600M", "AIM 1B", "DINOv2 ViT-B", "DINOv2 ViT-L"), 14),
+}
 # Table 1: protocol, FID and LPIPS; for kNN: protocol and accuracy.
 TABLE_1_RECONSTRUCTION = {
     "DINO ViT-B": (SCRATCH_PUBLISHED.replace(features="dense"), 3.27, 0.2121),
@@ -278,6 +286,9 @@ def _table_2() -> Iterator[Published]:
         for (task, score, protocol), value in zip(TABLE_2_COLUMNS, values, strict=True):
             if value is None:
                 continue
+            if task == "segmentation":
+                cells = patch_grid(CELLS.get(model, PAPER_CELL))
+                protocol = protocol.replace(label_resolution=cells)
             if model in CROPS:
                 protocol = protocol.replace(crop=CROPS[model])
             yield _percent(2, model, task, protocol, score, value)

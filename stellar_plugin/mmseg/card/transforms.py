@@ -20,8 +20,7 @@ from stellar_plugin.mmseg.card.described import described, is_like
 from stellar_plugin.mmseg.datasets import flattened, inner_sets
 from stellar_plugin.mmseg.segmentor import PatchGridSegmentor
 from stellar_plugin.mmseg.views import TorchvisionTransform
-from stellar_plugin.protocols import NOT_TOLD, SEGMENTATION, SEGMENTATION_PAPER
-from stellar_plugin.protocols.segmentation import PAPER_CELL
+from stellar_plugin.protocols import NOT_TOLD, SEGMENTATION, patch_grid
 
 
 def steps_of(dataset: Any) -> list[Any]:
@@ -151,13 +150,9 @@ def _views(step: TestTimeAug) -> str:
 
 
 def _of_grid(model: Any) -> str:
-    """The protocol's grid, with the side of its cells where that is another."""
+    """The protocol's grid, of the cells of the model."""
     direct = getattr(model, "neck", None) is None
-    stride = getattr(model.backbone, "stride", None) if direct else None
-    usual = SEGMENTATION_PAPER.label_resolution
-    if stride == PAPER_CELL:
-        return usual
-    return f"{usual}; cells of {f'{stride} px' if stride else f'a size {NOT_TOLD}'}"
+    return patch_grid(getattr(model.backbone, "stride", None) if direct else None)
 
 
 def _label_resolution(model: Any, steps: Sequence[Any]) -> str:

@@ -433,13 +433,16 @@ class TestPublished:
         of_vits: set[str] = set()
         of_others: set[str] = set()
         for p in all_published():
+            card = p.protocol.card()
             others = p.model.startswith(("TiTok", "CLIP"))
-            (of_others if others else of_vits).add(card_digest(p.protocol.card()))
+            others |= "; cells of" in card.get("label_resolution", "")
+            (of_others if others else of_vits).add(card_digest(card))
         assert len(of_vits) == 26
         assert card_digest({"cards": sorted(of_vits)}) == "0bb034ed"
-        # TiTok: its decoder, kNN, four probes of 256 px; CLIP: four sets.
-        assert len(of_others) == 10
-        assert card_digest({"cards": sorted(of_others)}) == "d08bdae7"
+        # TiTok: its decoder, kNN, four probes of 256 px; CLIP: four sets; segmentation
+        # on cells of 14 and of 32 px: three sets each.
+        assert len(of_others) == 16
+        assert card_digest({"cards": sorted(of_others)}) == "1eacd682"
 
     def test_all_published__fractions_and_known_scores(self) -> None:
         for p in all_published():

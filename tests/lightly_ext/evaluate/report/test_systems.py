@@ -14,7 +14,7 @@ from lightly_ext.evaluate.report.systems import Row
 from lightly_ext.evaluate.report.tables import build_tables
 from lightly_ext.evaluate.result import Result
 from stellar_cli.tasks import TASKS
-from stellar_plugin.protocols import IMAGENET_TRAIN_SCALE, LINEAR_PAPER
+from stellar_plugin.protocols import IMAGENET_TRAIN_SCALE, LINEAR_PAPER, patch_grid
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
 PRINTED_BY = (
@@ -52,6 +52,16 @@ class TestEverySystem:
         assert row.system.name in {entry.model for entry in all_published()}
         if row.system.name in TABLE_2:
             assert systems.scores(row.system)["ImageNet"] != "-"
+
+    def test_segmentation__published_on_the_cells_of_its_map(self, row: Row) -> None:
+        found = {
+            entry.protocol.card()["label_resolution"]
+            for entry in all_published()
+            if entry.model == row.system.name
+            and entry.protocol.name == "segmentation-paper"
+            and entry.source == "STELLAR table 2"
+        }
+        assert found <= {patch_grid(row.system.stride)}
 
     def test_report__measured_in_the_column_above_its_published_row(
         self, row: Row
