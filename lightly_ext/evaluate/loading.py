@@ -223,7 +223,13 @@ def _of_timm_vit(
         facts = {}
     else:
         checkpoint = read_checkpoint(weights)
-        facts = load_encoder_weights(encoder, checkpoint).facts
+        try:
+            facts = load_encoder_weights(encoder, checkpoint).facts
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Its own network is built by --model {weights}."
+            ) from error
+        facts |= _other_images(checkpoint, told, facts.get(ASSUMED, ""))
         by_name = methods.of_timm(name)
         if by_name and not checkpoint.method and checkpoint.layout == TIMM_LAYOUT:
             checkpoint = replace(checkpoint, method=by_name)
@@ -235,6 +241,20 @@ def _of_timm_vit(
         images={**told, **checkpoint.images},
     )
     return _frozen(f"{TIMM_PREFIX}{name}", checkpoint, encoder, facts)
+
+
+def _other_images(
+    checkpoint: Checkpoint, told: Mapping[str, Any], assumed: str
+) -> dict[str, str]:
+    """Says that timm's model has not the mean and std of the method, which are left."""
+    method = checkpoint.method
+    ours = tuple(told["mean"]), tuple(told["std"])
+    if method is None or method.feature is None or "mean" in checkpoint.config:
+        return {}
+    if ours == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+        return {}
+    text = f"mean and std of timm's model, {method.name} has ImageNet's"
+    return {ASSUMED: ", ".join(filter(None, [assumed, text]))}
 
 
 def _frozen(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,8 +17,10 @@ from lightly_ext.evaluate.loading import (
 )
 from stellar_plugin import Stellar
 from stellar_plugin.hashes import architecture_sha256
+from tests import published_vits as written
 from tests.checkpoint_files import prefixed, save, timm_vit
 from tests.lightly_ext.evaluate.small import write_model
+from tests.resnet_files import resnet_state
 
 SWIN = "swin_tiny_patch4_window7_224"
 WIDTH = 192  # of which the number of heads is known: 3
@@ -103,6 +107,39 @@ class TestWeightsFile:
         frozen = load_frozen_model("timm:test_vit", weights=str(path))
         assert frozen.origin.method == "MAE or SemMAE"
         assert frozen.origin.mean == (0.5, 0.5, 0.5)
+        assert frozen.origin.facts["not told, assumed"].endswith(
+            "mean and std of timm's model, MAE or SemMAE has ImageNet's"
+        )
+
+    def test_vit__nothing_is_said_of_images_that_no_method_tells(
+        self, tmp_path: Path
+    ) -> None:
+        state = timm.create_model("test_vit", num_classes=5).state_dict()
+        path = save({"model": state}, tmp_path / "classifier.pth")
+        frozen = load_frozen_model("timm:test_vit", weights=str(path))
+        assert frozen.origin.mean == (0.5, 0.5, 0.5)
+        assert "mean" not in frozen.origin.facts.get("not told, assumed", "")
+
+    @pytest.mark.parametrize(
+        ("model", "content", "read_as"),
+        [
+            ("test_resnet", written.msn, "MSN in layout 'timm'"),
+            ("test_vit", written.aim, "AIM in layout 'AIM'"),
+            ("test_vit", written.siamese_im, "SiameseIM in layout 'timm'"),
+            (
+                "test_resnet",
+                lambda: {"state_dict": resnet_state(), "author": "DenseCL"},
+                "DenseCL in layout 'torchvision ResNet'",
+            ),
+        ],
+    )
+    def test_file_of_another_network__says_what_it_is(
+        self, tmp_path: Path, model: str, content: Callable[[], Any], read_as: str
+    ) -> None:
+        path = save(content(), tmp_path / "a.pth")
+        pattern = f"{read_as}.* by --model .*a.pth"
+        with pytest.raises(ValueError, match=pattern):
+            load_frozen_model(f"timm:{model}", weights=str(path))
 
     def test_wrong_file(self, tmp_path: Path) -> None:
         other = timm.create_model("test_convnext").state_dict()
