@@ -46,6 +46,8 @@ def folded(
     if table is None or table.ndim != 3:
         return vit, None
     prefix, grid = _split(table.shape[1], prefixes, told, wanted)
+    # Sums of half precision would be rounded once more than those of the network.
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
     result = {**vit, "pos_embed": table[:, prefix:].contiguous()}
     start = 0
     for name in PREFIX_TOKENS:

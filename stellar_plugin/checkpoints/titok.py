@@ -55,6 +55,11 @@ def read_titok(raw: RawCheckpoint, state: State, files: Files | None) -> Checkpo
 def _refuse_later(state: State, told: Mapping[str, Any]) -> None:
     if "decoder.text_guidance_proj.weight" in state:
         raise ValueError(f"it is TA-TiTok, whose decoder reads a text too; {_LATER}")
+    if not any(name.startswith(("decoder.", "quantize.")) for name in state):
+        raise ValueError(
+            "it is the encoder of a TiTok alone: take the whole file, as "
+            "tokenizer_titok_b64.bin"
+        )
     if told.get("quantize_mode") == "vae" or "quantize.embedding.weight" not in state:
         raise ValueError(f"it is a TiTok of a VAE, without codes; {_LATER}")
 

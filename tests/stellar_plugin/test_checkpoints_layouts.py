@@ -567,3 +567,12 @@ def test_two_names_of_one_tensor__name_the_file(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"a\.pth' cannot be used: Two tensors are"):
         read_checkpoint(path)
+
+
+def test_half_precision__sums_of_token_and_position_are_rounded_once(
+    tmp_path: Path,
+) -> None:
+    state = {name: tensor.half() for name, tensor in timm_vit().state_dict().items()}
+    encoder = create_encoder(save(state, tmp_path / "half.pth"), num_heads=3)
+    expected = state["cls_token"].float() + state["pos_embed"][:, :1].float()
+    assert encoder.vit.cls_token.equal(expected)

@@ -312,6 +312,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("drop", "add", "message"),
         [
+            (("decoder.", "quantize."), None, "the encoder of a TiTok alone: take the"),
             ("quantize.", None, "a TiTok of a VAE, without codes; only TiTok with"),
             ("x", "decoder.text_guidance_proj.weight", "TA-TiTok, whose decoder reads"),
             ("decoder.decoder_embed.", None, "no whole TiTok.*decoder_embed.weight"),
@@ -321,7 +322,11 @@ class TestFiles:
         ],
     )
     def test_load__what_is_no_titok_of_codes(
-        self, tmp_path: Path, drop: str, add: str | None, message: str
+        self,
+        tmp_path: Path,
+        drop: str | tuple[str, ...],
+        add: str | None,
+        message: str,
     ) -> None:
         state = weights(shapes(SIZES))
         state = {k: v for k, v in state.items() if not k.startswith(drop)}

@@ -149,10 +149,12 @@ def test_license__kept_with_the_result_and_deciding_nothing(
         return results.result(model, "knn", "set", KNN, {}, {})
 
     result = run(*make_given(tmp_path, load_frozen_model(path, model_kwargs=HEADS)))
-    license = {"licence of the published weights": "CC BY-NC 4.0"}
+    text = "MAE CC BY-NC 4.0, SemMAE not stated"
+    license = {"licence of the published weights": text}
     assert license.items() <= result.provenance["weights"].items()
     assert "CC BY-NC" not in str(result.identity)
-    assert result.identity["model"]["facts"]["read as"] == "MAE in layout 'timm'"
+    read_as = result.identity["model"]["facts"]["read as"]
+    assert read_as == "MAE or SemMAE in layout 'timm'"
 
 
 def test_untrained__as_trained(vit: VisionTransformer) -> None:
