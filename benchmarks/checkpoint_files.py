@@ -19,11 +19,18 @@ from lightly_ext.modules import STELLARProjectionHead
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain.cli import PretrainCLI, merge_recipes
 from stellar_plugin import Stellar, StellarEncoder
-from stellar_plugin.checkpoints import create_encoder, load_head_weights, save_heads
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    load_head_weights,
+    load_network,
+    save_heads,
+)
 from stellar_plugin.checkpoints.aim import IN_BLOCKS, RENAMED
 from stellar_plugin.checkpoints.export import to_official, to_timm
 from stellar_plugin.checkpoints.names import to_transformers
 from stellar_plugin.checkpoints.recognise import read_checkpoint
+from stellar_plugin.networks.beit import BEiT
+from stellar_plugin.networks.swin import Swin
 from stellar_plugin.tokenizer import MaskGITVQGAN
 
 NAME = "stellar_vit_tiny_patch16_224"
@@ -164,6 +171,23 @@ def _write_aim(folder: Path) -> None:
     torch.save(result, folder / "aim.pth")
 
 
+def _write_beit(folder: Path) -> None:
+    state = dict(BEiT(32, 8, 24, 2, 3).named.state_dict())
+    state |= {
+        "lm_head.weight": torch.zeros(24, 24),
+        "mask_token": torch.zeros(1, 1, 24),
+    }
+    content = {"model": state, "epoch": 1, "args": argparse.Namespace(lr=1.0)}
+    torch.save(content, folder / "data2vec.pth")
+
+
+def _write_swin(folder: Path) -> None:
+    state = Swin(16, 4, 8, (1, 2), (1, 2)).named.state_dict()
+    old = {k.replace("layers.1.down", "layers.0.down"): v for k, v in state.items()}
+    content = {**_prefixed(old, "encoder."), "encoder.mask_token": torch.zeros(1, 1, 8)}
+    torch.save({"model": content, "epoch": 1}, folder / "simmim.pth")
+
+
 def _write_tokenizer(folder: Path) -> None:
     torch.save(MaskGITVQGAN(**TOKENIZER).state_dict(), folder / "tokenizer.bin")
 
@@ -231,6 +255,15 @@ def _load_encoder(path: Path) -> None:
     _use(encoder)
 
 
+@torch.no_grad()
+def _load_network(path: Path) -> None:
+    network, _ = load_network(path)
+    _check_module(network)
+    side = 2 * network.stride
+    result = network(torch.rand(1, 3, side, side))
+    assert result.dense.shape == (1, 4, network.embed_dim)
+
+
 def _load_tokenizer(path: Path) -> None:
     tokenizer = MaskGITVQGAN.from_pretrained(path)
     _check_module(tokenizer)
@@ -254,6 +287,8 @@ LAYOUTS = {
     "MAE": Layout(_write_mae, _load_encoder, "mae.pth"),
     "AIM": Layout(_write_aim, _load_encoder, "aim.pth"),
     "DINO, legacy": Layout(_write_dino, _load_encoder, "legacy.pth"),
+    "BEiT": Layout(_write_beit, _load_network, "data2vec.pth"),
+    "Swin": Layout(_write_swin, _load_network, "simmim.pth"),
     "tokenizer": Layout(_write_tokenizer, _load_tokenizer, "tokenizer.bin"),
     "recipe": Layout(_write_recipe, _load_recipe, "config.yaml"),
 }
