@@ -88,7 +88,7 @@ class Told(TypedDict, total=False):
     pos_antialias: bool
     pos_embed: str
     final_norm: bool
-    img_size: int
+    img_size: int | Sequence[int]
     mean: Sequence[float]
     std: Sequence[float]
 

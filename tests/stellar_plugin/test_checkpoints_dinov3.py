@@ -25,6 +25,7 @@ from stellar_plugin.checkpoints import (
 )
 from stellar_plugin.checkpoints.export import timm_call, to_timm
 from stellar_plugin.checkpoints.files import RawCheckpoint
+from stellar_plugin.checkpoints.load import LICENSE
 from stellar_plugin.checkpoints.recognise import parse
 from stellar_plugin.checkpoints.sizes import encoder_state
 from stellar_plugin.state_dict import misfits
@@ -259,7 +260,7 @@ class TestFiles:
         assert (frozen.origin.method, frozen.origin.feature) == ("EUPE", None)
         assert frozen.origin.image_size == (256, 256)
         assert frozen.origin.crop_pct == 1.0
-        assert "Noncommercial" in frozen.origin.facts["read as"]
+        assert "Noncommercial" in frozen.origin.facts[LICENSE]
         assert_same(frozen.backbone, vit)
 
 
