@@ -306,9 +306,10 @@ class TestTraining:
         clock = Clock("cpu")
         stage = Stage(0.0, 0.4, [0.5], score, lambda *_: None)
         train(MAE(OPTIONS), sets.train, OPTIONS, clock, stage, bf16=False)
-        # A step behind the end, at most.
-        assert 0.4 <= clock.used < 0.5
-        assert shares == [pytest.approx(0.5, abs=0.2), 1.0]
+        # A step behind the end, at most; with the last score it would be 0.6.
+        assert 0.4 <= clock.used < 0.6
+        assert len(shares) == 2
+        assert 0.5 <= shares[0] < shares[1] == 1
         assert clock.images == 8 * clock.steps
 
     def test_train__ends_by_operations(self, folder: Path) -> None:
