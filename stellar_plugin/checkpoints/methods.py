@@ -167,7 +167,8 @@ class Files:
 
     def numerics(self) -> dict[str, Any]:
         """Arguments of `Stellar` that no tensor shows, as far as they are known."""
-        return self._known("norm_eps", "pos_antialias", "num_heads", "mean", "std")
+        names = ("norm_eps", "pos_antialias", "num_heads", "mean", "std")
+        return {**self._known(*names), **self.arguments}
 
     def images(self) -> dict[str, Any]:
         """Mean and std of the images, where they are told."""
@@ -175,8 +176,7 @@ class Files:
 
     def _known(self, *names: str) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in names}
-        known = {name: value for name, value in values.items() if value is not None}
-        return {**known, **self.arguments}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
