@@ -84,17 +84,21 @@ def test_arrows__are_seen() -> None:
         # It imports a command by its name, when the command runs.
         ("stellar_cli", (*LEARNING, *OPENMMLAB, "stellar_plugin", "torch", "timm")),
         *(
-            (f"lightly_ext.{room}", ("lightly_ext.evaluate", "lightly_ext.pretrain"))
+            (
+                f"lightly_ext.{room}",
+                tuple(f"lightly_ext.{r}" for r in ("evaluate", "pretrain", "search")),
+            )
             for room in (
                 *("metrics", "data", "loss", "transforms", "modules", "pages"),
                 *("durable", "checkpoint_io"),
             )
         ),
-        ("lightly_ext.pretrain", ("lightly_ext.evaluate",)),
-        ("lightly_ext.evaluate", ("lightly_ext.pretrain",)),
+        ("lightly_ext.pretrain", ("lightly_ext.evaluate", "lightly_ext.search")),
+        ("lightly_ext.evaluate", ("lightly_ext.pretrain", "lightly_ext.search")),
+        ("lightly_ext.search", ("lightly_ext.pretrain",)),
         *(
             (f"lightly_ext.{room}", ("lightly_ext.demo",))
-            for room in ("metrics", "data", "pretrain", "evaluate")
+            for room in ("metrics", "data", "pretrain", "evaluate", "search")
         ),
         # The demo calls mmseg's command line.
         ("lightly_ext", (*OPENMMLAB, "stellar_plugin.mmseg")),

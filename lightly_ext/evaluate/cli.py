@@ -6,16 +6,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from types import ModuleType
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from lightly_ext.evaluate.command_line import command_parser, parse
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
-from stellar_cli.errors import raise_errors
 from stellar_cli.tasks import TASKS
 
 
@@ -34,8 +31,7 @@ def main(argv: Sequence[str]) -> None:
     module, name = _import(task, module_name), task.replace("-", "_")
     function = getattr(module, f"run_{name}")
     needs_model = "model" in inspect.signature(function).parameters
-    parser = ArgumentParser(prog=f"stellar evaluate {task}", description=f"{what}.")
-    raise_errors(parser)
+    parser = command_parser(f"stellar evaluate {task}", f"{what}.")
     # `report` takes folders of results where the others take a model.
     if needs_model:
         parser.add_function_arguments(load_frozen_model, skip={"seed"})
@@ -45,10 +41,7 @@ def main(argv: Sequence[str]) -> None:
         parser.add_function_arguments(function, skip=skipped)
     else:
         parser.add_function_arguments(function, as_positional=True)
-    options = _flags(
-        _repeatable(options, function), (function, load_frozen_model, Results)
-    )
-    values = vars(parser.parse_args(options))
+    values = parse(parser, options, function, load_frozen_model, Results)
     if needs_model:
         values |= _begin(values, getattr(module, f"check_{name}"))
     function(**values)
@@ -70,35 +63,6 @@ def _begin(values: dict[str, Any], check: Callable[..., Any]) -> dict[str, Any]:
     model = load_frozen_model(**take(load_frozen_model), seed=devices.seed)
     devices.say(model.origin.reading)
     return {"model": model.to(devices.device), "devices": devices, "results": results}
-
-
-def _repeatable(options: list[str], function: Callable[..., Any]) -> list[str]:
-    """Lets options that are lists be given several times: `--query A --query B`."""
-    lists = [
-        f"--{name}"
-        for name, parameter in inspect.signature(function).parameters.items()
-        if str(parameter.annotation).startswith("list")
-    ]
-    # "+" is how jsonargparse appends.
-    return [
-        f"{name}+{equals}{value}" if name in lists and not value.startswith("[") else o
-        for o in options
-        for name, equals, value in [o.partition("=")]
-    ]
-
-
-def _flags(options: list[str], functions: Sequence[Callable[..., Any]]) -> list[str]:
-    """Lets options that are switches stand alone: `--untrained` means true."""
-    switches = [
-        f"--{name}"
-        for function in functions
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.annotation in ("bool", "bool | None")
-    ]
-    return [
-        f"{o}=true" if o in switches and following.startswith("--") else o
-        for o, following in zip_longest(options, options[1:], fillvalue="--")
-    ]
 
 
 def _import(task: str, module_name: str) -> ModuleType:

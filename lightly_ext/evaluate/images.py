@@ -74,11 +74,13 @@ class Sample(NamedTuple):
         image: uint8 tensor with shape (3, crop, crop), black if unreadable.
         number: Number of the image in the list.
         readable: Whether the file could be read.
+        size: Height and width of the whole image in px, int64, zeros if unreadable.
     """
 
     image: Tensor
     number: int
     readable: bool
+    size: Tensor
 
 
 class EvaluationImages(Dataset[Sample]):
@@ -103,10 +105,12 @@ class EvaluationImages(Dataset[Sample]):
         """Reads an image."""
         path = self.files.root / self.files.names[index]
         try:
-            return Sample(self.transform(read_image(path)), index, True)
+            image = read_image(path)
+            size = torch.tensor(image.shape[1:])
+            return Sample(self.transform(image), index, True, size)
         except Exception:  # decoders raise anything; a wrong transform raises again
             blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
-            return Sample(self.transform(blank), index, False)
+            return Sample(self.transform(blank), index, False, torch.zeros(2).long())
 
 
 def folder_images(folder: Path | str) -> ImageFiles:

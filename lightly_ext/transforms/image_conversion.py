@@ -8,6 +8,9 @@ from PIL.Image import Image, fromarray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+# A side of an image is cut to so many times the other.
+LONGEST = 32
+
 
 def to_uint8_rgb(image: Tensor | Image) -> Tensor:
     """Converts an image to an RGB tensor that resizes fast.
@@ -47,11 +50,11 @@ def cut_ends(image: Tensor) -> Tensor:
             Tensor with shape (..., H, W).
 
     Returns:
-        Its middle, at most 32 times as long as wide; most often all of it.
+        Its middle, at most `LONGEST` times as long as wide; most often all of it.
 
     """
     for axis, other in ((-2, -1), (-1, -2)):
-        length, longest = image.shape[axis], 32 * image.shape[other]
+        length, longest = image.shape[axis], LONGEST * image.shape[other]
         if length > longest:
             return image.narrow(axis, (length - longest) // 2, longest)
     return image

@@ -109,7 +109,7 @@ class MaskedImages(Dataset[MaskedSample]):
 
     def __getitem__(self, index: int) -> MaskedSample:
         """Reads an image and its mask."""
-        image, number, readable = self.images[index]
+        image, number, readable, _ = self.images[index]
         try:
             mask = self.cut(read_mask(self.masks[index])[None])[0]
         except Exception:  # decoders raise anything on broken files

@@ -64,7 +64,7 @@ class DecoderTraining(LightningModule):
 
         So they change the weight of no other, however a batch is shared.
         """
-        images, number, readable = batch
+        images, number, readable, _ = batch
         assert isinstance(number, Tensor) and isinstance(readable, Tensor)
         self.unreadable[number] |= ~readable
         loss = (self.autoencoder.losses(images) * readable).mean()

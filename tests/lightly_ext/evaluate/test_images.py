@@ -64,11 +64,12 @@ class TestEvaluationImages:
         crop = centre_crop(KNN.replace(resize=20, crop=16), "bicubic")
         images = EvaluationImages(files, crop)
         assert len(images) == 3
-        image, number, readable = images[2]
+        image, number, readable, size = images[2]
         assert (number, readable) == (2, True) and image.dtype == torch.uint8
+        assert tuple(size) == read_image(tmp_path / "0002.png").shape[1:]
         assert image.equal(crop(read_image(tmp_path / "0002.png")))
-        image, number, readable = images[1]
-        assert (number, readable) == (1, False)
+        image, number, readable, size = images[1]
+        assert (number, readable, size.tolist()) == (1, False, [0, 0])
         assert image.shape == (3, 16, 16) and not image.any()
 
     def test_getitem__images_that_the_transform_fails_on(self, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ class TestEvaluationImages:
         for number, size in enumerate([(1, 20000), (20000, 1)]):
             Image.new("RGB", size, (9, 9, 9)).save(tmp_path / f"{number}.png")
         crop = centre_crop(KNN, "bicubic")
-        for image, _, readable in EvaluationImages(folder_images(tmp_path), crop):
+        for image, _, readable, _ in EvaluationImages(folder_images(tmp_path), crop):
             assert readable and image.shape == (3, KNN.crop, KNN.crop)
             assert set(image.flatten().tolist()) == {9}
 

@@ -226,6 +226,7 @@ class TestDecoderTraining:
             images,
             torch.tensor([5, 7, 2]),
             torch.tensor([True, False, True]),
+            torch.full((3, 2), 32),
         )
         loss = module.training_step(batch, 0)
         expected = autoencoder.losses(images[[0, 2]]).sum() / 3

@@ -1,0 +1,7 @@
+"""Search over the tokens of many images: what is alike, and where."""
+
+from lightly_ext.search.entries import Entries
+from lightly_ext.search.index_card import IndexCard
+from lightly_ext.search.token_index import Found, TokenIndex
+
+__all__ = ["Entries", "Found", "IndexCard", "TokenIndex"]

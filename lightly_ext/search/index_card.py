@@ -1,0 +1,117 @@
+"""What an index says of itself: what made its tokens, and where its images lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightly_ext.durable import replace_text
+
+CARD_NAME = "index.json"
+SCHEMA = 1
+# What may change without making other tokens: the same images and weights elsewhere.
+PLACES = ("images", "model")
+
+
+@dataclass(frozen=True)
+class IndexCard:
+    """What an index says of itself.
+
+    Attributes:
+        num_tokens:
+            Tokens of an image.
+        dim:
+            Numbers of a token.
+        cls_dim:
+            Numbers of a CLS token, 0 where the model has none.
+        grid_size:
+            Rows and columns of the maps.
+        resize:
+            Length of the shorter side of the images after resizing, px.
+        crop:
+            Side of their centre crop, px.
+        identity:
+            What else made the tokens, as values for JSON.
+        images:
+            Folder of the images, absolute.
+        model:
+            Arguments of `load_frozen_model` that load the model.
+    """
+
+    num_tokens: int
+    dim: int
+    cls_dim: int
+    grid_size: tuple[int, int]
+    resize: int
+    crop: int
+    identity: dict[str, Any]
+    images: str
+    model: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> IndexCard:
+        """Reads the card of an index.
+
+        Raises:
+            FileNotFoundError: If there is none in the folder.
+            ValueError: If it cannot be read, or is of another version.
+        """
+        path = folder / CARD_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no index in '{folder}': `stellar index --model MODEL "
+                f"--data FOLDER --output {folder}` makes one."
+            )
+        try:
+            values = json.loads(path.read_text())
+            schema = values.pop("schema")
+            values["grid_size"] = tuple(values["grid_size"])
+            card = cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"'{path}' is no card of an index ({error}): make the index anew, in "
+                "another folder."
+            ) from error
+        if schema != SCHEMA:
+            raise ValueError(
+                f"'{path}' is of version {schema}, this is version {SCHEMA}: make the "
+                "index anew, in another folder."
+            )
+        return card
+
+    def save(self, folder: Path) -> None:
+        """Writes the card, as a whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        replace_text(folder / CARD_NAME, json.dumps(values, indent=2) + "\n")
+
+    def check_same(self, other: IndexCard, where: str) -> None:
+        """Checks that tokens of another card may stand beside those of this one.
+
+        Args:
+            other:
+                The card of the other tokens.
+            where:
+                The index of this card, for the message.
+
+        Raises:
+            ValueError: If they were made otherwise.
+        """
+        mine, theirs = self._deciding(), other._deciding()
+        differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+        if differing:
+            told = [(k, mine.get(k), theirs.get(k)) for k in differing]
+            texts = "; ".join(f"{k}: {a} there, {b} here" for k, a, b in told)
+            raise ValueError(
+                f"The index in '{where}' has tokens that were made otherwise, which "
+                f"nothing of this model can be compared with ({texts}): name another "
+                "index, or the model that made it."
+            )
+
+    def _deciding(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        identity = values.pop("identity")
+        return {k: v for k, v in values.items() if k not in PLACES} | identity
