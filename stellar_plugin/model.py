@@ -26,6 +26,7 @@ from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
+from stellar_plugin.visual_tokens import VisualTokens, visual_tokens
 from stellar_plugin.weight_files import CONFIG_NAME
 
 
@@ -243,6 +244,22 @@ class Stellar(
         result = self(images)
         decoded = self.decode(result.lowrank, result.grid_size)
         return resized(decoded, size or decoded.shape[-2:]).clamp(0, 1)
+
+    def visual_tokens(self, images: Tensor) -> VisualTokens:
+        """Tokens, masses and boxes of images, for a language model's connector.
+
+        Args:
+            images:
+                Normalised images with shape (batch_size, 3, height, width).
+
+        Returns:
+            `tokens` (batch_size, num_queries, embed_dim) and `geometry` (batch_size,
+            num_queries, 5): mass, x0, y0, x1, y1 in [0, 1]. Both have a gradient.
+
+        Raises:
+            ValueError: If the model was built with target=None, without localization.
+        """
+        return visual_tokens(self(images))
 
     def load_tokenizer(self, path: str | Path) -> None:
         """Brings in the frozen tokenizer; `save_pretrained` then saves it too.

@@ -59,3 +59,21 @@ def test_example__trains_and_saves(
     model = Stellar.from_pretrained(tmp_path / "stellar")
     decoded = model.reconstruct(torch.zeros(1, 3, 32, 48))
     assert decoded.shape == (1, 3, 32, 48)
+
+
+@pytest.mark.slow
+def test_example__language_model(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "language_model" / "stellar.py"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tokens (2, 16, 192), geometry (2, 16, 5)" in result.stdout
+    assert "prefix of the sentence: (2, 16, 96)" in result.stdout
+    gradients = re.findall(r"gradient of the \w+: (\S+)", result.stdout)
+    assert len(gradients) == 2 and all(float(g) > 0 for g in gradients)
+    change = re.search(r"largest change in another order: (\S+)", result.stdout)
+    assert change is not None and float(change.group(1)) < 1e-5
