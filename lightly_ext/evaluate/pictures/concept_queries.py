@@ -23,9 +23,8 @@ from lightly_ext.evaluate.pictures.token_index import (
     prototype_usage,
     unit_length,
 )
+from lightly_ext.evaluate.prototypes import load_sparse_head
 from lightly_ext.modules import STELLARProjectionHead
-from stellar_plugin.checkpoints import HEADS_NAME, read_checkpoint
-from stellar_plugin.checkpoints.export import HEAD_KEYS
 
 Choice = Literal["random", "distinct", "prototypes"]
 NO_IMAGE = -1
@@ -276,34 +275,6 @@ def most_used_prototypes(
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
         if count
     ][:num_queries]
-
-
-def load_sparse_head(model: FrozenModel) -> STELLARProjectionHead:
-    """Projection head and prototypes of the tokens, on the device, without gradients.
-
-    Raises:
-        ValueError: If the checkpoint has none, or the model is untrained.
-    """
-    if model.origin.untrained:
-        raise ValueError("An untrained model has no prototypes: ask for tokens.")
-    state = read_checkpoint(model.origin.source).heads.get("sparse_head", {})
-    problem = None
-    if not state:
-        problem = f"there is no {HEADS_NAME} beside it, as `stellar pretrain` writes it"
-    elif "prototypes.weight" not in state:
-        problem = "it was trained without"
-    elif state.keys() != HEAD_KEYS:
-        problem = "its heads are normalised by the batch"
-    if problem is not None:
-        raise ValueError(
-            f"'{model.origin.source}' has no prototypes that tokens could be compared "
-            f"with: {problem}. Ask for tokens instead."
-        )
-    hidden, width = state["layers.0.weight"].shape
-    prototypes, output = state["prototypes.weight"].shape
-    head = STELLARProjectionHead(width, hidden, output, prototypes)
-    head.load_state_dict(state)
-    return head.eval().requires_grad_(False).to(model.mean.device)
 
 
 def _width(head: STELLARProjectionHead) -> int:

@@ -356,20 +356,6 @@ class TestBadInput:
         plain = _given(tmp_path, "timm:resnet10t", untrained=True)
         with pytest.raises(ValueError, match="no latent queries"):
             run_concepts(*plain, str(images))
-        headless = _given(tmp_path, write_model(tmp_path / "headless"))
-        with pytest.raises(ValueError, match="has no prototypes"):
-            run_concepts(*headless, str(images), choose="prototypes")
-        for kwargs, problem in (
-            ({"num_prototypes": None}, "it was trained without"),
-            ({"batch_norm": True}, "normalised by the batch"),
-        ):
-            head = STELLARProjectionHead(EMBED_DIM, 32, 8, **kwargs)
-            save_heads({"sparse_head": head.state_dict()}, tmp_path / "headless")
-            with pytest.raises(ValueError, match=problem):
-                run_concepts(*headless, str(images), choose="prototypes")
-        untrained = _given(tmp_path, source, untrained=True)
-        with pytest.raises(ValueError, match="untrained model has no prototypes"):
-            run_concepts(*untrained, str(images), prototypes=["1"])
 
     def test_run_concepts__images(self, tmp_path: Path, source: str) -> None:
         folder = tmp_path / "few"
