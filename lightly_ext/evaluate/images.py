@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -15,6 +16,9 @@ from torchvision.transforms import InterpolationMode, v2
 from lightly_ext.data import list_images, read_image
 from lightly_ext.transforms.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
+
+_EXIF_ORIENTATION = 274
+_EXIF_TURNED = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,25 @@ class EvaluationImages(Dataset[Sample]):
         except Exception:  # decoders raise anything; a wrong transform raises again
             blank = torch.zeros(3, 8, 8, dtype=torch.uint8)
             return Sample(self.transform(blank), index, False, torch.zeros(2).long())
+
+
+def seen_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image as it is seen, by the head of its file.
+
+    Args:
+        path:
+            The file.
+
+    Returns:
+        The size in px after the EXIF orientation; None if the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TURNED
+    except Exception:  # decoders raise anything on broken files
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def folder_images(folder: Path | str) -> ImageFiles:

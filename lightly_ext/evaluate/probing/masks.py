@@ -15,7 +15,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images
-from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, centre_crop
+from lightly_ext.evaluate.images import (
+    EvaluationImages,
+    ImageFiles,
+    centre_crop,
+    seen_size,
+)
 from lightly_ext.transforms.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol
 
@@ -23,8 +28,6 @@ from stellar_plugin.protocols import CropProtocol
 EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 NUM_LOOKED_AT = 32
-_EXIF_ORIENTATION = 274
-_EXIF_TURNED = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -229,11 +232,12 @@ def check_values(masks: Sequence[Path], values: LabelValues) -> None:
 
 def _check_pair(image_path: Path, mask_path: Path) -> None:
     try:
-        with Image.open(image_path) as image, Image.open(mask_path) as mask:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TURNED
-            size = image.size[::-1] if turned else image.size
-            mask_size, mode = mask.size, mask.mode
+        with Image.open(mask_path) as mask:
+            mask_size, mode = mask.size[::-1], mask.mode
     except OSError:  # unreadable: counted later
+        return
+    size = seen_size(image_path)
+    if size is None:
         return
     if mode not in MODES:
         raise ValueError(
@@ -242,8 +246,8 @@ def _check_pair(image_path: Path, mask_path: Path) -> None:
         )
     if mask_size != size:
         raise ValueError(
-            f"'{mask_path}' is {mask_size[0]} x {mask_size[1]} px, its image "
-            f"{size[0]} x {size[1]} px."
+            f"'{mask_path}' is {mask_size[1]} x {mask_size[0]} px, its image "
+            f"{size[1]} x {size[0]} px."
         )
 
 
