@@ -201,6 +201,7 @@ def test_all_protocols_are_followed() -> None:
 
 @pytest.mark.parametrize("name", NUM_CLASSES)
 class TestEveryConfig:
+    @pytest.mark.slow
     def test_model__builds(self, name: str) -> None:
         cfg = load(name)
         with (

@@ -209,6 +209,7 @@ class TestIdentity:
         if name not in said | TRAINED_PARTS and is_text:
             assert name in ("features", "text_model", "query", "prototypes")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", known_protocols())
     def test_every_field_of_every_protocol_decides(
         self, given: Given, name: str

@@ -75,7 +75,9 @@ def features(source: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("suffix", ["ade20k", "voc_paper"])
+@pytest.mark.parametrize(
+    "suffix", ["ade20k", pytest.param("voc_paper", marks=pytest.mark.slow)]
+)
 def test_forward(kind: str, suffix: str, tmp_path: Path) -> None:
     """What the head reads are the features of `stellar evaluate`, at any size."""
     write, channels, cell = KINDS[kind]
