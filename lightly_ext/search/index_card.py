@@ -65,28 +65,46 @@ class IndexCard:
                 f"There is no index in '{folder}': `stellar index --model MODEL "
                 f"--data FOLDER --output {folder}` makes one."
             )
+        return cls.from_json(path.read_text(), str(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> IndexCard:
+        """Reads the text of a card.
+
+        Args:
+            text:
+                What `to_json` gave.
+            where:
+                Where it stood, for messages.
+
+        Raises:
+            ValueError: If it cannot be read, or is of another version.
+        """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(text)
             schema = values.pop("schema")
             values["grid_size"] = tuple(values["grid_size"])
             card = cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"'{path}' is no card of an index ({error}): make the index anew, in "
-                "another folder."
+                f"'{where}' is no card of an index ({error}): make the index anew, "
+                "in another place."
             ) from error
         if schema != SCHEMA:
             raise ValueError(
-                f"'{path}' is of version {schema}, this is version {SCHEMA}: make the "
-                "index anew, in another folder."
+                f"'{where}' is of version {schema}, this is version {SCHEMA}: make the "
+                "index anew, in another place."
             )
         return card
+
+    def to_json(self) -> str:
+        """The card as text."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2)
 
     def save(self, folder: Path) -> None:
         """Writes the card, as a whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        values = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        replace_text(folder / CARD_NAME, json.dumps(values, indent=2) + "\n")
+        replace_text(folder / CARD_NAME, self.to_json() + "\n")
 
     def check_same(self, other: IndexCard, where: str) -> None:
         """Checks that tokens of another card may stand beside those of this one.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightly_ext.metrics.late_interaction import maxsim
 from lightly_ext.search.entries import Entries
+from lightly_ext.search.image_index import Found
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.scoring import (
     quantised,
@@ -28,21 +29,6 @@ POOLED = {"mean": ("mean", "mean_factor"), "cls": ("cls", "cls_factor")}
 WHERE = ("masses", "maps", "sizes", "stamps")
 CANDIDATES = 1000
 ROWS_OF_SKETCH = 8192
-
-
-@dataclass(frozen=True)
-class Found:
-    """An image that is like a query.
-
-    Attributes:
-        file: Name of its file, relative to the folder of the images.
-        score: How alike, at most one where weights sum to one.
-        token: Its token that is most like the query's heaviest.
-    """
-
-    file: str
-    score: float
-    token: int
 
 
 @dataclass
@@ -93,6 +79,11 @@ class TokenIndex:
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def place(self) -> str:
+        """Where the index is, for messages."""
+        return str(self.folder)
 
     @property
     def files(self) -> Sequence[str]:
@@ -199,7 +190,7 @@ class TokenIndex:
 
     def _check(self, tokens: Tensor, k: int) -> None:
         if not len(self):
-            raise ValueError(f"The index in '{self.folder}' has no image.")
+            raise ValueError(f"The index in '{self.place}' has no image.")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != self.card.dim:
