@@ -16,7 +16,8 @@ from torch import Tensor
 from lightly_ext.evaluate.images import ImageFiles, seen_size
 
 COLUMNS = ("file", "x0", "y0", "x1", "y1")
-# In px: COCO's boxes are rounded, and so may end a little outside of their image.
+# In px: COCO's boxes are rounded, a CSV may count to the width where it should count to
+# the last px; both end a little outside of their image, and are cut.
 ROUNDING = 1.0
 
 
@@ -102,7 +103,7 @@ def _coco_boxes(files: ImageFiles, path: str) -> list[Tensor]:
             (f"annotation {a.get('id')} of '{path}'", _bbox(path, a)) for a in of_image
         ]
         edges = [(where, [x, y, x + w, y + h]) for where, (x, y, w, h) in numbers]
-        found = _edges(files.root / name, edges, ROUNDING)
+        found = _edges(files.root / name, edges)
         boxes.append(found[(found[:, 2:] > found[:, :2]).all(dim=1)])
     return boxes
 
@@ -127,7 +128,7 @@ def _csv_boxes(files: ImageFiles, path: str) -> list[Tensor]:
             where = f"line {line} of '{path}'"
             of_images[numbers[name]].append((where, [x0, y0, x1 + 1, y1 + 1]))
     return [
-        _edges(files.root / name, boxes, 0.0)
+        _edges(files.root / name, boxes)
         for name, boxes in zip(files.names, of_images, strict=True)
     ]
 
@@ -157,9 +158,7 @@ def _csv_lines(path: str) -> Iterator[tuple[int, str, list[float]]]:
         raise ValueError(f"'{path}' cannot be read as CSV: {error}.") from error
 
 
-def _edges(
-    image: Path, boxes: Sequence[tuple[str, list[float]]], tolerance: float
-) -> Tensor:
+def _edges(image: Path, boxes: Sequence[tuple[str, list[float]]]) -> Tensor:
     """Boxes of an image, checked and cut at its border: float64 (num_boxes, 4)."""
     if not boxes:
         return torch.zeros(0, 4, dtype=torch.float64)
@@ -167,7 +166,7 @@ def _edges(
     for where, box in boxes:
         _check_box(where, box)
         if size is not None:
-            _check_inside(where, box, image, size, tolerance)
+            _check_inside(where, box, image, size)
     edges = torch.tensor([box for _, box in boxes], dtype=torch.float64)
     if size is None:  # unreadable: counted later
         return edges
@@ -187,12 +186,12 @@ def _check_box(where: str, box: list[float]) -> None:
 
 
 def _check_inside(
-    where: str, box: list[float], image: Path, size: tuple[int, int], tolerance: float
+    where: str, box: list[float], image: Path, size: tuple[int, int]
 ) -> None:
     height, width = size
     x0, y0, x1, y1 = box
     over = max(-x0, -y0, x1 - width, y1 - height)
-    if over > tolerance:
+    if over > ROUNDING:
         raise ValueError(
             f"The box on {where} ends {over:g} px outside of '{image}', which is "
             f"{width} x {height} px: {box} (edges x0, y0, x1, y1; in a CSV the last px "

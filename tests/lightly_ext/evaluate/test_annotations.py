@@ -82,6 +82,11 @@ class TestFindBoxes:
         boxes = find_boxes(folder_images(images), str(path))
         assert _listed(boxes) == [[[1, 2, 9, 10]], [], []]
 
+    def test_find_boxes__csv_that_counts_to_the_width(self, images: Path) -> None:
+        path = _csv(images.parent / "boxes.csv", "1.png,0,0,30,20")
+        boxes = find_boxes(folder_images(images), path)
+        assert _listed(boxes) == [[[0, 0, 30, 20]], [], []]
+
     def test_find_boxes__coco(self, images: Path) -> None:
         listed = [
             {"id": 7, "file_name": "c/2.jpg", "height": HEIGHT, "width": WIDTH},
@@ -112,7 +117,7 @@ class TestFindBoxes:
             (HEAD, "1.png,0,0,1,1\n1.png,1,2,x,4", r"Line 3 of .*'x'"),
             (HEAD, "1.png,1,2,nan,4", r"line 2 of .* has no finite numbers"),
             (HEAD, "1.png,5,2,3,4", r"line 2 of .* is reversed"),
-            (HEAD, "1.png,1,2,30,4", r"line 2 of .* ends 1 px outside of .*30 x 20 px"),
+            (HEAD, "1.png,1,2,31,4", r"line 2 of .* ends 2 px outside of .*30 x 20 px"),
             (HEAD, "1.png,-2,2,3,4", r"line 2 of .* ends 2 px outside"),
             (HEAD, "9.png,1,2,3,4", r"names no image of .*, for example '9.png'"),
             (HEAD, "", "names no image of .*images': names are relative"),
