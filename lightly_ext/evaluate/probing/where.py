@@ -18,6 +18,13 @@ from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.evaluate.masks import (
+    LabelValues,
+    MaskedImages,
+    check_values,
+    find_masks,
+    listed_files,
+)
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import (
     CLUSTER_COLOURS,
@@ -33,13 +40,6 @@ from lightly_ext.evaluate.probing.localization import (
     overlap_ious,
     parts_iou,
     uniform_parts,
-)
-from lightly_ext.evaluate.probing.masks import (
-    LabelValues,
-    MaskedImages,
-    check_values,
-    find_masks,
-    listed_files,
 )
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightly_ext.evaluate.images import folder_images
-from lightly_ext.evaluate.probing.masks import find_masks, listed_files, read_mask
+from lightly_ext.evaluate.masks import find_masks, listed_files, read_mask
 from tests.lightly_ext.evaluate.small import write_images
 
 

@@ -194,7 +194,7 @@ def find_masks(files: ImageFiles, folder: str) -> list[Path]:
         )
     masks = [paths[_stem(name)] for name in files.names]
     for name, mask in zip(files.names, masks, strict=True):
-        _check_pair(files.root / name, mask)
+        check_pair(files.root / name, mask)
     return masks
 
 
@@ -230,11 +230,16 @@ def check_values(masks: Sequence[Path], values: LabelValues) -> None:
         )
 
 
-def _check_pair(image_path: Path, mask_path: Path) -> None:
+def check_pair(image_path: Path, mask_path: Path) -> None:
+    """Checks that a file is a label image of the size of its image.
+
+    Raises:
+        ValueError: If it is none; an unreadable file is counted when it is read.
+    """
     try:
         with Image.open(mask_path) as mask:
             mask_size, mode = mask.size[::-1], mask.mode
-    except OSError:  # unreadable: counted later
+    except OSError:
         return
     size = seen_size(image_path)
     if size is None:

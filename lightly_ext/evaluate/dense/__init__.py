@@ -1,0 +1,1 @@
+"""Segmentation of whole images with frozen features: by neighbours, by clusters."""
