@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.index_card import IndexCard
+from lightly_ext.search.query import By
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class ImageIndex(Protocol):
         tokens: Tensor,
         k: int,
         weights: Tensor | None = None,
+        *,
+        by: By = ...,
+        pooled: Tensor | None = None,
         candidates: int | None = ...,
     ) -> list[Found]:
-        """Finds the images with the most similar tokens, the best first."""
+        """Finds the images that are most like a query, the best first."""

@@ -32,8 +32,8 @@ def quantised(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restored(steps: Tensor, factors: Tensor) -> Tensor:
-    """The float32 vectors that `quantised` gives the bytes and factors of."""
-    return steps.float() * factors[..., None]
+    """The vectors that `quantised` gives the bytes and factors of, of their dtype."""
+    return steps.to(factors.dtype) * factors[..., None]
 
 
 def sketch_matrix(dim: int) -> Tensor:
@@ -48,5 +48,7 @@ def sketch_matrix(dim: int) -> Tensor:
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """Vectors scaled to unit length, float32."""
-    return F.normalize(vectors.float(), dim=-1, eps=L2_NORM_EPS)
+    """Vectors scaled to unit length, in at least float32."""
+    if vectors.dtype != torch.float64:
+        vectors = vectors.float()
+    return F.normalize(vectors, dim=-1, eps=L2_NORM_EPS)

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightly_ext.metrics.late_interaction import maxsim
+from lightly_ext.metrics.late_interaction import best_matches, maxsim
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import Found
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
+from lightly_ext.search.query import By, Query, check_asked
 from lightly_ext.search.scoring import (
     quantised,
     restored,
@@ -140,13 +141,18 @@ class TokenIndex:
         tokens: Tensor,
         k: int,
         weights: Tensor | None = None,
+        *,
+        by: By = "maxsim",
+        pooled: Tensor | None = None,
         candidates: int | None = CANDIDATES,
     ) -> list[Found]:
-        """Finds the images with the most similar tokens, see `scoring.maxsim`.
+        """Finds the images that are most like a query.
 
-        Candidates are found by short tokens and then scored by the whole ones, so that
-        scores are exact, and so is the list where there are no more images than
-        candidates.
+        By "maxsim" each token of the query looks for its like, see
+        `late_interaction.maxsim`. Candidates are found by short tokens and then scored
+        by the whole ones, so that scores are exact, and so is the list where there are
+        no more images than candidates. By "mean" and "cls" all images are scored, by
+        the cosine of one vector.
 
         Args:
             tokens:
@@ -154,56 +160,54 @@ class TokenIndex:
             k:
                 Number of images; all of them if there are fewer.
             weights:
-                Weight of each, with shape (num_query_tokens,). None weighs all alike,
-                with a sum of one.
+                Weight of each, at least 0, with shape (num_query_tokens,). None weighs
+                all alike, with a sum of one.
+            by:
+                "maxsim", or what stands for a whole image: "mean" of its tokens, or
+                "cls".
+            pooled:
+                What stands for the query by "mean" (None: the weighted mean of its
+                tokens) or by "cls", with shape (dim,) or (cls_dim,), of any length.
             candidates:
-                Number of candidates, None for all images.
+                Number of candidates of "maxsim", None for all images.
 
         Returns:
             The images, the best first, of equals the first by name.
 
         Raises:
-            ValueError: If the index is empty, k is not positive, or tokens and weights
-                do not fit.
+            ValueError: If the index is empty or has no CLS tokens, k is not positive,
+                or tokens, weights and pooled do not fit.
         """
-        self._check(tokens, k)
-        query = unit_length(tokens.cpu())
-        if weights is None:
-            weights = torch.full((len(query),), 1 / len(query))
-        if weights.shape != query.shape[:1]:
-            raise ValueError(
-                f"weights must be one for each of {len(query)} tokens, got "
-                f"{tuple(weights.shape)}."
-            )
-        weights = weights.float().cpu()
-        chosen = np.arange(len(self))
-        if candidates is not None and len(self) > max(candidates, k):
-            rough = self._rough(query, weights)
-            best = rough.topk(max(candidates, k)).indices
-            chosen = np.sort(best.numpy())
-        scores, matched = self._exact(query, weights, chosen)
-        order = scores.sort(descending=True, stable=True).indices[:k]
+        check_asked(self.place, len(self), k)
+        query = Query.of(self.card, tokens, weights, by, pooled)
+        if query.pooled is not None:
+            scores = self._pooled_scores(query.pooled, POOLED[by])
+            chosen = _best(scores, k)
+            scores, matched = scores[chosen], self._exact(query, chosen)[1]
+        else:
+            chosen = np.arange(len(self))
+            if candidates is not None and len(self) > max(candidates, k):
+                best = _best(self._rough(query), max(candidates, k))
+                chosen = np.sort(best)
+            scores, matched = self._exact(query, chosen)
         return [
             Found(self._files[chosen[i]], float(scores[i]), int(matched[i]))
-            for i in order.tolist()
+            for i in _best(scores, k).tolist()
         ]
 
-    def _check(self, tokens: Tensor, k: int) -> None:
-        if not len(self):
-            raise ValueError(f"The index in '{self.place}' has no image.")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != self.card.dim:
-            raise ValueError(
-                f"tokens must be (num_query_tokens, {self.card.dim}), got "
-                f"{tuple(tokens.shape)}."
-            )
+    def _pooled_scores(self, pooled: Tensor, names: tuple[str, str]) -> Tensor:
+        scores = []
+        for block in self._store.blocks(self._numbers, names):
+            steps, factors = (torch.from_numpy(block[name].copy()) for name in names)
+            scores.append(restored(steps, factors.double()) @ pooled)
+        return torch.cat(scores)
 
-    def _rough(self, query: Tensor, weights: Tensor) -> Tensor:
+    def _rough(self, query: Query) -> Tensor:
         """Scores of all images by short tokens."""
         if self._sketch is None:
             self._sketch = self._read_sketch()
-        short = query @ sketch_matrix(self.card.dim)
+        short = query.tokens.float() @ sketch_matrix(self.card.dim)
+        weights = query.weights.float()
         blocks = zip(
             *(part.split(ROWS_OF_SKETCH) for part in self._sketch), strict=True
         )
@@ -216,19 +220,19 @@ class TokenIndex:
         )
         return steps.unflatten(1, (self.card.num_tokens, -1)), factors
 
-    def _exact(
-        self, query: Tensor, weights: Tensor, chosen: NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores of images, and their token most like the query's heaviest."""
-        heaviest = query[weights.argmax()]
+    def _exact(self, query: Query, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Scores of images, and their token most like the query's heaviest.
+
+        In float64: equal images have equal scores, wherever in a block they stand.
+        """
         scores, matched = [], []
         for block in self._store.blocks(self._numbers[chosen], TOKENS):
             steps, factors = (torch.from_numpy(block[name].copy()) for name in TOKENS)
-            tokens = restored(
-                steps.unflatten(1, (self.card.num_tokens, self.card.dim)), factors
-            )
-            scores.append(maxsim(query, weights, tokens))
-            matched.append((tokens @ heaviest).argmax(dim=1))
+            steps = steps.unflatten(1, (self.card.num_tokens, self.card.dim))
+            images = restored(steps, factors.double())
+            cosines, numbers = best_matches(query.tokens, images)
+            scores.append(cosines @ query.weights)
+            matched.append(numbers[:, query.heaviest])
         return torch.cat(scores), torch.cat(matched)
 
     def _entries(self, files: Sequence[str], rows: dict[str, NDArray[Any]]) -> Entries:
@@ -253,6 +257,12 @@ class TokenIndex:
             numbers("sizes"),
             numbers("stamps"),
         )
+
+
+def _best(scores: Tensor, k: int) -> NDArray[np.int64]:
+    """Numbers of the best scores, of equals the first; rounding makes none unequal."""
+    order = scores.double().round(decimals=9).sort(descending=True, stable=True)
+    return order.indices[:k].numpy()
 
 
 def _columns(entries: Entries) -> dict[str, NDArray[Any]]:

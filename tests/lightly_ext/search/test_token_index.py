@@ -91,7 +91,9 @@ class TestTokenIndex:
     @pytest.mark.parametrize("candidates", [None, 1000, 12])
     def test_search__brute_force(self, tmp_path: Path, candidates: int | None) -> None:
         query, weights = _tokens(1, seed=3)[0], [0.2, 0.7, 0.1]
-        found = _index(tmp_path).search(query, 3, torch.tensor(weights), candidates)
+        found = _index(tmp_path).search(
+            query, 3, torch.tensor(weights), candidates=candidates
+        )
         scores, matched = _brute_force(query, weights, _tokens(40))
         order = np.argsort(scores)[::-1][:3]
         assert [f.file for f in found] == [_names(40)[i] for i in order]
