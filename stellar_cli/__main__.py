@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": (EVALUATE, "eval", "every table and figure of the paper"),
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
     "concepts": (EVALUATE, "eval", "nearest tokens of a folder, as a page"),
+    "index": ("lightly_ext.search.index", "search", "tokens of a folder, for search"),
     "report": (EVALUATE, "eval", "stored results as the paper's tables"),
     "configs": ("stellar_cli.configs", "mmseg", "configs for `mim train mmseg`"),
     "demo": (

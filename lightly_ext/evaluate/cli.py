@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from lightly_ext.evaluate.command_line import command_parser, parse
+from lightly_ext.evaluate.command_line import command_parser, parse, take
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
@@ -52,15 +52,10 @@ def _begin(values: dict[str, Any], check: Callable[..., Any]) -> dict[str, Any]:
 
     Loading a model takes long, so what the task needs beside it is checked before.
     """
-
-    def take(function: Callable[..., Any]) -> dict[str, Any]:
-        names = inspect.signature(function).parameters
-        return {name: values.pop(name) for name in names if name in values}
-
-    devices = Devices(**take(Devices))
-    results = Results(devices, **take(Results))
+    devices = Devices(**take(values, Devices))
+    results = Results(devices, **take(values, Results))
     results.look_ahead(check, values)
-    model = load_frozen_model(**take(load_frozen_model), seed=devices.seed)
+    model = load_frozen_model(**take(values, load_frozen_model), seed=devices.seed)
     devices.say(model.origin.reading)
     return {"model": model.to(devices.device), "devices": devices, "results": results}
 

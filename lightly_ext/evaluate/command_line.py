@@ -55,6 +55,19 @@ def parse(
     return vars(parser.parse_args(options))
 
 
+def take(values: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Takes out the options that are arguments of a function or class.
+
+    Args:
+        values:
+            Values of options by name, without these afterwards.
+        function:
+            The function.
+    """
+    names = inspect.signature(function).parameters
+    return {name: values.pop(name) for name in names if name in values}
+
+
 def _repeatable(options: Sequence[str], function: Callable[..., Any]) -> list[str]:
     """Lets options that are lists be given several times: `--query A --query B`."""
     lists = [

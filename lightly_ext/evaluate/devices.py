@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -11,11 +11,19 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Subset
 
-from lightly_ext.data import SeededViews, num_cpus
-from lightly_ext.evaluate.images import EvaluationImages, Sample
+from lightly_ext.data import num_cpus
 from lightly_ext.evaluate.options import check_positive
 
 T = TypeVar("T")
+Item = TypeVar("Item", covariant=True)
+
+
+class Items(Protocol[Item]):
+    """A data set with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Item: ...
 
 
 class Devices:
@@ -90,11 +98,11 @@ class Devices:
 
     def loader(
         self,
-        images: EvaluationImages | SeededViews[Sample],
+        images: Items[T],
         chosen: Sequence[Any] | None = None,
         batch_size: int | None = None,
-    ) -> DataLoader[Sample]:
-        """Loads images in the given order; batches are `Sample`s of tensors.
+    ) -> DataLoader[T]:
+        """Loads images in the given order; batches are their items with tensors.
 
         Args:
             images:
@@ -107,8 +115,9 @@ class Devices:
         """
         if chosen is None:
             chosen = range(self.rank, len(images), self.world_size)
+        dataset: Any = images
         return DataLoader(
-            Subset(images, chosen),
+            Subset(dataset, chosen),
             batch_size=batch_size or self.batch_size,
             num_workers=self.num_workers if len(chosen) > self.batch_size else 0,
             pin_memory=self.device.type == "cuda",

@@ -91,6 +91,18 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def file_stamp(path: str | Path) -> Stamp:
+    """What changes when a file changes, without reading it."""
+    stat = os.stat(path)
+    # The last one changes with every replacement, also where the other is put back.
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """Whether a file that changes from now on gets another stamp."""
+    return time.time_ns() - max(stamp[1:]) > SETTLED_NS
+
+
 def _hashes(
     devices: Devices, cache: Path, root: Path, names: Sequence[str]
 ) -> list[bytes]:
@@ -117,21 +129,15 @@ def _hashes(
 def _look(folder: str, known: Mapping[str, Known], name: str) -> Known:
     path = os.path.join(folder, name)
     try:
-        stamp = _stamp(path)
+        stamp = file_stamp(path)
         found = known.get(name)
         if found is not None and found[0] == stamp:
             return found
         sha256 = file_sha256(Path(path)).encode()
-        settled = time.time_ns() - max(stamp[1:]) > SETTLED_NS
-        return stamp if settled and _stamp(path) == stamp else None, sha256
+        settled = is_settled(stamp) and file_stamp(path) == stamp
+        return stamp if settled else None, sha256
     except OSError:
         return None, b""
-
-
-def _stamp(path: str) -> Stamp:
-    stat = os.stat(path)
-    # The last one changes with every replacement, also where the other is put back.
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _load(memo: Path) -> dict[str, Known]:

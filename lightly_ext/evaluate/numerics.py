@@ -69,7 +69,7 @@ def numerics_folder(
     identity = {
         **identity,
         "device": devices.device.type,
-        "versions": {name: _version(name) for name in packages},
+        "versions": versions(packages),
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     tolerance = TOLERANCE.get(identity["precision"], HALF_TOLERANCE)
@@ -83,6 +83,11 @@ def known_image() -> Tensor:
     """Smooth colours to compute features of, uint8 with shape (1, 3, 8, 8)."""
     values = torch.arange(3 * 8 * 8) * 89 % 251
     return values.view(1, 3, 8, 8).byte()
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of packages, by name."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(name: str) -> str:

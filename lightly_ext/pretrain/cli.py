@@ -49,9 +49,9 @@ from lightly_ext.pretrain.recipes import (
 )
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart, signals_end_start
-from lightly_ext.pretrain.run_lock import RunLock
 from lightly_ext.pretrain.run_log import RunLogger
 from lightly_ext.pretrain.story import RunStory
+from lightly_ext.run_lock import RunLock
 from stellar_cli.errors import raise_errors
 
 # Options of the run that classes get as arguments, too.

@@ -32,8 +32,12 @@ class Entries:
         sizes:
             Height and width of the images in px, int64 with shape (num_images, 2).
         stamps:
-            Size of the files in bytes, and time of their last change in ns, int64 with
-            shape (num_images, 2).
+            What changes with the files: their size in bytes, and the times in ns when
+            content and inode changed last, int64 with shape (num_images, 3); -1 where
+            another content could have the same.
+        hashes:
+            SHA-256 of the files, uint8 with shape (num_images, 32); zeros where the
+            file changed while it was read.
     """
 
     files: Sequence[str]
@@ -44,6 +48,18 @@ class Entries:
     cls: Tensor
     sizes: Tensor
     stamps: Tensor
+    hashes: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Entries]) -> Entries:
+        """All images of several entries, one behind the other."""
+        files = [file for part in parts for file in part.files]
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name, value in vars(parts[0]).items()
+            if isinstance(value, Tensor)
+        }
+        return cls(files=files, **tensors)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from lightly_ext.evaluate.fingerprints import Stamp
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.index_card import IndexCard
 from lightly_ext.search.query import By
+
+# Stamp and SHA-256 of a file; a plain tuple, as there may be millions.
+Content = tuple[Stamp, bytes]
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,11 @@ class ImageIndex(Protocol):
     def blocks(self, size: int = ...) -> Iterator[Entries]:
         """All images, some at a time, in the order of `files`."""
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Size in bytes and time of change in ns of all files, when they were read."""
+    def contents(self) -> dict[str, Content]:
+        """Stamps and hashes of all files, of when they were read."""
+
+    def restamp(self, stamps: Mapping[str, Stamp]) -> None:
+        """Replaces the stamps of files whose content is as it was."""
 
     def search(
         self,

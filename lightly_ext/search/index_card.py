@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from lightly_ext.durable import replace_text
 
 CARD_NAME = "index.json"
 SCHEMA = 1
-# What may change without making other tokens: the same images and weights elsewhere.
-PLACES = ("images", "model")
+# What decides not, or not alone: images and weights may lie elsewhere, and what is made
+# of the known image tells whether other versions matter.
+BESIDE = ("images", "model", "known", "versions")
+# How far what is made of the known image may be from what was, as a fraction of it: in
+# full precision about what tokens lose in a byte per number.
+TOLERANCE, HALF_TOLERANCE = 1e-2, 3e-2
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class IndexCard:
             Folder of the images, absolute.
         model:
             Arguments of `load_frozen_model` that load the model.
+        known:
+            What the model made of an image that is always the same.
+        versions:
+            Versions of the packages that did, by name.
     """
 
     num_tokens: int
@@ -50,6 +59,8 @@ class IndexCard:
     identity: dict[str, Any]
     images: str
     model: dict[str, Any]
+    known: list[float] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> IndexCard:
@@ -128,8 +139,25 @@ class IndexCard:
                 f"nothing of this model can be compared with ({texts}): name another "
                 "index, or the model that made it."
             )
+        self._check_known(other, where)
+
+    def _check_known(self, other: IndexCard, where: str) -> None:
+        """What hashes of weights do not tell: how the code reads and runs them."""
+        distance = math.dist(self.known, other.known) / (math.hypot(*self.known) or 1)
+        full = self.identity.get("precision") == "32-true"
+        if distance <= (TOLERANCE if full else HALF_TOLERANCE):
+            return
+        names = sorted(self.versions | other.versions)
+        told = [(n, self.versions.get(n), other.versions.get(n)) for n in names]
+        texts = [f"{n} {a} there, {b} here" for n, a, b in told if a != b]
+        raise ValueError(
+            f"The same weights make other tokens of a known image than when the index "
+            f"in '{where}' was made: they differ by {distance:.0%} "
+            f"({'; '.join(texts) or 'packages of the same versions'}). Make the index "
+            "anew, in another folder, or go back to these versions."
+        )
 
     def _deciding(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         identity = values.pop("identity")
-        return {k: v for k, v in values.items() if k not in PLACES} | identity
+        return {k: v for k, v in values.items() if k not in BESIDE} | identity

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightly_ext.evaluate.fingerprints import Stamp
 from lightly_ext.metrics.late_interaction import best_matches, maxsim
 from lightly_ext.search.entries import Entries
-from lightly_ext.search.image_index import Found
+from lightly_ext.search.image_index import Content, Found
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.query import By, Query, check_asked
 from lightly_ext.search.scoring import (
@@ -23,11 +24,11 @@ from lightly_ext.search.scoring import (
     sketch_matrix,
     unit_length,
 )
-from lightly_ext.search.store import LanceStore
+from lightly_ext.search.store import ROWS_AT_ONCE, LanceStore
 
 TOKENS, SKETCH = ("tokens", "token_factors"), ("sketch", "sketch_factors")
 POOLED = {"mean": ("mean", "mean_factor"), "cls": ("cls", "cls_factor")}
-WHERE = ("masses", "maps", "sizes", "stamps")
+WHERE = ("masses", "maps", "sizes", "stamps", "hashes")
 CANDIDATES = 1000
 ROWS_OF_SKETCH = 8192
 
@@ -73,9 +74,14 @@ class TokenIndex:
             ValueError: If the folder has an index of other tokens.
         """
         folder = Path(folder)
+        there = None
         if (folder / CARD_NAME).is_file():
-            IndexCard.load(folder).check_same(card, str(folder))
-        card.save(folder)
+            there = IndexCard.load(folder)
+            there.check_same(card, str(folder))
+            # By the first ones: many small steps do not add up.
+            card = replace(card, known=there.known, versions=there.versions)
+        if card != there:
+            card.save(folder)
         return cls.open(folder)
 
     def __len__(self) -> int:
@@ -108,6 +114,11 @@ class TokenIndex:
         """Removes images; `refresh` shows that."""
         self._store.drop(files)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk, see `LanceStore.num_bytes`."""
+        return self._store.num_bytes
+
     def tidy(self) -> None:
         """Makes the files on disk few and small again; see `LanceStore.tidy`."""
         self._store.tidy()
@@ -129,12 +140,23 @@ class TokenIndex:
         for start in range(0, len(self), size):
             yield self.entries(range(start, min(start + size, len(self))))
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Size in bytes and time of change in ns of all files, when they were read."""
-        found: list[tuple[int, int]] = []
-        for block in self._store.blocks(self._numbers, ["stamps"]):
-            found += map(tuple, block["stamps"].tolist())
+    def contents(self) -> dict[str, Content]:
+        """Stamps and hashes of all files, of when they were read."""
+        found: list[Content] = []
+        for block in self._store.blocks(self._numbers, ["stamps", "hashes"]):
+            stamps, hashes = map(tuple, block["stamps"].tolist()), block["hashes"]
+            found += zip(stamps, map(bytes, hashes), strict=True)
         return dict(zip(self._files, found, strict=True))
+
+    def restamp(self, stamps: Mapping[str, Stamp]) -> None:
+        """Replaces the stamps of files whose content is as it was; see `put`."""
+        chosen = [i for i, file in enumerate(self._files) if file in stamps]
+        for start in range(0, len(chosen), ROWS_AT_ONCE):
+            part = chosen[start : start + ROWS_AT_ONCE]
+            files = [self._files[i] for i in part]
+            rows = self._store.rows(self._numbers[part])
+            rows["stamps"] = np.array([stamps[file] for file in files], np.int64)
+            self._store.put(files, rows)
 
     def search(
         self,
@@ -256,6 +278,7 @@ class TokenIndex:
             vectors(POOLED["cls"], card.cls_dim) if card.cls_dim else no_cls,
             numbers("sizes"),
             numbers("stamps"),
+            numbers("hashes"),
         )
 
 
@@ -275,7 +298,7 @@ def _columns(entries: Entries) -> dict[str, NDArray[Any]]:
         columns |= dict(zip(POOLED["cls"], quantised(entries.cls.cpu()), strict=True))
     columns["masses"] = entries.masses.float().cpu()
     columns["maps"] = (entries.maps.cpu() * 255).round().byte()
-    columns |= {"sizes": entries.sizes, "stamps": entries.stamps}
+    columns |= {name: getattr(entries, name) for name in ("sizes", "stamps", "hashes")}
     return {
         k: v.flatten(1).numpy() if v.ndim > 2 else v.numpy() for k, v in columns.items()
     }

@@ -40,7 +40,7 @@ from lightly_ext.evaluate.loading import (
     load_stellar,
     load_untrained,
 )
-from lightly_ext.pretrain.run_lock import RunLock
+from lightly_ext.run_lock import RunLock
 
 
 def run_photo_demo(

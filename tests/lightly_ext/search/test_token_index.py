@@ -43,9 +43,11 @@ def _entries(files: list[str], tokens: Tensor, cls_dim: int = CLS_DIM) -> Entrie
     maps = torch.rand(num, NUM_TOKENS, 4, generator=torch.Generator().manual_seed(1))
     maps = maps / maps.sum(dim=1, keepdim=True)
     sizes = torch.tensor([[30, 40]]).expand(num, -1)
-    stamps = torch.arange(num)[:, None] + torch.tensor([100, 2**60])
+    stamps = torch.arange(num)[:, None] + torch.tensor([100, 2**60, 2**61])
+    hashes = torch.arange(num).byte()[:, None].expand(-1, 32).contiguous()
     mean, cls = tokens.mean(dim=1), tokens[:, 0, :cls_dim]
-    return Entries(files, tokens, maps.mean(dim=2), maps, mean, cls, sizes, stamps)
+    masses = maps.mean(dim=2)
+    return Entries(files, tokens, masses, maps, mean, cls, sizes, stamps, hashes)
 
 
 def _index(folder: Path, num: int = 40) -> TokenIndex:
@@ -180,12 +182,13 @@ class TestTokenIndex:
             unit = F.normalize(getattr(wanted, name), dim=-1)
             torch.testing.assert_close(getattr(found, name), unit, atol=2e-2, rtol=0)
         torch.testing.assert_close(found.maps, wanted.maps, atol=0.5 / 255, rtol=0)
-        for name in ("masses", "sizes", "stamps"):
+        for name in ("masses", "sizes", "stamps", "hashes"):
             assert getattr(found, name).equal(getattr(wanted, name))
         blocks = list(index.blocks(3))
         assert [len(block) for block in blocks] == [3, 3, 1]
         assert torch.cat([b.tokens for b in blocks])[5].equal(found.tokens[0])
-        assert index.stamps()[_names(7)[6]] == (106, 2**60 + 6)
+        wanted_content = (106, 2**60 + 6, 2**61 + 6), bytes([6] * 32)
+        assert index.contents()[_names(7)[6]] == wanted_content
 
     @pytest.mark.slow
     def test_put__killed(self, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from lightly_ext.pretrain.run_lock import RunLock
+from lightly_ext.run_lock import RunLock
 
 
 def hold(folder: Path) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class TestRunLock:
     def test_enter__only_the_first_process(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lightly_ext.pretrain.run_lock.rank_zero_only.rank", 1)
+        monkeypatch.setattr("lightly_ext.run_lock.rank_zero_only.rank", 1)
         with RunLock(tmp_path / "run"):
             assert not (tmp_path / "run").exists()
 

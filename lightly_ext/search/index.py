@@ -1,0 +1,460 @@
+"""`stellar index`: keeps the tokens of a folder of images, for `stellar search`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightly_ext.durable import remove_partial
+from lightly_ext.evaluate.command_line import command_parser, parse, take
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.features import unreadable_text
+from lightly_ext.evaluate.fingerprints import (
+    CHUNK,
+    NUM_THREADS,
+    Stamp,
+    file_stamp,
+    is_settled,
+)
+from lightly_ext.evaluate.images import (
+    EvaluationImages,
+    ImageFiles,
+    Sample,
+    folder_images,
+)
+from lightly_ext.evaluate.loading import load_frozen_model
+from lightly_ext.evaluate.options import check_positive, check_writable
+from lightly_ext.evaluate.sizes import described_cut
+from lightly_ext.run_lock import RunLock
+from lightly_ext.search.encoding import ImageEncoder
+from lightly_ext.search.entries import Entries
+from lightly_ext.search.image_index import Content
+from lightly_ext.search.index_card import CARD_NAME, IndexCard
+from lightly_ext.search.store import ROWS_AT_ONCE, import_lancedb
+from lightly_ext.search.token_index import TokenIndex
+from stellar_plugin.hashes import file_sha256
+
+# No file has it, so its content is looked at again.
+UNSETTLED: Stamp = (-1, -1, -1)
+NO_HASH = bytes(hashlib.sha256().digest_size)
+# What a kill costs at most, beside `ROWS_AT_ONCE` images.
+SECONDS_BETWEEN_WRITES = 60.0
+# Of the images of an index: as many lie in a folder that has moved.
+SAME_IMAGES = 0.5
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs `stellar index`.
+
+    Args:
+        argv:
+            Its options.
+
+    Raises:
+        OptionError: If there is no such option, or its value is of another kind.
+    """
+    parser = command_parser(
+        "stellar index", "Keeps the tokens of a folder of images, for `stellar search`."
+    )
+    parser.add_function_arguments(load_frozen_model, skip={"seed"})
+    parser.add_class_arguments(Devices)
+    parser.add_function_arguments(run_index, skip={"model", "devices"})
+    values = parse(parser, argv, run_index, load_frozen_model)
+    devices = Devices(**take(values, Devices))
+    model = {**take(values, load_frozen_model), "seed": devices.seed}
+    run_index(model, devices, **values)
+
+
+def run_index(
+    model: Mapping[str, Any],
+    devices: Devices,
+    data: str,
+    output: str,
+    clusters: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+) -> TokenIndex:
+    """Makes an index of the tokens of images, or brings one up to date.
+
+    Images that are new or have changed are computed, those that are gone are dropped,
+    unreadable ones are tried again. What was written before a kill stays.
+
+    Args:
+        model:
+            Arguments of `load_frozen_model`.
+        devices:
+            Where it runs.
+        data:
+            Folder of images, nested to any depth.
+        output:
+            Folder of the index.
+        clusters:
+            Keep so many clusters of patches of each image. None keeps the tokens of a
+            model that has them, else 16 clusters.
+        crop:
+            Side of the square in px that an image is resized and cut to. None takes the
+            model's own, else 224.
+        limit:
+            Compute at most so many images, spread over the folder; the next run goes on
+            with the others.
+
+    Raises:
+        ModuleNotFoundError: If LanceDB is not installed.
+        ValueError: If an option is impossible, there is no image, or the index is of
+            other tokens or images.
+        RuntimeError: If another process writes into the index, no image can be read, or
+            the features of one are not finite.
+        OSError: If the index cannot be written.
+    """
+    files, folder = check_index(data, output, clusters, crop, limit)
+    arguments = _anywhere(model)
+    loaded = load_frozen_model(**arguments)
+    devices.say(loaded.origin.reading)
+    encoder = ImageEncoder.of(loaded, devices, crop, clusters)
+    cut = described_cut(encoder.protocol)
+    devices.say(f"{encoder.cut.kind[0].upper()}{encoder.cut.kind[1:]} of {cut}.")
+    card = encoder.card(files.root, arguments)
+    with RunLock(folder):
+        index = _open(devices, folder, card, files)
+        _update(index, encoder, files, limit)
+        devices.fabric.barrier()
+    return index
+
+
+def check_index(
+    data: str,
+    output: str,
+    clusters: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+) -> tuple[ImageFiles, Path]:
+    """Checks all that needs no model; finds the images, and the folder of the index.
+
+    Args: As for `run_index`.
+    """
+    check_positive(clusters=clusters, crop=crop, limit=limit)
+    import_lancedb()
+    folder, root = Path(output), Path(data)
+    check_writable(folder)
+    places = folder.resolve(), root.resolve()
+    if places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0]):
+        raise ValueError(
+            f"The index '{output}' and the images '{data}' lie in one another: name "
+            "another folder with --output, beside that of the images."
+        )
+    if (folder / CARD_NAME).is_file():
+        IndexCard.load(folder)
+    elif folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise ValueError(
+            f"'{output}' is a folder of something else than an index: name another one "
+            "with --output, new or empty."
+        )
+    return folder_images(root), folder
+
+
+class Changes(NamedTuple):
+    """What a folder has beside an index of it.
+
+    Attributes:
+        new: Numbers of images that the index does not have.
+        changed: Numbers of images with another content than those of the index.
+        touched: New stamps of files with the same content.
+        gone: Names of images of the index that the folder does not have.
+    """
+
+    new: list[int]
+    changed: list[int]
+    touched: dict[str, Stamp]
+    gone: list[str]
+
+
+def find_changes(contents: Mapping[str, Content], files: ImageFiles) -> Changes:
+    """Compares images with an index of them.
+
+    A file is read only if its size is as it was and its times are not.
+
+    Args:
+        contents:
+            Those of the index.
+        files:
+            The images.
+    """
+    changes = Changes([], [], {}, sorted(contents.keys() - {*files.names}))
+    root = str(files.root)
+    with ThreadPool(NUM_THREADS) as threads:
+        look = partial(_look, root, contents)
+        found = threads.imap(look, files.names, chunksize=CHUNK)
+        for number, (name, stamp) in enumerate(zip(files.names, found, strict=True)):
+            if name not in contents:
+                changes.new.append(number)
+            elif stamp is None:
+                changes.changed.append(number)
+            elif stamp != contents[name][0] and stamp != UNSETTLED:
+                changes.touched[name] = stamp
+    return changes
+
+
+def _look(root: str, contents: Mapping[str, Content], name: str) -> Stamp | None:
+    """The stamp of a file, None if the index does not have its content."""
+    if name not in contents:
+        return None
+    known, sha256 = contents[name]
+    path = os.path.join(root, name)
+    try:
+        stamp = file_stamp(path)
+        if stamp == known:
+            return stamp
+        if known != UNSETTLED and stamp[0] != known[0]:
+            return None
+        found = _content(path)
+    except OSError:
+        return None
+    return found[0] if found[1] == sha256 != NO_HASH else None
+
+
+def _content(path: str) -> Content:
+    """Stamp and hash of a file, as far as nobody writes it meanwhile.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    stamp = file_stamp(path)
+    settled = is_settled(stamp)  # before it is read
+    sha256 = bytes.fromhex(file_sha256(Path(path)))
+    if file_stamp(path) != stamp:
+        return UNSETTLED, NO_HASH
+    return stamp if settled else UNSETTLED, sha256
+
+
+class IndexedSample(NamedTuple):
+    """An image and what its file is, see `Entries`.
+
+    Attributes:
+        sample: The image.
+        stamp: int64 with shape (3,).
+        hash: uint8 with shape (32,).
+    """
+
+    sample: Sample
+    stamp: Tensor
+    hash: Tensor
+
+
+class IndexedImages:
+    """Images and what their files are.
+
+    Args:
+        images:
+            The images.
+    """
+
+    def __init__(self, images: EvaluationImages) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> IndexedSample:
+        """Reads an image, and its file before."""
+        files = self._images.files
+        path = os.path.join(files.root, files.names[index])
+        stamp, sha256 = UNSETTLED, NO_HASH
+        try:
+            before = file_stamp(path)
+            stamp, sha256 = _content(path)
+            sample = self._images[index]
+            if file_stamp(path) != before:
+                stamp, sha256 = UNSETTLED, NO_HASH
+        except OSError:  # not there, or no longer
+            sample = self._images[index]
+        digest = torch.frombuffer(bytearray(sha256), dtype=torch.uint8)
+        return IndexedSample(sample, torch.tensor(stamp), digest)
+
+
+class Writer:
+    """Writes entries some at a time, in the background; on leaving, what is left.
+
+    Args:
+        index:
+            Where they go.
+    """
+
+    def __init__(self, index: TokenIndex) -> None:
+        self._index = index
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._entries: list[Entries] = []
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._thread:
+            self._write()
+            self._wait()
+
+    def put(self, entries: Entries) -> None:
+        """Takes entries.
+
+        Raises:
+            OSError: If earlier ones could not be written.
+        """
+        self._entries.append(entries)
+        many = sum(map(len, self._entries)) >= ROWS_AT_ONCE
+        if many or time.monotonic() - self._since > SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def _write(self) -> None:
+        self._wait()  # memory holds two parts at most
+        if self._entries:
+            entries = Entries.joined(self._entries)
+            self._writing = self._thread.submit(self._index.put, entries)
+        self._entries, self._since = [], time.monotonic()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def _anywhere(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_frozen_model` that name files from any folder."""
+    files = {
+        name: str(Path(model[name]).absolute())
+        for name in ("model", "weights")
+        if model.get(name) and Path(model[name]).exists()
+    }
+    return {**model, **files}
+
+
+def _open(
+    devices: Devices, folder: Path, card: IndexCard, files: ImageFiles
+) -> TokenIndex:
+    """Makes or opens the index in the first process, then opens it in the others."""
+    if devices.rank == 0:
+        remove_partial(folder)
+        if (folder / CARD_NAME).is_file():
+            _check_images(TokenIndex.open(folder), card, files)
+        index = TokenIndex.create(folder, card)
+    devices.fabric.barrier()
+    return index if devices.rank == 0 else TokenIndex.open(folder)
+
+
+def _check_images(index: TokenIndex, card: IndexCard, files: ImageFiles) -> None:
+    """Checks that another folder has the images of an index: that it has moved."""
+    if index.card.images == card.images or not len(index):
+        return
+    contents, same = index.contents(), 0
+    for name in contents.keys() & {*files.names}:
+        path = files.root / name
+        same += path.is_file() and path.stat().st_size == contents[name][0][0]
+    if same < SAME_IMAGES * len(index):
+        raise ValueError(
+            f"The index in '{index.folder}' is of the images in '{index.card.images}', "
+            f"of which '{files.root}' has {same} of {len(index)}: with --data "
+            f"'{files.root}' the others would be dropped. Name another --output for "
+            "these images, or the folder that those have moved to."
+        )
+
+
+def _update(
+    index: TokenIndex, encoder: ImageEncoder, files: ImageFiles, limit: int | None
+) -> None:
+    devices = encoder.devices
+    changes = devices.of_first(lambda: find_changes(index.contents(), files))
+    todo = sorted([*changes.new, *changes.changed])
+    wanted = files[todo].limited(limit)
+    devices.say(_told(files, changes, len(wanted)))
+    if devices.rank == 0:
+        index.drop(changes.gone)
+        index.restamp(changes.touched)
+    devices.fabric.barrier()
+    index.refresh()
+    unreadable = _fill(index, encoder, wanted)
+    devices.fabric.barrier()
+    if devices.rank == 0:
+        index.refresh()
+        # Their tokens are of what the files were once.
+        index.drop([*{*index.files} & {wanted.names[i] for i in unreadable}])
+        index.tidy()
+    devices.fabric.barrier()
+    index.refresh()
+    if unreadable:
+        devices.say(f"Skipped: {unreadable_text(wanted, unreadable)}.")
+    if not len(index):
+        raise RuntimeError(
+            f"No image in '{files.root}' could be read: nothing is kept."
+        )
+    devices.say(_summary(index))
+
+
+def _told(files: ImageFiles, changes: Changes, num_wanted: int) -> str:
+    new, changed = len(changes.new), len(changes.changed)
+    same = len(files) - new - changed
+    text = (
+        f"'{files.root}' has {len(files)} images: {new} new, {changed} changed, {same} "
+        f"as indexed; {len(changes.gone)} are gone."
+    )
+    if num_wanted < new + changed:
+        text += f" {new + changed - num_wanted} are left for the next run (--limit)."
+    return text
+
+
+def _summary(index: TokenIndex) -> str:
+    size = index.num_bytes
+    text = f"{len(index)} images in '{index.folder}': {size / 1e6:.1f} MB"
+    return f"{text}, {size / len(index) / 1000:.1f} kB per image."
+
+
+def _fill(index: TokenIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequence[int]:
+    """Computes images, each process its share; returns numbers of unreadable ones."""
+    devices = encoder.devices
+    images = IndexedImages(EvaluationImages(files, encoder.transform))
+    loader = devices.loader(images)
+    unreadable = torch.zeros(len(files), dtype=torch.int32)
+    with Writer(index) as writer:
+        batches: Iterable[Any] = devices.progress(loader, "images", len(loader))
+        for batch in batches:
+            readable = batch.sample.readable
+            unreadable[batch.sample.number[~readable]] = 1
+            if readable.any():
+                writer.put(_entries(encoder, files, batch))
+    moved = devices.fabric.to_device(unreadable)
+    found: Any = devices.fabric.all_reduce(moved, reduce_op="sum")
+    return found.nonzero().flatten().tolist()
+
+
+def _entries(encoder: ImageEncoder, files: ImageFiles, batch: Any) -> Entries:
+    """What is kept of the readable images of a batch of `IndexedSample`s."""
+    readable = batch.sample.readable
+    images, numbers, _, sizes = (value[readable] for value in batch.sample)
+    names = [files.names[i] for i in numbers.tolist()]
+    parts, cls = encoder.checked(images, names)
+    return Entries(
+        names,
+        parts.vectors.cpu(),
+        parts.masses.cpu(),
+        parts.maps.cpu(),
+        parts.vectors.mean(dim=1).cpu(),
+        cls.cpu(),
+        sizes,
+        batch.stamp[readable],
+        batch.hash[readable],
+    )
