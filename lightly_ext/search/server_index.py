@@ -8,15 +8,18 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightly_ext.evaluate.fingerprints import Stamp
 from lightly_ext.search.entries import Entries
-from lightly_ext.search.image_index import Found
+from lightly_ext.search.image_index import Content, Found
 from lightly_ext.search.index_card import IndexCard
 from lightly_ext.search.qdrant import QdrantServer
+from lightly_ext.search.query import By, Query, check_asked
 from lightly_ext.search.scoring import SKETCH_DIM, sketch_matrix, unit_length
 from lightly_ext.search.token_index import CANDIDATES
 
@@ -26,7 +29,9 @@ CARD = "stellar_index"
 NO_NAME = re.compile(r'[<>:"/\\|?*\0\x1f]')
 # A request may have 32 MB; a number has at most 22 characters.
 NUMBERS_AT_ONCE = 1_000_000
-POINTS_AT_ONCE = 1000
+POINTS_AT_ONCE, LISTED_AT_ONCE = 1000, 10_000
+# Payload that holds the name of a file.
+FILE = ("file", "file_bytes")
 # Of the means in bytes, so many times k are scored anew by the whole ones.
 OVERSAMPLING = 4.0
 
@@ -51,7 +56,7 @@ class ServerIndex:
         self.card = card
         self._server = server
         self._name = name
-        self._stamps: dict[str, tuple[int, int]] | None = None
+        self._contents: dict[str, Content] | None = None
 
     @classmethod
     def open(cls, url: str, name: str) -> ServerIndex:
@@ -85,18 +90,20 @@ class ServerIndex:
         """
         server = QdrantServer(url)
         there = _read_card(server, name)
-        metadata = {CARD: card.to_json()}
         if there is None:
             server(
                 "create_collection",
                 collection_name=name,
                 vectors_config=_vectors(card),
                 on_disk_payload=True,
-                metadata=metadata,
+                metadata={CARD: card.to_json()},
             )
         else:
             there.check_same(card, _place(server, name))
+            # By the first ones: many small steps do not add up.
+            card = replace(card, known=there.known, versions=there.versions)
             if there != card:
+                metadata = {CARD: card.to_json()}
                 server("update_collection", collection_name=name, metadata=metadata)
         return cls.open(url, name)
 
@@ -106,32 +113,36 @@ class ServerIndex:
         return _place(self._server, self._name)
 
     def __len__(self) -> int:
-        if self._stamps is None:
+        if self._contents is None:
             return self._ask("count", exact=True).count
-        return len(self._stamps)
+        return len(self._contents)
 
     @property
     def files(self) -> Sequence[str]:
         """Names of the images, sorted."""
-        return list(self.stamps())
+        return list(self.contents())
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Size in bytes and time of change in ns of all files, when they were read."""
-        if self._stamps is None:
-            listed, start = {}, None
-            while True:
-                points, start = self._ask(
-                    "scroll",
-                    limit=10 * POINTS_AT_ONCE,
-                    offset=start,
-                    with_payload=["file", "file_bytes", "stamp"],
+    def contents(self) -> dict[str, Content]:
+        """Stamps and hashes of all files, of when they were read."""
+        if self._contents is None:
+            found = {
+                _file(payload): (
+                    tuple(payload["stamp"]),
+                    bytes.fromhex(payload["hash"]),
                 )
-                for point in points:
-                    listed[_file(point.payload)] = tuple(point.payload["stamp"])
-                if start is None:
-                    break
-            self._stamps = dict(sorted(listed.items()))
-        return self._stamps
+                for payload in self._payloads([*FILE, "stamp", "hash"])
+            }
+            self._contents = dict(sorted(found.items()))
+        return self._contents
+
+    def _payloads(self, names: list[str]) -> Iterator[Mapping[str, Any]]:
+        start, more = None, True
+        while more:
+            points, start = self._ask(
+                "scroll", limit=LISTED_AT_ONCE, offset=start, with_payload=names
+            )
+            yield from (point.payload for point in points)
+            more = start is not None
 
     def put(self, entries: Entries) -> None:
         """Adds images, or replaces them; `refresh` shows them."""
@@ -151,12 +162,28 @@ class ServerIndex:
             ids = [_id(file) for file in files[start : start + POINTS_AT_ONCE]]
             self._ask("delete", points_selector=ids, wait=True)
 
+    def restamp(self, stamps: Mapping[str, Stamp]) -> None:
+        """Replaces the stamps of files whose content is as it was."""
+        from qdrant_client import models
+
+        files = list(stamps)
+        for start in range(0, len(files), POINTS_AT_ONCE):
+            changes = [
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(
+                        payload={"stamp": list(stamps[file])}, points=[_id(file)]
+                    )
+                )
+                for file in files[start : start + POINTS_AT_ONCE]
+            ]
+            self._ask("batch_update_points", update_operations=changes, wait=True)
+
     def tidy(self) -> None:
         """Nothing: a server does it by itself."""
 
     def refresh(self) -> None:
         """Looks at what is there now."""
-        self._stamps = None
+        self._contents = None
 
     def entries(self, numbers: Sequence[int]) -> Entries:
         """All that is kept of some images, by their numbers in `files`."""
@@ -174,56 +201,70 @@ class ServerIndex:
         tokens: Tensor,
         k: int,
         weights: Tensor | None = None,
+        *,
+        by: By = "maxsim",
+        pooled: Tensor | None = None,
         candidates: int | None = CANDIDATES,
     ) -> list[Found]:
-        """Finds the images with the most similar tokens, see `TokenIndex.search`.
+        """Finds the images that are most like a query, see `TokenIndex.search`.
 
-        An image of which no token has a direction is never found. Of equals at the end
-        of the list the server decides which are in it.
+        An image whose tokens are all zeros is not found. Where equals stand at the end
+        of the list, the server decides which of them are in it.
         """
-        query = unit_length(tokens.cpu())
-        if weights is None:
-            weights = torch.full((len(query),), 1 / len(query))
-        folded = query * weights.float().cpu()[:, None]
-        found = self._late_interaction(folded, k, candidates)
-        scores = {_file(point.payload): point.score for point in found}
+        check_asked(self.place, len(self), k)
+        query = Query.of(self.card, tokens, weights, by, pooled)
+        if query.pooled is not None:
+            asked = self._ask_pooled(query.pooled, by)
+        else:
+            asked = self._ask_tokens(
+                query.tokens * query.weights[:, None], k, candidates
+            )
+        points = self._ask(
+            "query_points", limit=k, with_payload=[*FILE], **asked
+        ).points
+        scores = {_file(point.payload): point.score for point in points}
         order = sorted(scores, key=lambda file: (-scores[file], file))
-        heaviest = query[weights.argmax()]
-        return [
-            Found(file, scores[file], token)
-            for file, token in zip(order, self._matched(order, heaviest), strict=True)
-        ]
+        heaviest = query.tokens[query.heaviest].float()
+        matched = self._matched(order, heaviest)
+        return [Found(f, scores[f], m) for f, m in zip(order, matched, strict=True)]
 
-    def _late_interaction(
+    def _ask_tokens(
         self, folded: Tensor, k: int, candidates: int | None
-    ) -> list[Any]:
+    ) -> dict[str, Any]:
+        """Asks by late interaction; the tokens are multiplied by their weights."""
         from qdrant_client import models
 
-        first = None
-        if candidates is not None:
-            in_bytes = models.QuantizationSearchParams(rescore=False)
-            first = models.Prefetch(
-                query=(folded @ sketch_matrix(self.card.dim)).tolist(),
-                using="sketch",
-                limit=max(candidates, k),
-                params=models.SearchParams(quantization=in_bytes),
-            )
-        return self._ask(
-            "query_points",
-            prefetch=first,
-            query=folded.tolist(),
-            using="tokens",
-            limit=k,
-            search_params=models.SearchParams(exact=True) if first is None else None,
-            with_payload=["file", "file_bytes"],
-        ).points
+        asked = {"query": folded.tolist(), "using": "tokens"}
+        if candidates is None:
+            return {**asked, "search_params": models.SearchParams(exact=True)}
+        in_bytes = models.QuantizationSearchParams(rescore=False)
+        first = models.Prefetch(
+            query=(folded.float() @ sketch_matrix(self.card.dim)).tolist(),
+            using="sketch",
+            limit=max(candidates, k),
+            params=models.SearchParams(quantization=in_bytes),
+        )
+        return {**asked, "prefetch": first}
+
+    def _ask_pooled(self, pooled: Tensor, by: By) -> dict[str, Any]:
+        from qdrant_client import models
+
+        rescored = models.QuantizationSearchParams(
+            rescore=True, oversampling=OVERSAMPLING
+        )
+        params = models.SearchParams(quantization=rescored)
+        return {"query": pooled.tolist(), "using": by, "search_params": params}
 
     def _matched(self, files: Sequence[str], direction: Tensor) -> Iterator[int]:
         """The token of each image that is most like a direction."""
         for points in self._points_of(files, ["present"], ["tokens"]):
             for point in points:
+                present = point.payload["present"]
+                if not present:  # found by its CLS token
+                    yield 0
+                    continue
                 cosines = torch.tensor(point.vector["tokens"]) @ direction
-                yield point.payload["present"][int(cosines.argmax())]
+                yield present[int(cosines.argmax())]
 
     def _entries(self, files: Sequence[str]) -> Entries:
         card, size = self.card, len(files)
@@ -253,6 +294,7 @@ class ServerIndex:
             cls,
             numbers("size", torch.int64),
             numbers("stamp", torch.int64),
+            torch.tensor([list(bytes.fromhex(p["hash"])) for p in payloads]).byte(),
         )
 
     def _points_of(
@@ -371,6 +413,7 @@ def _points(entries: Entries) -> list[Any]:
             "maps": base64.b64encode(steps[i].tobytes()).decode(),
             "size": entries.sizes[i].tolist(),
             "stamp": entries.stamps[i].tolist(),
+            "hash": bytes(entries.hashes[i].tolist()).hex(),
         }
         points.append(models.PointStruct(id=_id(file), vector=vectors, payload=payload))
     return points

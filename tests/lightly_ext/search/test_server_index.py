@@ -20,6 +20,7 @@ from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import ImageIndex
 from lightly_ext.search.index_card import IndexCard
 from lightly_ext.search.qdrant import QdrantServer
+from lightly_ext.search.query import By
 from lightly_ext.search.server_index import ServerIndex
 from lightly_ext.search.token_index import TokenIndex
 
@@ -50,11 +51,12 @@ def _entries(files: list[str], seed: int = 0) -> Entries:
     maps = torch.rand(num, NUM_TOKENS, 4, generator=generator)
     maps = maps / maps.sum(dim=1, keepdim=True)
     sizes = torch.tensor([[30, 40]]).expand(num, -1)
-    stamps = torch.arange(num)[:, None] + torch.tensor([100, 2**60])
+    stamps = torch.arange(num)[:, None] + torch.tensor([100, 2**60, 2**61])
+    hashes = torch.randint(256, (num, 32), generator=generator).byte()
     cls = torch.randn(num, CLS_DIM, generator=generator)
-    return Entries(
-        files, tokens, maps.mean(dim=2), maps, tokens.mean(dim=1), cls, sizes, stamps
-    )
+    mean = tokens.mean(dim=1)
+    masses = maps.mean(dim=2)
+    return Entries(files, tokens, masses, maps, mean, cls, sizes, stamps, hashes)
 
 
 def _both(folder: Path) -> tuple[TokenIndex, ServerIndex]:
@@ -66,6 +68,8 @@ def _both(folder: Path) -> tuple[TokenIndex, ServerIndex]:
         index.put(_entries(NAMES))
         index.put(_entries(NAMES[3:6], seed=1))  # changed
         index.drop([NAMES[7], NAMES[-2]])
+        index.refresh()
+        index.restamp({NAMES[8]: (1, 2, 3), NAMES[-1]: (-1, -1, -1)})
         index.tidy()
         index.refresh()
 
@@ -88,8 +92,8 @@ class TestServerIndex:
         for weights in (None, torch.tensor([0.2, 0.0, 0.8])):
             every = {f.file: f for f in folder.search(_query(), 39, weights)}
             for k, candidates in ((39, None), (39, 1000), (7, None), (7, 30)):
-                found = server.search(_query(), k, weights, candidates)
-                wanted = folder.search(_query(), k, weights, candidates)
+                found = server.search(_query(), k, weights, candidates=candidates)
+                wanted = folder.search(_query(), k, weights, candidates=candidates)
                 assert len({f.file for f in found}) == k
                 scores = [f.score for f in found]
                 assert scores == sorted(scores, reverse=True)
@@ -97,6 +101,20 @@ class TestServerIndex:
                 for others in (wanted, [every[f.file] for f in found]):
                     there = [f.score for f in others]
                     assert scores == pytest.approx(there, abs=3e-3)
+
+    @pytest.mark.parametrize("by", ["mean", "cls"])
+    def test_search__pooled_as_in_a_folder(self, tmp_path: Path, by: By) -> None:
+        pooled = None if by == "mean" else _query()[0, :CLS_DIM]
+        found, wanted = (
+            index.search(_query(), 39, by=by, pooled=pooled)
+            for index in _both(tmp_path)
+        )
+        there = {f.file: f for f in wanted}
+        assert len(there) == len({f.file for f in found}) == 39
+        scores = [f.score for f in found]
+        assert scores == sorted(scores, reverse=True)
+        # Half a step of a byte in each of few numbers.
+        assert scores == pytest.approx([there[f.file].score for f in found], abs=9e-3)
 
     def test_search__scores_are_exact(self) -> None:
         index = ServerIndex.create(URL, NAME, _card())
@@ -119,7 +137,8 @@ class TestServerIndex:
     def test_entries__as_put(self, tmp_path: Path) -> None:
         folder, server = _both(tmp_path)
         assert list(server.files) == list(folder.files)
-        assert server.stamps() == folder.stamps()
+        assert server.contents() == folder.contents()
+        assert server.contents()[NAMES[8]][0] == (1, 2, 3)
         (found,), (wanted,) = server.blocks(64), folder.blocks(64)
         assert list(found.files) == list(wanted.files)
         for name in ("tokens", "mean", "cls"):
@@ -127,7 +146,7 @@ class TestServerIndex:
             torch.testing.assert_close(got, there, atol=2e-2, rtol=0)
         assert found.tokens.any(dim=2).equal(wanted.tokens.any(dim=2))
         assert not found.tokens.any(dim=2).all()
-        for name in ("masses", "maps", "sizes", "stamps"):
+        for name in ("masses", "maps", "sizes", "stamps", "hashes"):
             assert getattr(found, name).equal(getattr(wanted, name))
         assert [len(block) for block in server.blocks(16)] == [16, 16, 7]
         some = server.entries([4, 1])
@@ -141,6 +160,19 @@ class TestServerIndex:
         index.put(given)
         assert index.entries([2]).tokens.eq(0).all()
         assert NAMES[2] not in [f.file for f in index.search(_query(), 4)]
+        found = index.search(_query(), 4, by="cls", pooled=given.cls[2])
+        assert (found[0].file, found[0].token) == (NAMES[2], 0)
+        assert found[0].score == pytest.approx(1)
+
+    def test_search__bad_input(self) -> None:
+        index = ServerIndex.create(URL, NAME, _card())
+        with pytest.raises(ValueError, match="'photos at http://host:6333' has no"):
+            index.search(_query(), 1)
+        index.put(_entries(NAMES[:2]))
+        with pytest.raises(ValueError, match="k must be"):
+            index.search(_query(), 0)
+        with pytest.raises(ValueError, match=r"\(num_query_tokens, 80\)"):
+            index.search(_query()[:, 1:], 1)
 
     def test_entries__dropped_meanwhile(self) -> None:
         index = ServerIndex.create(URL, NAME, _card())
