@@ -24,6 +24,10 @@ TASKS = {
     "stability": ("probing.stability", "features under random crops"),
     "rank": ("probing.rank", "number of tokens against FID and accuracy"),
     "where": ("probing.where", "localization against ground-truth masks"),
+    "unsupervised-segmentation": (
+        "dense.unsupervised",
+        "clusters of patches matched to classes",
+    ),
     "efficiency": ("efficiency", "time of each part"),
     "align-text": ("text.align_text", "a probe towards a text tower"),
     "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),

@@ -13,3 +13,4 @@ from stellar_plugin.protocols.probing import *
 from stellar_plugin.protocols.reconstruction import *
 from stellar_plugin.protocols.segmentation import *
 from stellar_plugin.protocols.text import *
+from stellar_plugin.protocols.unsupervised import *

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightly_ext.evaluate.dense.label_maps import (
@@ -87,31 +88,33 @@ def _folders(root: Path) -> Parts:
 
 
 def _values(root: Path, maps: list[ImageFiles]) -> ClassValues:
-    """Classes of a folder: as they are listed, else all values up to the largest."""
+    """Classes of a folder: as they are listed, else the values that occur."""
     path = root / CLASSES
     if path.is_file():
         names = [line.strip() for line in path.read_text().splitlines()]
         classes = tuple(name for name in names if name)
+        stored: Iterable[int] = range(len(classes))
     else:
-        classes = tuple(map(str, range(1 + max(map(_largest, maps)))))
+        stored = sorted(set().union(*map(_occurring, maps)) - {VOID})
+        classes = tuple(map(str, stored))
     if not 2 <= len(classes) <= VOID:
         raise ValueError(
             f"The label maps of '{root}' have {len(classes)} classes: 2 to {VOID} can "
             f"be told apart. '{CLASSES}' in it lists their names, one a line."
         )
-    return ClassValues(classes, {**{i: i for i in range(len(classes))}, VOID: IGNORED})
+    class_of = {value: i for i, value in enumerate(stored)}
+    return ClassValues(classes, {**class_of, VOID: IGNORED})
 
 
-def _largest(maps: ImageFiles) -> int:
-    """The largest class in some label maps, -1 if there is none."""
-    largest = -1
+def _occurring(maps: ImageFiles) -> set[int]:
+    """The values of some label maps."""
+    values: set[int] = set()
     for name in maps.names:
         try:
-            values = read_mask(maps.root / name)
+            values.update(read_mask(maps.root / name).unique().tolist())
         except Exception:  # an unreadable one is counted later
             continue
-        largest = max(largest, int(values.where(values != VOID, -1).max()))
-    return largest
+    return values
 
 
 def _existing(root: Path, names: tuple[str, ...]) -> Path:

@@ -248,6 +248,25 @@ COMMUNITY = {
     "iBOT ViT-L/16": (44.6, 64.8, 82.3),
 }
 
+CAUSE = "CAUSE, the table of its repository"
+CAUSE_PUBLISHED = StatedProtocol(
+    name="unsupervised-segmentation",
+    source="CAUSE, 2023, https://arxiv.org/abs/2310.07379, with its public code",
+    features="dense",
+    crop=320,
+    head="CAUSE-TR: 2048 concepts and a segmentation head, trained without labels on "
+    "crops of the training images; mean of image and mirror image, CRF; matched by "
+    "Hungarian",
+)
+# There, mIoU and pixel accuracy: COCO-Stuff, Cityscapes, 27 classes each.
+CAUSE_TABLE = {
+    "DINO ViT-B/8": ((41.9, 74.9), (28.0, 90.8)),
+    "DINOv2 ViT-B/14": ((45.3, 78.0), (29.9, 89.8)),
+    "iBOT ViT-B/16": ((39.5, 73.8), (23.0, 89.1)),
+    "MAE ViT-B/16": ((21.5, 59.1), (12.5, 82.0)),
+}
+CAUSE_SETS = ("COCO-Stuff (27 classes)", "Cityscapes (27 classes)")
+
 
 def all_published() -> list[Published]:
     """Every published number, fractions where we have fractions."""
@@ -259,6 +278,7 @@ def all_published() -> list[Published]:
         *_table_9(),
         *_table_11(),
         *_community(),
+        *_cause(),
     ]
 
 
@@ -340,3 +360,13 @@ def _community() -> Iterator[Published]:
         for protocol, value in zip(COMMUNITY_COLUMNS, values, strict=True):
             scores = {"mIoU": value / 100}
             yield Published(model, "segmentation", protocol, scores, DINOV2)
+
+
+def _cause() -> Iterator[Published]:
+    for model, pairs in CAUSE_TABLE.items():
+        for data, (miou, accuracy) in zip(CAUSE_SETS, pairs, strict=True):
+            # Patches of 14 px do not fill 320.
+            crop = 322 if model.endswith("/14") else CAUSE_PUBLISHED.crop
+            protocol = CAUSE_PUBLISHED.replace(data=data, crop=crop)
+            scores = {"mIoU": miou / 100, "accuracy": accuracy / 100}
+            yield Published(model, "unsupervised-segmentation", protocol, scores, CAUSE)

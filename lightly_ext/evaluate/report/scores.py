@@ -25,6 +25,8 @@ SCORES = {
     "accuracy": Score("accuracy, %", 100, 2, True),
     "top5": Score("top 5, %", 100, 2, True),
     "mIoU": Score("mIoU, %", 100, 2, True),
+    "mIoU_many_to_one": Score("mIoU, many to one, %", 100, 2, True),
+    "accuracy_many_to_one": Score("accuracy, many to one, %", 100, 2, True),
     "aAcc": Score("pixel accuracy, %", 100, 2, True),
     "mAcc": Score("mean class accuracy, %", 100, 2, True),
     "fid": Score("FID", 1, 2, False),

@@ -21,6 +21,7 @@ from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
 from stellar_plugin.encoder import StellarEncoder
+from tests.lightly_ext.evaluate.dense.small_sets import write_halves
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import write_classes, write_images, write_model
 from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
@@ -39,6 +40,7 @@ COMMANDS = {
         *("--data", "classes", "--others", "other", "--images", "photos", "--force")
     ],
     "where": ["--data", "photos", "--masks", "masks"],
+    "unsupervised-segmentation": ["--data", "halves"],
     "efficiency": ["--batch_sizes", "[1]", "--max_seconds", "0.01"],
     "align-text": ["--data", "pairs/pairs.csv", "--epochs", "1"],
     "visualize": ["--data", "photos"],
@@ -59,6 +61,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classes(folder / "other_classes", classes=["cat", "dog"], parts=["val"])
     write_classes(folder / "one_class", classes=["cat"])
     write_images(folder / "photos", 4)
+    write_halves(folder / "halves")
     write_images(folder / "photo", 1)
     write_pairs(folder / "pairs", copies=1)
     text = "image,caption\n" + "".join(f"images/{i}.png,a\n" for i in range(9))
@@ -181,6 +184,12 @@ WITHOUT_MODEL = [
         ["--data", "photos", "--masks", "masks", "--split", "gone"],
         "no file 'gone'",
     ),
+    (
+        "unsupervised-segmentation",
+        ["--data", "halves", "--clusters", "2"],
+        "2 clusters cannot be matched to the 3 classes",
+    ),
+    ("unsupervised-segmentation", ["--data", "photos"], "There is no folder"),
     ("efficiency", ["--batch_sizes", "[0]"], "batch_sizes must be 1 or more"),
     ("efficiency", ["--limit", "3"], "leave --limit out"),
     ("align-text", ["--data", "pairs/gone.csv"], "9 of 10 images are not in"),
@@ -210,6 +219,11 @@ WITH_MODEL = [
     ),
     ("equivariance", ["--data", "photos"], "no localization"),
     ("where", ["--data", "photos", "--masks", "masks"], "no localization"),
+    (
+        "unsupervised-segmentation",
+        ["--data", "halves", "--prototypes"],
+        "no localization",
+    ),
     ("concepts", ["--data", "photos"], "no localization"),
     ("visualize", ["--data", "photos", "--tokens"], "no localization"),
     ("efficiency", ["--batch_sizes", "[1]"], "no decoder"),

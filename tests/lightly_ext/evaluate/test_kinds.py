@@ -16,6 +16,7 @@ from lightly_ext.evaluate import images
 from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
+from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentation
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
@@ -30,6 +31,7 @@ from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstructio
 from lightly_ext.evaluate.result import RESULT_NAME, Result
 from lightly_ext.evaluate.text.align_text import run_align_text
 from stellar_cli.tasks import TASKS
+from tests.lightly_ext.evaluate.dense.small_sets import write_halves
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     Given,
@@ -86,6 +88,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "photos", 4)
     write_images(folder / "train", 4, seed=1)
     write_pairs(folder / "pairs", copies=1, colours=("red", "green", "blue", "white"))
+    write_halves(folder / "halves")
     (folder / "masks").mkdir()
     mask = np.arange(40 * 36, dtype=np.uint8).reshape(40, 36) // 5 % 3
     for i in range(4):
@@ -122,6 +125,9 @@ CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
         *g, str(s / "classes"), ["other"], str(s / "photos"), force=True
     ),
     "where": lambda g, s: run_where(*g, str(s / "photos"), str(s / "masks")),
+    "unsupervised-segmentation": lambda g, s: run_unsupervised_segmentation(
+        *g, str(s / "halves")
+    ),
     "visualize": lambda g, s: run_visualize(*g, str(s / "photos"), 2),
     "concepts": lambda g, s: run_concepts(*g, str(s / "photos")),
 }

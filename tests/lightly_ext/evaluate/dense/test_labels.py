@@ -79,6 +79,10 @@ class TestFindSegmentationSet:
         assert found.train.files.names == found.test.files.names == ["a/0.jpg"]
         assert found.test.maps.names == ["a/0.png"]
         assert _classes(found) == ["0", "2", None]
+        for part in ("train", "val"):  # what does not occur is no class
+            _map(tmp_path / "mine" / "masks" / part / "a" / "0.png", 9, 4, 255)
+        found = find_segmentation_set(str(tmp_path / "mine"))
+        assert found.classes == ("4", "9") and _classes(found) == ["9", "4", None]
         (tmp_path / "mine" / "classes.txt").write_text("sky\nsea\nsand\nship\n")
         found = find_segmentation_set(str(tmp_path / "mine"))
         assert str(found.values) == "4 (sky, sea, sand, ...); ignored values: 255"

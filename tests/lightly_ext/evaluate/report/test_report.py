@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lightly_ext.evaluate.cli import main
+from lightly_ext.evaluate.dense.presets import PRESETS as LABEL_MAPS
 from lightly_ext.evaluate.presets import PRESETS
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import TABLE_2, Published, all_published
@@ -433,6 +434,8 @@ class TestPublished:
         of_vits: set[str] = set()
         of_others: set[str] = set()
         for p in all_published():
+            if p.task == "unsupervised-segmentation":
+                continue  # below
             card = p.protocol.card()
             others = p.model.startswith(("TiTok", "CLIP"))
             others |= "; cells of" in card.get("label_resolution", "")
@@ -443,6 +446,23 @@ class TestPublished:
         # on cells of 14 and of 32 px: three sets each.
         assert len(of_others) == 16
         assert card_digest({"cards": sorted(of_others)}) == "1eacd682"
+
+    def test_all_published__label_free_segmentation(self) -> None:
+        found = {
+            (p.model, p.protocol.data): (p.scores, card_digest(p.protocol.card()))
+            for p in all_published()
+            if p.task == "unsupervised-segmentation"
+        }
+        assert len(found) == 8
+        coco, cityscapes = "COCO-Stuff (27 classes)", "Cityscapes (27 classes)"
+        assert {coco, cityscapes} <= {preset.name for preset in LABEL_MAPS.values()}
+        dino, mae = (found[name, coco] for name in ("DINO ViT-B/8", "MAE ViT-B/16"))
+        assert dino[0] == pytest.approx({"mIoU": 0.419, "accuracy": 0.749})
+        assert mae[0] == pytest.approx({"mIoU": 0.215, "accuracy": 0.591})
+        assert found["MAE ViT-B/16", cityscapes][0]["mIoU"] == pytest.approx(0.125)
+        digests = sorted({digest for _, digest in found.values()})
+        assert len(digests) == 4  # two sets, DINOv2's crop beside the others'
+        assert card_digest({"cards": digests}) == "69c6572b"
 
     def test_all_published__fractions_and_known_scores(self) -> None:
         for p in all_published():
