@@ -24,6 +24,7 @@ TASKS = {
     "stability": ("probing.stability", "features under random crops"),
     "rank": ("probing.rank", "number of tokens against FID and accuracy"),
     "where": ("probing.where", "localization against ground-truth masks"),
+    "in-context": ("dense.in_context", "segmentation by labelled patches"),
     "unsupervised-segmentation": (
         "dense.unsupervised",
         "clusters of patches matched to classes",

@@ -36,6 +36,7 @@ CARD_FIELDS = {
     "label_resolution": "Resolution at which labels are compared.",
     "classes": "The classes, or how label values become classes.",
     "num_classes": "Number of classes.",
+    "bank": "Most patches of training images that are kept.",
     "neighbours": "Number of voting or shown neighbours.",
     "temperature": "Temperature of the votes, or of the loss at the start.",
     "head": "The trained part.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stellar_plugin.protocols.base import NOT_TOLD, Protocol
+from stellar_plugin.protocols.base import NOT_TOLD, CropProtocol, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +153,47 @@ _TRAINED = {"name": "segmentation-finetune", "backbone": "trained", "epochs": 75
 SEGMENTATION_FINETUNE_ADE20K = SEGMENTATION_PAPER_ADE20K.replace(**_TRAINED)
 SEGMENTATION_FINETUNE_CITYSCAPES = SEGMENTATION_PAPER_CITYSCAPES.replace(**_TRAINED)
 SEGMENTATION_FINETUNE_VOC = SEGMENTATION_PAPER_VOC.replace(**_TRAINED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContextProtocol(CropProtocol):
+    """Nothing is trained: patches of training images tell the classes of others."""
+
+    split: str
+    features: str
+    train_views: str
+    inference: str
+    label_resolution: str
+    classes: str = ""
+    num_classes: int | None = None
+    bank: int
+    neighbours: int
+    temperature: float
+    averaging: str
+    rule: str
+
+
+IN_CONTEXT = InContextProtocol(
+    name="in-context",
+    source="Hummingbird, https://arxiv.org/abs/2306.01667: neighbours, softmax and "
+    "size of the bank; images of the model's own size, training images as "
+    "they are and exact neighbours are our choice",
+    split="bank: training set; queries: test set",
+    features="dense",
+    resize=224,
+    crop=224,
+    train_views="the same crops as at test time, once",
+    inference="centre crop; label distributions of patches, resized bilinearly to px, "
+    "the largest share",
+    label_resolution="px of the crop, labels resized nearest",
+    bank=10_240_000,
+    neighbours=30,
+    temperature=0.02,
+    averaging="IoU of each class over all px of the set, mean over the classes that "
+    "labels or predictions have",
+    rule="of each training image bank / images patches, drawn by the seed: the least "
+    "of uniform numbers times how many patches of the image have the classes of the "
+    "patch; a patch has the shares of the classes among its px; cosine similarity, "
+    "features in half precision; neighbours count with exp(similarity / temperature); "
+    "ignored px count nowhere, and patches of those alone are not kept",
+)

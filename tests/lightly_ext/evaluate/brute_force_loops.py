@@ -25,6 +25,7 @@ from lightly_ext.evaluate.text.tower import load_text_tower
 from stellar_plugin import Stellar
 from stellar_plugin.protocols import (
     EQUIVARIANCE_SHIFTS,
+    IN_CONTEXT,
     KNN,
     STABILITY,
     STABILITY_SCALES,
@@ -39,6 +40,9 @@ from tests.lightly_ext.evaluate.brute_force_sets import (
     numbered,
     read,
     readable_images,
+)
+from tests.lightly_ext.evaluate.dense.in_context_loops import (
+    brute_force as in_context_scores,
 )
 from tests.lightly_ext.evaluate.probing.where_loops import brute_force as where_scores
 from tests.lightly_ext.evaluate.small import (
@@ -282,6 +286,25 @@ def places(given: Given, results: list[Result]) -> list[Scores]:
     scores: Scores = where_scores(parts, masks)
     scores |= {f"grid_{name}": value for name, value in grid.items()}
     return [{**scores, "num_images": 21 - 2}]
+
+
+def neighbours_of_patches(
+    neighbours: int, given: Given, results: list[Result]
+) -> list[Scores]:
+    root = given.results.output.parent / "scenes"
+    parts = []
+    for part in ("train", "val"):
+        pairs = []
+        for name, image in readable_images(root / "images" / part).items():
+            rows = given.model(image[None]).dense[0].double().numpy()
+            labels = np.array(Image.open(root / "masks" / part / name)).astype(int)
+            pairs.append((rows, np.where(labels == 255, -1, labels)))
+        parts.append(pairs)
+    train, test = parts
+    scores = in_context_scores(
+        train, test, (2, 2), 3, neighbours, IN_CONTEXT.temperature
+    )
+    return [scores]
 
 
 def ratios(given: Given, results: list[Result]) -> list[Scores]:

@@ -19,6 +19,7 @@ from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
     write_images,
     write_model,
+    write_scenes,
 )
 from tests.lightly_ext.evaluate.text.small_text import write_tower
 
@@ -45,6 +46,8 @@ def write_sets(folder: Path) -> None:
         photos = write_images(folder / name, 21, (side, side), seed=5)
         _copy(photos, {"0003": "0010", "0004": "0010"})
         (photos / "0007.png").write_bytes(BROKEN)
+    scenes = write_scenes(folder / "scenes", 21, 5, (SIDE, SIDE))
+    (scenes / "images" / "train" / "0007.png").write_bytes(BROKEN)
     _write_masks(folder)
     _write_texts(folder)
 

@@ -101,6 +101,30 @@ def write_classes(
     return root
 
 
+def write_scenes(
+    root: Path,
+    num_train: int = 4,
+    num_test: int = 2,
+    size: tuple[int, int] = (40, 36),
+    num_classes: int = 3,
+) -> Path:
+    """Writes images with label maps: each class has a colour, some px are ignored."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 200, (256, 3))
+    for part, num in (("train", num_train), ("val", num_test)):
+        for kind in ("images", "masks"):
+            (root / kind / part).mkdir(parents=True, exist_ok=True)
+        for i in range(num):
+            classes = [*range(num_classes), 255]
+            coarse = rng.choice(classes, (4, 5)).astype(np.uint8)
+            mask = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.NEAREST)
+            mask.save(root / "masks" / part / f"{i:04d}.png")
+            pixels = colours[np.array(mask)] + rng.integers(0, 56, (*size, 3))
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(root / "images" / part / f"{i:04d}.png")
+    return root
+
+
 def run_options(tmp_path: Path) -> list[str]:
     """Options of a command on tiny images."""
     return [

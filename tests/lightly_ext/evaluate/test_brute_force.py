@@ -18,6 +18,7 @@ import torch
 from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
+from lightly_ext.evaluate.dense.in_context import run_in_context
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.probing import rank
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
@@ -37,6 +38,7 @@ from tests.lightly_ext.evaluate.brute_force_loops import (
     crops,
     curve,
     decodings,
+    neighbours_of_patches,
     places,
     ratios,
     shifts,
@@ -149,6 +151,12 @@ CASES: dict[str, dict[str, Case]] = {
     "equivariance": {"large": Case(_on("large", run_equivariance), shifts, LARGE)},
     "stability": {"large": Case(_on("large", run_stability), crops, LARGE)},
     "where": {"photos": Case(_run_where, places)},
+    "in-context": {
+        "scenes": Case(
+            _on("scenes", run_in_context, neighbours=4),
+            partial(neighbours_of_patches, 4),
+        )
+    },
     "efficiency": {
         "two sizes": Case(
             partial(run_efficiency, batch_sizes=(1, 2), max_seconds=0.02),
@@ -163,9 +171,9 @@ CASES: dict[str, dict[str, Case]] = {
 # They make pictures and pages, and score nothing.
 NO_SCORES = {"visualize", "concepts"}
 SLOW = {"align-text", "efficiency", "finetune", "rank"}
-CACHED = {"knn", "linear", "linear-paper", "finetune", "align-text"}
+CACHED = {"knn", "in-context", "linear", "linear-paper", "finetune", "align-text"}
 # What several processes do here, others in test_processes.py and the decoder's tests.
-TOGETHER = ("knn", "linear-paper", "finetune", "align-text")
+TOGETHER = ("knn", "in-context", "linear-paper", "finetune", "align-text")
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +254,7 @@ def test_scores__two_processes_as_one(sets: Path, tmp_path: Path) -> None:
     for task, cases in CASES.items():
         for name, case in cases.items() if task in TOGETHER else ():
             alone = [dict(result.scores) for result in _run(sets, case, "alone")[1]]
-            if task in ("knn", "linear-paper"):
+            if task in ("knn", "in-context", "linear-paper"):
                 assert found[0][task][name] == alone
             _assert_equal(found[0][task][name], alone)
 

@@ -23,7 +23,12 @@ from stellar_cli.tasks import TASKS
 from stellar_plugin.encoder import StellarEncoder
 from tests.lightly_ext.evaluate.dense.small_sets import write_halves
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
-from tests.lightly_ext.evaluate.small import write_classes, write_images, write_model
+from tests.lightly_ext.evaluate.small import (
+    write_classes,
+    write_images,
+    write_model,
+    write_scenes,
+)
 from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
 
 SIDE, PATCH = 60, 12
@@ -40,6 +45,7 @@ COMMANDS = {
         *("--data", "classes", "--others", "other", "--images", "photos", "--force")
     ],
     "where": ["--data", "photos", "--masks", "masks"],
+    "in-context": ["--data", "scenes", "--neighbours", "3"],
     "unsupervised-segmentation": ["--data", "halves"],
     "efficiency": ["--batch_sizes", "[1]", "--max_seconds", "0.01"],
     "align-text": ["--data", "pairs/pairs.csv", "--epochs", "1"],
@@ -61,6 +67,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classes(folder / "other_classes", classes=["cat", "dog"], parts=["val"])
     write_classes(folder / "one_class", classes=["cat"])
     write_images(folder / "photos", 4)
+    write_scenes(folder / "scenes")
     write_halves(folder / "halves")
     write_images(folder / "photo", 1)
     write_pairs(folder / "pairs", copies=1)
@@ -171,6 +178,9 @@ WITHOUT_MODEL = [
     ("equivariance", ["--data", "photo"], "has one image"),
     ("stability", ["--data", "photo"], "has one image"),
     ("rank", ["--data", "classes", "--others", "other"], "There are 24 images, FID"),
+    ("in-context", ["--data", "scenes", "--bank", "2"], "neighbours must be in 1 to 2"),
+    ("in-context", ["--data", "scenes", "--temperature", "0"], "must be positive"),
+    ("in-context", ["--data", "photos"], r"(?s)masks/train.*classes\.txt"),
     ("where", ["--data", "gone", "--masks", "masks"], "no folder 'gone'"),
     ("where", ["--data", "photos", "--masks", "empty"], "There is no image below"),
     ("where", ["--data", "photos", "--masks", "small_masks"], "is 30 x 40 px, its"),
@@ -219,6 +229,11 @@ WITH_MODEL = [
     ),
     ("equivariance", ["--data", "photos"], "no localization"),
     ("where", ["--data", "photos", "--masks", "masks"], "no localization"),
+    (
+        "in-context",
+        [*COMMANDS["in-context"], "--features", "lowrank"],
+        "no localization",
+    ),
     (
         "unsupervised-segmentation",
         ["--data", "halves", "--prototypes"],

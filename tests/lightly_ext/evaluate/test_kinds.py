@@ -16,6 +16,7 @@ from lightly_ext.evaluate import images
 from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
+from lightly_ext.evaluate.dense.in_context import run_in_context
 from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentation
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.frozen_model import FrozenModel
@@ -38,6 +39,7 @@ from tests.lightly_ext.evaluate.small import (
     make_given,
     write_classes,
     write_images,
+    write_scenes,
 )
 from tests.lightly_ext.evaluate.text.small_text import write_pairs, write_tower
 from tests.published_vits import aim, msn
@@ -86,6 +88,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     write_classes(folder / "classes", num=3)
     write_images(folder / "photos", 4)
+    write_scenes(folder / "scenes")
     write_images(folder / "train", 4, seed=1)
     write_pairs(folder / "pairs", copies=1, colours=("red", "green", "blue", "white"))
     write_halves(folder / "halves")
@@ -125,6 +128,7 @@ CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
         *g, str(s / "classes"), ["other"], str(s / "photos"), force=True
     ),
     "where": lambda g, s: run_where(*g, str(s / "photos"), str(s / "masks")),
+    "in-context": lambda g, s: run_in_context(*g, str(s / "scenes"), neighbours=3),
     "unsupervised-segmentation": lambda g, s: run_unsupervised_segmentation(
         *g, str(s / "halves")
     ),
@@ -226,5 +230,7 @@ def _read(result: Result, task: str) -> str:
         return "parts" if "decoder_ms" in result.scores else "encoder"
     if task == "visualize":
         return "PCA, clusters" if "clusters" in result.protocol["rule"] else "PCA"
+    if task == "in-context":
+        return str(result.protocol["features"])
     of = result.provenance
     return str(of.get("feature") or of.get("features") or of["latent"])
