@@ -117,7 +117,7 @@ def replace_folder(new: Path, folder: Path) -> None:
         folder:
             The folder to replace. It need not exist.
     """
-    for path in new.iterdir():
+    for path in new.rglob("*"):
         sync(path)
     sync(new)
     if not folder.exists():

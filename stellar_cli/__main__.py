@@ -17,7 +17,7 @@ COMMANDS = {
     "pretrain": ("lightly_ext.pretrain.cli", "pretrain", "pretrain on images"),
     "evaluate": (EVALUATE, "eval", "every table and figure of the paper"),
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
-    "concepts": (EVALUATE, "eval", "nearest tokens of a folder, as a page"),
+    "atlas": (EVALUATE, "eval", "what is in a folder, as a page to walk"),
     "index": ("lightly_ext.search.index", "search", "tokens of a folder, for search"),
     "report": (EVALUATE, "eval", "stored results as the paper's tables"),
     "configs": ("stellar_cli.configs", "mmseg", "configs for `mim train mmseg`"),

@@ -32,7 +32,7 @@ TASKS = {
     "efficiency": ("efficiency", "time of each part"),
     "align-text": ("text.align_text", "a probe towards a text tower"),
     "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),
-    "concepts": ("pictures.concepts", "nearest tokens of a folder, as a page"),
+    "atlas": ("atlas.atlas", "what is in a folder of images, as a page to walk"),
     "report": ("report.report", "stored results as the paper's tables"),
 }
 

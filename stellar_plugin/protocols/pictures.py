@@ -16,13 +16,12 @@ class VisualizeProtocol(CropProtocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptsProtocol(CropProtocol):
-    """Nearest tokens are shown; which, how many and how is the user's choice."""
+class AtlasProtocol(CropProtocol):
+    """Parts of images that go together are shown; how many is the user's choice."""
 
-    split: str = ""
-    features: str
-    neighbours: int | None = None
-    rule: str = ""
+    split: str
+    parts: str = ""
+    rule: str
 
 
 VISUALIZE = VisualizeProtocol(
@@ -31,8 +30,10 @@ VISUALIZE = VisualizeProtocol(
     split="images spread evenly over the sorted names",
     rule="PCA over the patches of all shown images, 1st to 99th percentile",
 )
-CONCEPTS = ConceptsProtocol(
-    name="concepts",
-    source="STELLAR figure 3; threshold and choice of tokens are our choice",
-    features="sparse",
+ATLAS = AtlasProtocol(
+    name="atlas",
+    source="STELLAR figure 3 for a whole folder; numbers and clusters are our choice",
+    split="all images",
+    rule="those that cover most first; a part with less than half a patch in all is "
+    "absent",
 )

@@ -15,9 +15,6 @@ from lightly_ext.demo.report import Gallery
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.loading import load_stellar
-from lightly_ext.evaluate.pictures.concept_queries import chosen_tokens, token_search
-from lightly_ext.evaluate.pictures.token_index import TokenIndex, quantised
-from stellar_plugin import Factorization
 from stellar_plugin.visualize import (
     Uint8Array,
     highlight,
@@ -33,6 +30,8 @@ from stellar_plugin.visualize import (
 
 NUM_PHOTOS, NUM_TOKEN_PHOTOS = 8, 4
 NUM_QUERIES, NUM_NEIGHBOURS = 6, 7
+# Random tokens that the distinct ones are chosen from.
+NUM_CANDIDATES = 1024
 # Side of a picture on the page in px, at most.
 SIDE = 128
 
@@ -120,22 +119,50 @@ def token_gallery(test: Shown) -> Gallery:
 
 def near_tokens(bank: Shown, seed: int) -> Gallery:
     """Distinct tokens of training photos, and the nearest ones of other photos."""
-    index = _index(bank.seen)
-    queries = chosen_tokens(index, "distinct", NUM_QUERIES, seed)
-    search = token_search(index, queries, bank.files, torch.device("cpu"))
-    found = search.run(index, NUM_NEIGHBOURS, one_per_image=True)
+    units = F.normalize(bank.seen.sparse.float(), dim=-1)
     rows: dict[str, Uint8Array] = {}
     notes: dict[str, list[str]] = {}
-    for i, query in enumerate(queries):
-        images = [query.image, *found.images[i].tolist()]
-        tokens = [query.number, *found.tokens[i].tolist()]
+    for i, (image, token) in enumerate(distinct_tokens(units, NUM_QUERIES, seed)):
+        similarity, nearest = (units @ units[image, token]).max(dim=1)
+        similarity[image] = -torch.inf
+        count = min(NUM_NEIGHBOURS, len(units) - 1)
+        found = similarity.argsort(descending=True, stable=True)[:count]
+        images = [image, *found.tolist()]
+        tokens = [token, *nearest[found].tolist()]
         marked = [_marked(bank, *pair) for pair in zip(images, tokens, strict=True)]
-        title = f"token {query.number} of a photo, and the tokens nearest to it"
+        title = f"token {token} of a photo, and the tokens nearest to it"
         rows[f"{i + 1}. {title}"] = np.stack(marked)
-        cosines = [f", {value:.2f}" for value in found.similarity[i].tolist()]
+        cosines = [f", {value:.2f}" for value in similarity[found].tolist()]
         texts = zip(map(bank.title, images), ["", *cosines], strict=True)
         notes[f"{i + 1}. {title}"] = [name + cosine for name, cosine in texts]
     return Gallery(rows, notes)
+
+
+def distinct_tokens(units: Tensor, number: int, seed: int) -> list[tuple[int, int]]:
+    """Chooses tokens greedily, each the farthest from those chosen before.
+
+    Args:
+        units:
+            Tokens of unit length with shape (num_photos, num_tokens, dim).
+        number:
+            How many to choose, at most all of them.
+        seed:
+            Draws those to choose from; the first of them is the first.
+
+    Returns:
+        Photo and number of each.
+    """
+    vectors = units.flatten(0, 1)
+    rng = np.random.default_rng(seed)
+    count = min(NUM_CANDIDATES, len(vectors))
+    drawn = torch.from_numpy(rng.choice(len(vectors), count, replace=False))
+    vectors = vectors[drawn]
+    chosen, closest = [0], vectors @ vectors[0]
+    while len(chosen) < min(number, count):
+        closest[chosen[-1]] = torch.inf
+        chosen.append(int(closest.argmin()))
+        closest = torch.maximum(closest, vectors @ vectors[chosen[-1]])
+    return [divmod(place, units.shape[1]) for place in drawn[chosen].tolist()]
 
 
 def near_photos(bank: Shown, test: Shown) -> Gallery:
@@ -152,19 +179,6 @@ def near_photos(bank: Shown, test: Shown) -> Gallery:
         texts = zip(map(bank.title, nearest.tolist()), cosines.tolist(), strict=True)
         notes[title] = [test.title(number), *(f"{n}, {c:.2f}" for n, c in texts)]
     return Gallery(rows, notes)
-
-
-def _index(seen: Seen) -> TokenIndex:
-    """The tokens of photos as the search takes them."""
-    localization = seen.localization
-    assert localization is not None
-    dense = torch.empty(0)
-    result = Factorization(
-        None, seen.sparse, dense, seen.grid_size, lambda *_: localization
-    )
-    arrays = {name: values.numpy() for name, values in quantised(result).items()}
-    readable = torch.arange(len(seen.sparse))
-    return TokenIndex(**arrays, readable=readable, grid_size=seen.grid_size)
 
 
 def _localization(shown: Shown) -> Tensor:

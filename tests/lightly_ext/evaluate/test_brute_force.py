@@ -169,7 +169,7 @@ CASES: dict[str, dict[str, Case]] = {
     "align-text": {"all sets": Case(_run_texts, texts)},
 }
 # They make pictures and pages, and score nothing.
-NO_SCORES = {"visualize", "concepts"}
+NO_SCORES = {"visualize", "atlas"}
 SLOW = {"align-text", "efficiency", "finetune", "rank"}
 CACHED = {"knn", "in-context", "linear", "linear-paper", "finetune", "align-text"}
 # What several processes do here, others in test_processes.py and the decoder's tests.

@@ -50,7 +50,7 @@ COMMANDS = {
     "efficiency": ["--batch_sizes", "[1]", "--max_seconds", "0.01"],
     "align-text": ["--data", "pairs/pairs.csv", "--epochs", "1"],
     "visualize": ["--data", "photos"],
-    "concepts": ["--data", "photos", "--num_queries", "2"],
+    "atlas": ["--data", "photos", "--concepts", "3"],
 }
 
 
@@ -210,8 +210,9 @@ WITHOUT_MODEL = [
         ["--data", "pairs/pairs.csv", "--text_model", "local-dir:gone"],
         "no folder 'gone' for --text_model",
     ),
-    ("concepts", ["--data", "photo"], "need 2 readable images"),
-    ("concepts", ["--data", "photos", "--threshold", "2"], "threshold must be"),
+    ("atlas", ["--data", "photos", "--concepts", "0"], "concepts must be at least 1"),
+    ("atlas", ["--data", "photos", "--clusters", "257"], "clusters must be at most"),
+    ("atlas", ["--data", "empty"], "There is no image below"),
     ("visualize", ["--data", "empty"], "There is no image below"),
     ("visualize", ["--data", "photos", "--output", "file"], "is no folder"),
 ]
@@ -239,13 +240,14 @@ WITH_MODEL = [
         ["--data", "halves", "--prototypes"],
         "no localization",
     ),
-    ("concepts", ["--data", "photos"], "no localization"),
+    ("atlas", ["--data", "photos", "--prototypes"], "not of clusters of patches"),
+    ("atlas", ["--data", "photos", "--clusters", "26"], "too few for 26 clusters"),
     ("visualize", ["--data", "photos", "--tokens"], "no localization"),
     ("efficiency", ["--batch_sizes", "[1]"], "no decoder"),
     *(
         (task, [*options, "--crop", "61"], "no multiple of the patch size 12.*--crop")
         for task, options in COMMANDS.items()
-        if task not in ("where", "equivariance", "concepts", "rank", "efficiency")
+        if task not in ("where", "equivariance", "rank", "efficiency")
     ),
 ]
 
@@ -257,8 +259,7 @@ WITH_MODEL = [
         *((*case, "no_localization") for case in WITH_MODEL),
         ("rank", [*COMMANDS["rank"], "--others", "no_localization"], "no dec", "model"),
         ("where", [*COMMANDS["where"], "--crop", "61"], "no multiple of the", "model"),
-        ("concepts", ["--data", "photos", "--query", "a:9"], "token must be", "model"),
-        ("concepts", ["--data", "photos", "--prototypes", "1"], "no proto", "model"),
+        ("atlas", ["--data", "photos", "--prototypes"], "has no prototypes", "model"),
     ],
 )
 def test_what_is_missing_is_said_before_an_image_is_read(

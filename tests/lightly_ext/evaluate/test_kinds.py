@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lightly_ext.evaluate import images
+from lightly_ext.evaluate.atlas.atlas import run_atlas
 from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
@@ -21,7 +22,6 @@ from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentatio
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
-from lightly_ext.evaluate.pictures.concepts import run_concepts
 from lightly_ext.evaluate.pictures.visualize import run_visualize
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
 from lightly_ext.evaluate.probing.rank import run_rank
@@ -133,7 +133,7 @@ CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
         *g, str(s / "halves")
     ),
     "visualize": lambda g, s: run_visualize(*g, str(s / "photos"), 2),
-    "concepts": lambda g, s: run_concepts(*g, str(s / "photos")),
+    "atlas": lambda g, s: run_atlas(*g, str(s / "photos"), 4),
 }
 ALL = {
     **CHEAP,
@@ -216,13 +216,15 @@ def _check(task: str, kind: str, sets: Path, tmp_path: Path) -> None:
     found = ALL[task](given, sets)
     if task == "visualize":
         found = Result.load(found[0].parent / RESULT_NAME)
+    if task == "atlas":
+        found = Result.load(found.parents[1] / RESULT_NAME)
     auto = str(given.model.origin.feature)
     assert _read(found, task) in cell.replace("auto", auto).split(" or ")
 
 
 def _read(result: Result, task: str) -> str:
     """What the result says that was read."""
-    if task.startswith("where"):
+    if task.startswith("where") or task == "atlas":
         return "clusters" if "clusters" in result.protocol["parts"] else "tokens"
     if task == "equivariance":
         return "S and L" if "change_of_l" in result.scores else "changes of S"

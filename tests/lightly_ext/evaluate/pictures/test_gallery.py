@@ -5,75 +5,12 @@ import numpy as np
 from lightly_ext.evaluate.pictures.gallery import (
     GAP,
     LINE,
-    Row,
-    Tile,
-    draw_gallery,
     draw_rows,
     draw_sheet,
     enlarged,
-    render_gallery,
     shown_name,
 )
 from stellar_plugin.visualize import Uint8Array
-from tests.page import Page
-
-COLOUR = np.array([200, 100, 0], dtype=np.uint8)
-
-
-def _tile(name: str, side: int = 48) -> Tile:
-    picture = np.zeros((side, side, 3), dtype=np.uint8)
-    picture[:, : side // 2] = 200
-    area = np.array([[True, False], [False, False]])
-    return Tile(picture, area, name, "token 3, 0.912", COLOUR)
-
-
-def _rows(name: str = "cats/1.png") -> list[Row]:
-    tiles = [_tile(f"{i}.png") for i in range(3)]
-    return [
-        Row(f"{name}, token 3", "note", _tile(name), tiles),
-        Row("Prototype 7", "used", None, tiles[:2]),
-    ]
-
-
-class TestRenderGallery:
-    def test_render_gallery__is_whole(self) -> None:
-        text = render_gallery("Title", "Lead.", _rows(), {"k": 5, "threshold": 0.5})
-        page = Page(text)
-        assert len(page.images) == 2 * (4 + 2)
-        assert "http" not in text.lower()
-        assert all(address.startswith("data:") for address in page.addresses)
-        assert not page.tags & {"script", "link", "iframe"}
-        assert page.captions[0].split() == ["cats/1.png", "token", "3,", "0.912"]
-        alts = [values["alt"] for values in page.images]
-        words = [f"{name}, token 3, 0.912" for name in ("cats/1.png", "0.png")]
-        assert alts[:4] == [words[0], "", words[1], ""]
-        assert "<td>0.5</td>" in text
-
-    def test_render_gallery__pictures(self) -> None:
-        (kind, photo), (layer_kind, layer) = Page(
-            render_gallery("Title", "Lead.", _rows(), {})
-        ).decoded()[:2]
-        assert (kind, layer_kind) == ("jpeg", "png")
-        assert photo.size == (288, 288)  # of the query: 48 px, six times
-        assert np.asarray(photo)[144, [40, 250], 0].tolist() == [200, 0]
-        # Over the photo: half of it, and half of the colour where the token is.
-        assert layer.mode == "RGBA" and layer.size == (2, 2)
-        pixels = np.asarray(layer)
-        assert (pixels[..., 3] == 128).all()
-        assert pixels[0, 0, :3].tolist() == COLOUR.tolist()
-        assert not pixels[1, :, :3].any()
-
-    def test_render_gallery__large_pictures_shrink(self) -> None:
-        rows = [Row("a", "", None, [_tile("a.png", side=448)])]
-        (_, photo), _ = Page(render_gallery("T", "L", rows, {})).decoded()
-        assert photo.size == (160, 160)
-
-    def test_render_gallery__names_are_text(self) -> None:
-        name = '<img src=x onerror="alert(1)">&$title\udcff.png'
-        page = Page(render_gallery(name, name, _rows(name), {name: name}))
-        assert len(page.images) == 12
-        assert page.images[0]["alt"] == f"{shown_name(name)}, token 3, 0.912"
-        assert shown_name(name).endswith("$title?.png")
 
 
 class TestDrawSheet:
@@ -125,16 +62,12 @@ class TestDrawSheet:
             shown = pixels[step + LINE : step + LINE + 180, columns]
             np.testing.assert_array_equal(shown, 255 - pictures[i])
 
-    def test_draw_gallery__area_in_colour(self) -> None:
-        sheet = np.asarray(draw_gallery(_rows(), num_neighbours=2))
-        side, top = 3 * 48, 2 * LINE
-        assert sheet.shape[:2] == (2 * (top + side + GAP), GAP + 3 * (side + GAP))
-        assert sheet[top + 5, GAP + 5].tolist() == [200, 150, 100]
-        assert sheet[top + side - 5, GAP + 5].tolist() == [100, 100, 100]
-
     def test_enlarged__whole_factors(self) -> None:
         pictures: Uint8Array = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
         shown = enlarged(pictures, side=7)
         assert shown.shape == (1, 6, 6, 3)
         np.testing.assert_array_equal(shown[:, ::3, ::3], pictures)
         np.testing.assert_array_equal(enlarged(pictures, side=1), pictures)
+
+    def test_shown_name__bytes_that_are_no_text(self) -> None:
+        assert shown_name("a\udcff.png") == "a?.png"
