@@ -29,6 +29,7 @@ TASKS = {
         "dense.unsupervised",
         "clusters of patches matched to classes",
     ),
+    "retrieval": ("retrieval.retrieval", "images that find images, and where"),
     "efficiency": ("efficiency", "time of each part"),
     "align-text": ("text.align_text", "a probe towards a text tower"),
     "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),

@@ -14,11 +14,13 @@ from lightly_ext.evaluate.presets import (
     PRESETS,
     TRAIN_SCALE,
     Preset,
+    class_folders,
     image_folders,
     some_of,
 )
 
 SETS_FOLDER = Path("data")
+PARTS = ("train", "val", "test")
 IMAGENET = PRESETS["imagenet"]
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -110,6 +112,36 @@ def find_images(
     found = find_classification_set(data)
     files = found.train if part == "train" else found.test
     return found.name, replace(files, labels=None, classes=()).limited(limit)
+
+
+def find_labelled_images(data: str, limit: int | None = None) -> tuple[str, ImageFiles]:
+    """Finds images with labels, where nothing is trained.
+
+    Args:
+        data:
+            FOLDER with a subfolder of images per class. Or what
+            `find_classification_set` takes, then its test part.
+        limit:
+            Number of images, None for all.
+
+    Returns:
+        Name of the set in tables, and its images in the order of their classes.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or something in it is missing.
+        ValueError: If an image has no class, or a class no image.
+    """
+    preset, folder = _parse(data)
+    known = preset is not None or any(p.is_in(folder) for p in PRESETS.values())
+    train, *tests = ((folder / part).is_dir() for part in PARTS)
+    if known or (train and any(tests)):
+        found = find_classification_set(data)
+        part = "test" if known else found.test.root.name
+        return f"{found.name} ({part})", found.test.limited(limit)
+    name = folder.resolve().name
+    if name in PARTS:
+        name = f"{folder.resolve().parent.name} ({name})"
+    return name, class_folders(folder).limited(limit)
 
 
 def _parse(data: str) -> tuple[Preset | None, Path]:

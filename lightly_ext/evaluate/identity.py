@@ -35,7 +35,7 @@ ON_THE_CARD = {
 }
 # ... and of these the contents decide, which a task tells as `inputs`.
 BY_CONTENT = {
-    *("data", "images", "train", "masks", "split", "others", "zero_shot"),
+    *("data", "images", "train", "masks", "split", "others", "zero_shot", "boxes"),
     *("class_names", "retrieval", "retrieval_images", "winoground", "mmvp"),
 }
 # Folders of parts that are trained already.

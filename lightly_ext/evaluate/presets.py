@@ -75,10 +75,15 @@ def image_folders(root: Path) -> Parts:
     tests = [root / name for name in ("val", "test") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise FileNotFoundError(f"There are no folders 'train' and 'val' in '{root}'.")
-    return _image_folder(root / "train"), _image_folder(tests[0])
+    return class_folders(root / "train"), class_folders(tests[0])
 
 
-def _image_folder(folder: Path) -> ImageFiles:
+def class_folders(folder: Path) -> ImageFiles:
+    """Images in a folder per class, in the order of the classes.
+
+    Raises:
+        ValueError: If there is no image, a class has none, or an image no class.
+    """
     names = list_images(folder)
     outside = next((name for name in names if "/" not in name), None)
     if outside is not None:
@@ -94,7 +99,7 @@ def _imagenet(root: Path) -> Parts:
     images = root / KAGGLE_IMAGES
     if not images.is_dir():
         return image_folders(root)
-    train = _image_folder(_existing(images / "train"))
+    train = class_folders(_existing(images / "train"))
     rows = [
         (f"{row['ImageId']}.JPEG", row["PredictionString"].split(" ", 1)[0])
         for row in _csv(root / KAGGLE_LABELS, ("ImageId", "PredictionString"))

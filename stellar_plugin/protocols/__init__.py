@@ -11,6 +11,7 @@ from stellar_plugin.protocols.efficiency import *
 from stellar_plugin.protocols.pictures import *
 from stellar_plugin.protocols.probing import *
 from stellar_plugin.protocols.reconstruction import *
+from stellar_plugin.protocols.retrieval import *
 from stellar_plugin.protocols.segmentation import *
 from stellar_plugin.protocols.text import *
 from stellar_plugin.protocols.unsupervised import *

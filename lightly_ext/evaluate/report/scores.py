@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from stellar_plugin.protocols import RETRIEVAL_FORMS
+
 
 class Score(NamedTuple):
     """How a score is shown.
@@ -21,6 +23,14 @@ class Score(NamedTuple):
     higher_is_better: bool
 
 
+# What `retrieval` scores of each form of an image.
+RETRIEVAL_MEASURES = {
+    "map": "mAP",
+    "query_map": "mAP over queries",
+    "location": "location",
+    "location_of_class": "location, right class",
+    "location_oracle": "location, best part",
+}
 SCORES = {
     "accuracy": Score("accuracy, %", 100, 2, True),
     "top5": Score("top 5, %", 100, 2, True),
@@ -49,6 +59,11 @@ SCORES = {
     "winoground_image": Score("Winoground image, %", 100, 2, True),
     "winoground_group": Score("Winoground group, %", 100, 2, True),
     "mmvp": Score("MMVP, %", 100, 2, True),
+    **{
+        f"{form}_{name}": Score(f"{form.replace('_', ' ')}: {title}, %", 100, 2, True)
+        for form in RETRIEVAL_FORMS
+        for name, title in RETRIEVAL_MEASURES.items()
+    },
 }
 
 

@@ -45,6 +45,7 @@ from tests.lightly_ext.evaluate.dense.in_context_loops import (
     brute_force as in_context_scores,
 )
 from tests.lightly_ext.evaluate.probing.where_loops import brute_force as where_scores
+from tests.lightly_ext.evaluate.retrieval.loops import Seen, brute_force, forms
 from tests.lightly_ext.evaluate.small import (
     NUM_QUERIES,
     Given,
@@ -435,3 +436,16 @@ def _told_apart(root: Path, seen: Embed, said: Embed) -> list[Scores]:
 
 def _more(least: float, first: float, second: float) -> bool:
     return bool(first > second + least)
+
+
+def rankings(
+    name: str, clusters: int, given: Given, results: list[Result]
+) -> list[Scores]:
+    """Every image of the test part ranks the others."""
+    images = labelled(given.results.output.parent / name, "val")
+    seen = [Seen(forms(given.model, i, clusters), label, []) for _, label, i in images]
+    generator = torch.Generator().manual_seed(given.devices.seed)
+    order = torch.randperm(len(seen), generator=generator).tolist()
+    counts = [sum(s.label == t.label for s in seen) > 1 for t in seen]
+    numbers = {"num_images": len(seen), "num_queries": sum(counts)}
+    return [{**brute_force(seen, 2, SIDE, 1, order), **numbers}]

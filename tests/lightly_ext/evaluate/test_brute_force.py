@@ -29,6 +29,7 @@ from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
 from lightly_ext.evaluate.report.report import run_report
 from lightly_ext.evaluate.result import Result
+from lightly_ext.evaluate.retrieval.retrieval import run_retrieval
 from lightly_ext.evaluate.text.align_text import run_align_text
 from stellar_cli.tasks import TASKS
 from tests import distributed
@@ -40,6 +41,7 @@ from tests.lightly_ext.evaluate.brute_force_loops import (
     decodings,
     neighbours_of_patches,
     places,
+    rankings,
     ratios,
     shifts,
     texts,
@@ -157,6 +159,10 @@ CASES: dict[str, dict[str, Case]] = {
             partial(neighbours_of_patches, 4),
         )
     },
+    "retrieval": {
+        name: Case(_on(name, run_retrieval, clusters=3), partial(rankings, name, 3))
+        for name in ("mixed", "missing")
+    },
     "efficiency": {
         "two sizes": Case(
             partial(run_efficiency, batch_sizes=(1, 2), max_seconds=0.02),
@@ -171,7 +177,10 @@ CASES: dict[str, dict[str, Case]] = {
 # They make pictures and pages, and score nothing.
 NO_SCORES = {"visualize", "atlas"}
 SLOW = {"align-text", "efficiency", "finetune", "rank"}
-CACHED = {"knn", "in-context", "linear", "linear-paper", "finetune", "align-text"}
+CACHED = {
+    *("knn", "in-context", "linear", "linear-paper", "finetune", "align-text"),
+    "retrieval",
+}
 # What several processes do here, others in test_processes.py and the decoder's tests.
 TOGETHER = ("knn", "in-context", "linear-paper", "finetune", "align-text")
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "where": ["--data", "photos", "--masks", "masks"],
     "in-context": ["--data", "scenes", "--neighbours", "3"],
     "unsupervised-segmentation": ["--data", "halves"],
+    "retrieval": ["--data", "classes"],
     "efficiency": ["--batch_sizes", "[1]", "--max_seconds", "0.01"],
     "align-text": ["--data", "pairs/pairs.csv", "--epochs", "1"],
     "visualize": ["--data", "photos"],
@@ -200,6 +201,9 @@ WITHOUT_MODEL = [
         "2 clusters cannot be matched to the 3 classes",
     ),
     ("unsupervised-segmentation", ["--data", "photos"], "There is no folder"),
+    ("retrieval", ["--data", "photos"], "has no class: every image lies in the"),
+    ("retrieval", ["--data", "one_class"], r"has one class, 'cat'"),
+    ("retrieval", ["--data", "classes", "--boxes", "gone"], "no file 'gone' with box"),
     ("efficiency", ["--batch_sizes", "[0]"], "batch_sizes must be 1 or more"),
     ("efficiency", ["--limit", "3"], "leave --limit out"),
     ("align-text", ["--data", "pairs/gone.csv"], "9 of 10 images are not in"),
@@ -243,6 +247,7 @@ WITH_MODEL = [
     ("atlas", ["--data", "photos", "--prototypes"], "not of clusters of patches"),
     ("atlas", ["--data", "photos", "--clusters", "26"], "too few for 26 clusters"),
     ("visualize", ["--data", "photos", "--tokens"], "no localization"),
+    ("retrieval", ["--data", "classes", "--by", "tokens"], "no localization of its"),
     ("efficiency", ["--batch_sizes", "[1]"], "no decoder"),
     *(
         (task, [*options, "--crop", "61"], "no multiple of the patch size 12.*--crop")

@@ -30,6 +30,7 @@ from lightly_ext.evaluate.probing.where import run_where
 from lightly_ext.evaluate.reconstruction import reconstruction
 from lightly_ext.evaluate.reconstruction.reconstruction import run_reconstruction
 from lightly_ext.evaluate.result import RESULT_NAME, Result
+from lightly_ext.evaluate.retrieval.retrieval import run_retrieval
 from lightly_ext.evaluate.text.align_text import run_align_text
 from stellar_cli.tasks import TASKS
 from tests.lightly_ext.evaluate.dense.small_sets import write_halves
@@ -132,6 +133,7 @@ CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
     "unsupervised-segmentation": lambda g, s: run_unsupervised_segmentation(
         *g, str(s / "halves")
     ),
+    "retrieval": lambda g, s: run_retrieval(*g, str(s / "classes")),
     "visualize": lambda g, s: run_visualize(*g, str(s / "photos"), 2),
     "atlas": lambda g, s: run_atlas(*g, str(s / "photos"), 4),
 }
@@ -230,6 +232,9 @@ def _read(result: Result, task: str) -> str:
         return "S and L" if "change_of_l" in result.scores else "changes of S"
     if task == "efficiency":
         return "parts" if "decoder_ms" in result.scores else "encoder"
+    if task == "retrieval":
+        known = ("tokens", "mean_token", "clusters")
+        return ", ".join(n for n in known if f"{n}_map" in result.scores)
     if task == "visualize":
         return "PCA, clusters" if "clusters" in result.protocol["rule"] else "PCA"
     if task == "in-context":

@@ -1,0 +1,1 @@
+"""Images that find images, by everything that may stand for an image."""
