@@ -19,6 +19,7 @@ COMMANDS = {
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
     "atlas": (EVALUATE, "eval", "what is in a folder, as a page to walk"),
     "index": ("lightly_ext.search.index", "search", "tokens of a folder, for search"),
+    "search": ("lightly_ext.search.search", "search", "images like a photo, and where"),
     "export": ("lightly_ext.search.export", "search", "tokens of an index as a table"),
     "report": (EVALUATE, "eval", "stored results as the paper's tables"),
     "configs": ("stellar_cli.configs", "mmseg", "configs for `mim train mmseg`"),

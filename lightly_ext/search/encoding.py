@@ -93,8 +93,16 @@ class ImageEncoder:
         return cls(model.to(devices.device), devices, cut, protocol)
 
     @classmethod
-    def of_card(cls, card: IndexCard, devices: Devices) -> ImageEncoder:
+    def of_card(cls, card: IndexCard, devices: Devices, where: str) -> ImageEncoder:
         """Loads the model of an index, and checks that it is still the same.
+
+        Args:
+            card:
+                The card of the index.
+            devices:
+                Where the model runs.
+            where:
+                The index, for messages.
 
         Raises:
             FileNotFoundError: If its weights are gone.
@@ -103,7 +111,7 @@ class ImageEncoder:
         clusters = card.identity["clusters"]
         model = load_frozen_model(**card.model)
         encoder = cls.of(model, devices, card.crop, clusters)
-        card.check_same(encoder.card(Path(card.images), card.model), "the index")
+        card.check_same(encoder.card(Path(card.images), card.model), where)
         return encoder
 
     @property
