@@ -102,10 +102,9 @@ def spread_start(
     for _ in range(num_clusters - 1):
         if not squares.any():
             raise ValueError(
-                f"Of {len(points)} patches {len(chosen)} differ, too few for "
+                f"Of {len(points)} drawn patches {len(chosen)} differ, too few for "
                 f"{num_clusters} clusters: name fewer with --clusters, or more images."
             )
-        # Over 2^24 weights torch.multinomial refuses; there are never so many.
         chosen.append(int(torch.multinomial(squares, 1, generator=generator)))
         nearer = (points - points[chosen[-1]]).square().sum(dim=1)
         squares = torch.minimum(squares, nearer)

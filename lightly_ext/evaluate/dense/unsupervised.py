@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.utils.data import default_collate
 
-from lightly_ext.evaluate.dense.k_means import centre_scores, k_means
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.dense.label_maps import (
     IGNORED,
     LabelledImages,
@@ -25,31 +27,35 @@ from lightly_ext.evaluate.dense.matching import (
     one_to_one,
     uniform_scores,
 )
+from lightly_ext.evaluate.dense.regions import (
+    Regions,
+    cluster_regions,
+    prototype_regions,
+)
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.features import CachedFeatures, FeatureCache
-from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
+from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.frozen_model import FrozenModel
+from lightly_ext.evaluate.masks import MaskedImages
 from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.pictures.gallery import draw_rows
 from lightly_ext.evaluate.prototypes import load_sparse_head
 from lightly_ext.evaluate.reduction import count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.modules import STELLARProjectionHead
-from lightly_ext.randomness import mix_seeds
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import (
-    CLUSTER_RESTARTS,
-    CLUSTER_ROUNDS,
     CLUSTERED_IMAGES,
-    CLUSTERED_PATCHES,
     UNSUPERVISED_SEGMENTATION,
     UNSUPERVISED_SEGMENTATION_PROTOTYPES,
     UnsupervisedSegmentationProtocol,
 )
+from stellar_plugin.visualize import overlay, to_pictures, token_palette
 
-PATCHES = "patches"
-LOCALIZATION, WINNERS = "localization", "winners"
 FEATURES = ("dense", "lowrank")
 MANY_TO_ONE = "_many_to_one"
+NUM_PICTURES = 6
+NO_CLASS_GREY = 128
 
 
 def check_unsupervised_segmentation(
@@ -134,7 +140,9 @@ def run_unsupervised_segmentation(
     else:
         inputs["prototypes"] = weights_sha256(head)
         regions = prototype_regions(cache, protocol, head, found.test)
-    counts, num_unreadable = count_px(model, devices, protocol, regions, found.test)
+    images = found.test.cut(protocol, model.origin.interpolation)
+    grid = model.map_size(protocol.crop)
+    counts, num_unreadable = count_px(devices, images, found.test, regions, grid)
     scores, chance, facts = summarize(counts, found.classes)
     scores["num_images"] = len(found.test) - num_unreadable
     result = results.result(
@@ -150,158 +158,33 @@ def run_unsupervised_segmentation(
         **regions.facts,
         **facts,
     )
-    results.save(result)
+    folder = results.save(result)
+    if devices.rank == 0:
+        path = folder / "segments.png"
+        _save_picture(path, images, found.test, regions, grid, one_to_one(counts))
     return result
 
 
-class Regions(NamedTuple):
-    """Clusters of the images that are scored.
-
-    Attributes:
-        cached: What is known of each image, on disk.
-        scores: Maps the rows of an image to scores of its parts, float32 with shape
-            (num_patches, num_parts), and the cluster of each part, int64.
-        num_clusters: Number of clusters.
-        facts: What is known of them, for the provenance.
-    """
-
-    cached: CachedFeatures
-    scores: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
-    num_clusters: int
-    facts: Mapping[str, Any]
-
-    def at_px(self, number: int, grid: tuple[int, int], side: int) -> Tensor:
-        """Cluster at each px of an image, int64 with shape (side, side)."""
-        rows = {
-            name: torch.from_numpy(array[number].copy())
-            for name, array in self.cached.arrays.items()
-        }
-        scores, clusters = self.scores(rows)
-        maps = scores.mT.unflatten(1, grid)[None]
-        maps = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
-        return clusters[maps[0].argmax(dim=0)]
-
-
-def cluster_regions(
-    cache: FeatureCache,
-    protocol: UnsupervisedSegmentationProtocol,
-    feature: str,
-    num_clusters: int,
-    found: SegmentationSet,
-) -> Regions:
-    """k-means clusters of patches of training images, in test images.
-
-    Args:
-        cache:
-            Where patches are kept.
-        protocol:
-            How images are cut.
-        feature:
-            "dense" or "lowrank".
-        num_clusters:
-            Number of clusters.
-        found:
-            The images.
-    """
-    model, devices = cache.model, cache.devices
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        patches = select_tokens(model(images), feature).float()
-        # Half precision: half the space, and sums that are exact, see `lloyd`.
-        return {PATCHES: F.normalize(patches, dim=2).half()}
-
-    kind = f"{feature} patches of unit length"
-    train = found.train.files.limited(CLUSTERED_IMAGES)
-    of = cache.features(train, protocol, kind, compute)
-    scored = cache.features(found.test.files, protocol, kind, compute)
-    drawn = draw_patches(of, devices.seed)
-    clustering = k_means(
-        devices, drawn, num_clusters, devices.seed, CLUSTER_RESTARTS, CLUSTER_ROUNDS
-    )
-    centres = clustering.centres.to(devices.device)
-    clusters = torch.arange(num_clusters, device=devices.device)
-
-    def scores(rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        patches = rows[PATCHES].to(devices.device).float()
-        return centre_scores(patches, centres), clusters
-
-    facts = {
-        "num_reused": of.num_reused + scored.num_reused,
-        "clustered_images": len(of.readable),
-        "clustered_patches": len(drawn),
-        "inertia": clustering.inertia,
-        "iterations": clustering.iterations,
-        "converged": clustering.converged,
-    }
-    return Regions(scored, scores, num_clusters, facts)
-
-
-def draw_patches(cached: CachedFeatures, seed: int) -> Tensor:
-    """At most `CLUSTERED_PATCHES` patches, equally many of each readable image.
-
-    Args:
-        cached:
-            The patches of all images.
-        seed:
-            Decides on them, of each image on others.
-
-    Returns:
-        Float16 tensor with shape (num_drawn, dim).
-    """
-    patches = cached.arrays[PATCHES]
-    each = min(patches.shape[1], CLUSTERED_PATCHES // len(cached.readable))
-    drawn = []
-    for number in cached.readable.tolist():
-        generator = torch.Generator().manual_seed(mix_seeds(seed, number))
-        places = torch.randperm(patches.shape[1], generator=generator)[:each]
-        drawn.append(torch.from_numpy(patches[number][places.sort().values.numpy()]))
-    return torch.cat(drawn)
-
-
-def prototype_regions(
-    cache: FeatureCache,
-    protocol: UnsupervisedSegmentationProtocol,
-    head: STELLARProjectionHead,
-    test: LabelledImages,
-) -> Regions:
-    """The prototype of the strongest token.
-
-    Args:
-        cache:
-            Where they are kept.
-        protocol:
-            How images are cut.
-        head:
-            Knows the prototype of a token.
-        test:
-            Images that are scored.
-    """
-    model, device = cache.model, cache.devices.device
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        result = model(images)
-        logits = head.prototypes(head(result.sparse.float()))
-        winners = logits.argmax(dim=2)
-        return {LOCALIZATION: result.localization.half(), WINNERS: winners}
-
-    kind = f"prototypes {weights_sha256(head)[:16]}"
-    cached = cache.features(test.files, protocol, kind, compute)
-
-    def scores(rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return rows[LOCALIZATION].float().to(device), rows[WINNERS].to(device)
-
-    facts = {"num_reused": cached.num_reused}
-    return Regions(cached, scores, head.prototypes.out_features, facts)
-
-
 def count_px(
-    model: FrozenModel,
     devices: Devices,
-    protocol: UnsupervisedSegmentationProtocol,
-    regions: Regions,
+    images: MaskedImages,
     test: LabelledImages,
+    regions: Regions,
+    grid: tuple[int, int],
 ) -> tuple[Tensor, int]:
     """Counts the px of each cluster with each class.
+
+    Args:
+        devices:
+            The processes, each of which counts a share.
+        images:
+            Images and label maps as they are cut.
+        test:
+            The same as files, with the classes.
+        regions:
+            Clusters of the same images.
+        grid:
+            Height and width of the patch grid.
 
     Returns:
         Int64 tensor with shape (num_clusters, num_classes), of all processes, and the
@@ -311,10 +194,10 @@ def count_px(
         ValueError: If a label map has a value that is no class.
         RuntimeError: If too many are unreadable, or no px has a class.
     """
-    grid, num_classes = model.map_size(protocol.crop), len(test.values)
+    num_classes = len(test.values)
     counts = torch.zeros(regions.num_clusters * num_classes, dtype=torch.int64)
     known = set(regions.cached.readable.tolist())
-    loader = devices.loader(cast(Any, test.cut(protocol, model.origin.interpolation)))
+    loader = devices.loader(cast(Any, images))
     unreadable = []
     for batch in devices.progress(loader, "labels", len(loader)):
         labels = test.classes(batch)
@@ -324,7 +207,7 @@ def count_px(
                 unreadable.append(number)
                 continue
             classes = labels[i]
-            found = regions.at_px(number, grid, protocol.crop).cpu()
+            found = regions.at_px(number, grid, classes.shape[-1]).cpu()
             valid = classes != IGNORED
             pairs = found[valid] * num_classes + classes[valid]
             counts += pairs.bincount(minlength=len(counts))
@@ -402,3 +285,40 @@ def _protocol(
 def _fingerprint(results: Results, found: SegmentationSet) -> str:
     train = found.train.files.limited(CLUSTERED_IMAGES)
     return results.fingerprint(train, found.test.files, found.test.maps)
+
+
+def _save_picture(
+    path: Path,
+    images: MaskedImages,
+    test: LabelledImages,
+    regions: Regions,
+    grid: tuple[int, int],
+    classes: Tensor,
+) -> None:
+    """Rows: images, their classes, the classes of their clusters."""
+    numbers = regions.cached.readable.tolist()
+    count = min(NUM_PICTURES, len(numbers))
+    samples = [images[numbers[i * len(numbers) // count]] for i in range(count)]
+    samples = [sample for sample in samples if sample.readable]
+    if not samples:
+        return
+    batch = default_collate(samples)
+    side = batch.mask.shape[-1]
+    found = [classes[regions.at_px(s.number, grid, side).cpu()] for s in samples]
+    pictures = to_pictures(batch.image / 255)
+    # The last colour is what -1, no class, takes.
+    palette = np.concatenate(
+        [token_palette(len(test.values)), np.full((1, 3), NO_CLASS_GREY, np.uint8)]
+    )
+    rows = {
+        "images": pictures,
+        "classes": overlay(pictures, palette[test.classes(batch).numpy()]),
+        "clusters": overlay(pictures, palette[torch.stack(found).numpy()]),
+    }
+    legend = (
+        "Colours are classes: of the labels, and those that clusters are matched to; "
+        "grey has none."
+    )
+    with replacing(path) as new:
+        names = [test.files.names[sample.number] for sample in samples]
+        draw_rows(names, rows, legend).save(new, "png", optimize=True)

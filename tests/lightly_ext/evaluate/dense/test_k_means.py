@@ -103,7 +103,7 @@ class TestSpreadStart:
             assert share[pair] == pytest.approx(value, abs=0.03)
 
     def test_spread_start__too_few_differ(self) -> None:
-        with pytest.raises(ValueError, match="Of 8 patches 2 differ, too few for 3"):
+        with pytest.raises(ValueError, match="Of 8 drawn patches 2 differ, too"):
             spread_start(torch.eye(2).double().repeat(4, 1), 3, torch.Generator())
 
 

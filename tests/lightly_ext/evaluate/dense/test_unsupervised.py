@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lightly_ext.evaluate.dense import unsupervised
+from lightly_ext.evaluate.dense import regions, unsupervised
 from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentation
 from lightly_ext.modules import STELLARProjectionHead
 from stellar_plugin.checkpoints import save_heads
@@ -70,6 +70,8 @@ class TestRunUnsupervisedSegmentation:
         assert result.chance["accuracy"] == pytest.approx(1 / 3)
         assert result.protocol["parts"] == "3 k-means clusters"
         assert result.protocol["num_classes"] == 3
+        with Image.open(next(tmp_path.glob("out/*/segments.png"))) as picture:
+            assert picture.width > 6 * SIDE
 
     def test_run__names_of_classes_mean_nothing(self, tmp_path: Path) -> None:
         """Colours with other labels, two of them with one: the same clusters."""
@@ -92,10 +94,10 @@ class TestRunUnsupervisedSegmentation:
 
     def test_run__loops_over_px(self, tmp_path: Path) -> None:
         """Every step anew, from the files, with the centres that were found."""
-        data = _write_random(tmp_path / "set")
+        data = _write_random(tmp_path / "set", num=4)
         given = _given(tmp_path, write_model(tmp_path / "model"), resize=34)
         centres: list[torch.Tensor] = []
-        k_means = unsupervised.k_means
+        k_means = regions.k_means
 
         def recorded(*args: Any) -> Any:
             found = k_means(*args)
@@ -103,7 +105,7 @@ class TestRunUnsupervisedSegmentation:
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(unsupervised, "k_means", recorded)
+            patch.setattr(regions, "k_means", recorded)
             result = run_unsupervised_segmentation(*given, str(data), clusters=4)
         counts = torch.zeros(4, 3)
         test = unsupervised.find_segmentation_set(str(data)).test
@@ -119,17 +121,18 @@ class TestRunUnsupervisedSegmentation:
                     distances = (centres[0] - feature).square().sum(dim=1)
                     counts[distances.argmin(), label] += 1
         expected = unsupervised.summarize(counts.long(), ("0", "1", "2"))[0]
-        assert result.scores["num_images"] == 9
+        assert result.scores["num_images"] == 4
         for name, value in expected.items():
             assert result.scores[name] == pytest.approx(value, abs=2e-3), name
 
     def test_run__batches_change_nothing(self, tmp_path: Path) -> None:
-        data, source = _write_random(tmp_path / "set"), write_model(tmp_path / "model")
+        data = _write_random(tmp_path / "set", num=4)
+        source = write_model(tmp_path / "model")
         scores = [
             run_unsupervised_segmentation(
                 *_given(tmp_path / str(size), source, batch_size=size), str(data)
             ).scores
-            for size in (2, 9)
+            for size in (1, 4)
         ]
         assert scores[0] == scores[1]
 
@@ -163,7 +166,7 @@ class TestRunUnsupervisedSegmentation:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(unsupervised, "k_means", interrupted)
+            patch.setattr(regions, "k_means", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run_unsupervised_segmentation(*_given(tmp_path), data)
         result = run_unsupervised_segmentation(*_given(tmp_path), data)
@@ -180,7 +183,7 @@ class TestRunUnsupervisedSegmentation:
         assert result.scores["mIoU"] == 1
 
     def test_run__control(self, tmp_path: Path) -> None:
-        data = _write_random(tmp_path / "set", num=4)
+        data = _write_random(tmp_path / "set", num=2)
         given = _given(tmp_path, write_model(tmp_path / "model"), controls=True)
         run_unsupervised_segmentation(*given, str(data))
         (result,) = (r for _, r in given.results.stored() if r.untrained)
@@ -197,7 +200,7 @@ class TestBadInput:
             ({"prototypes": True, "clusters": 4}, "leave out clusters"),
             ({"prototypes": True}, "no latent queries"),
             ({"features": "lowrank"}, "no latent queries"),
-            ({"clusters": 4}, "Of 96 patches 3 differ, too few for 4 clusters"),
+            ({"clusters": 4}, "Of 96 drawn patches 3 differ, too few for 4 clusters"),
         ],
     )
     def test_run__impossible_options(
