@@ -50,7 +50,7 @@ from stellar_plugin.protocols import (
     UNSUPERVISED_SEGMENTATION_PROTOTYPES,
     UnsupervisedSegmentationProtocol,
 )
-from stellar_plugin.visualize import overlay, to_pictures, token_palette
+from stellar_plugin.visualize import to_pictures, token_palette
 
 FEATURES = ("dense", "lowrank")
 MANY_TO_ONE = "_many_to_one"
@@ -305,15 +305,14 @@ def _save_picture(
     batch = default_collate(samples)
     side = batch.mask.shape[-1]
     found = [classes[regions.at_px(s.number, grid, side).cpu()] for s in samples]
-    pictures = to_pictures(batch.image / 255)
     # The last colour is what -1, no class, takes.
     palette = np.concatenate(
         [token_palette(len(test.values)), np.full((1, 3), NO_CLASS_GREY, np.uint8)]
     )
     rows = {
-        "images": pictures,
-        "classes": overlay(pictures, palette[test.classes(batch).numpy()]),
-        "clusters": overlay(pictures, palette[torch.stack(found).numpy()]),
+        "images": to_pictures(batch.image / 255),
+        "classes": palette[test.classes(batch).numpy()],
+        "clusters": palette[torch.stack(found).numpy()],
     }
     legend = (
         "Colours are classes: of the labels, and those that clusters are matched to; "
