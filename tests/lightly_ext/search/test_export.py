@@ -26,7 +26,7 @@ NAMES = ["cats/1.jpg", "dogs/puppies/2.jpg", "plain.jpg", "r\udcff/3.jpg"]
 CARD = IndexCard(NUM_TOKENS, DIM, 0, (2, 2), 32, 32, {}, "/images", {})
 
 
-def _entries() -> Entries:
+def export_entries() -> Entries:
     num = len(NAMES)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(num, NUM_TOKENS, DIM, generator=generator)
@@ -55,7 +55,7 @@ def _entries() -> Entries:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> TokenIndex:
     index = TokenIndex.create(tmp_path_factory.mktemp("index"), CARD)
-    index.put(_entries())
+    index.put(export_entries())
     index.refresh()
     return index
 
@@ -124,7 +124,7 @@ class TestExport:
         client = QdrantClient(":memory:")
         monkeypatch.setattr(qdrant, "new_client", lambda url: client)
         url, file = "http://host", tmp_path / "a.parquet"
-        ServerIndex.create(url, "photos", CARD).put(_entries())
+        ServerIndex.create(url, "photos", CARD).put(export_entries())
         main(["export", "photos", f"--output={file}", "--server", url])
         run_export(index.place, str(tmp_path / "b.parquet"))
         found, wanted = pq.read_table(file), pq.read_table(tmp_path / "b.parquet")
