@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from lightly_ext.evaluate.boxes import CropPlace, map_boxes
+from lightly_ext.evaluate.boxes import CropPlace
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.metrics.late_interaction import best_matches
 from lightly_ext.search.asking import Asked
-from lightly_ext.search.encoding import IMAGES
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import Found, ImageIndex
 from lightly_ext.search.index import find_changes
-from lightly_ext.search.index_card import IndexCard
+from lightly_ext.search.regions import crop_place, pixel_boxes
 from lightly_ext.search.scoring import unit_length
 
 State = Literal["", "changed", "gone"]
@@ -86,31 +84,11 @@ def find_answers(
     answers = []
     for i, (one, token) in enumerate(zip(found, tokens, strict=True)):
         where = entries.maps[i, token].unflatten(0, index.card.grid_size)
-        height, width = entries.sizes[i].tolist()
-        place = CropPlace.of(height, width, _protocol(index.card))
-        box = _pixel_box(where, place, width, height)
-        answers.append(
-            Answer(one.file, one.score, token, where, box, place, states[one.file])
-        )
+        place = crop_place(index.card, entries.sizes[i])
+        x0, y0, x1, y1 = pixel_boxes(where[None], place, entries.sizes[i])[0].tolist()
+        box, state = (x0, y0, x1, y1), states[one.file]
+        answers.append(Answer(one.file, one.score, token, where, box, place, state))
     return answers
-
-
-def _protocol(card: IndexCard) -> Any:
-    return IMAGES.replace(resize=card.resize, crop=card.crop)
-
-
-def _pixel_box(
-    where: Tensor, place: CropPlace, width: int, height: int
-) -> tuple[int, int, int, int]:
-    if not where.any():
-        return 0, 0, 0, 0
-    size = torch.tensor([width, height])
-    edges = place.to_image(map_boxes(where, place.crop)).round().long()
-    # Of an image that is smaller than the grid, a patch is less than a pixel.
-    start = torch.minimum(edges[:2], size - 1).clamp(min=0)
-    end = torch.minimum(torch.maximum(edges[2:], start + 1), size)
-    x0, y0, x1, y1 = torch.cat([start, end]).tolist()
-    return x0, y0, x1, y1
 
 
 def _states(root: Path, entries: Entries) -> Mapping[str, State]:

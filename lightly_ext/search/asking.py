@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lightly_ext.data import read_image
 from lightly_ext.evaluate.boxes import CropPlace, box_areas, box_shares
-from lightly_ext.search.encoding import IMAGES, Encoded
+from lightly_ext.search.encoding import Encoded
 from lightly_ext.search.index_card import IndexCard
 from lightly_ext.search.query import By
+from lightly_ext.search.regions import crop_place
 
 Weights = Literal["mass", "uniform"]
 
@@ -52,9 +53,7 @@ class Photo:
             raise ValueError(
                 f"The image '{name}' cannot be read ({error}): search with another."
             ) from error
-        protocol = IMAGES.replace(resize=card.resize, crop=card.crop)
-        height, width = image.shape[1:]
-        return cls(name, image, CropPlace.of(height, width, protocol))
+        return cls(name, image, crop_place(card, torch.tensor(image.shape[1:])))
 
     @property
     def size(self) -> Tensor:

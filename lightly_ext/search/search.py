@@ -30,9 +30,9 @@ from lightly_ext.search.asking import (
 from lightly_ext.search.encoding import ImageEncoder
 from lightly_ext.search.image_index import ImageIndex
 from lightly_ext.search.index_card import IndexCard
+from lightly_ext.search.places import open_index
 from lightly_ext.search.query import By, check_asked
 from lightly_ext.search.search_page import render_search
-from lightly_ext.search.token_index import TokenIndex
 from stellar_plugin.visualize import is_absent
 
 BY = {
@@ -73,12 +73,13 @@ def run_search(
     model: str | None = None,
     model_weights: str | None = None,
     accelerator: str = "auto",
+    server: str | None = None,
 ) -> list[Answer]:
     """Finds the images of an index that are like a photo, and where they are.
 
     Args:
         index:
-            Folder of the index.
+            Folder of the index; with --server its name.
         image:
             The photo.
         token:
@@ -103,6 +104,9 @@ def run_search(
             Where the weight file of a timm model is, if it has moved.
         accelerator:
             "auto", "cpu" or "cuda".
+        server:
+            URL of the Qdrant server that has the index, http://host:6333. Its key, if
+            it asks for one, is the environment variable QDRANT_API_KEY.
 
     Returns:
         The images, the best first.
@@ -113,7 +117,7 @@ def run_search(
             is searched with, or the model is another than that of the index.
     """
     edges = _check_options(token, box, by, top, json, page)
-    opened = TokenIndex.open(index)
+    opened = open_index(index, server)
     check_asked(opened.place, len(opened), top)
     _check_card(opened.card, token, by)
     photo = Photo.read(image, opened.card)
