@@ -101,7 +101,8 @@ const ATLAS = (() => {
       { class: "heat", role: "img", "aria-label": label });
   }
 
-  const light = map => mapCanvas(map, v => [0, 0, 0, 178 * (1 - v)], {});
+  // As `lit_region` draws it: dark but for a fifth where a part is not.
+  const light = map => mapCanvas(map, v => [0, 0, 0, 204 * (1 - v * v)], {});
 
   // Maps of an image: of each part in 0 to 1, and the part with most of each patch.
   async function mapsOf(image) {

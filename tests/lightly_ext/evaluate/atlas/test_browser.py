@@ -108,7 +108,7 @@ class TestMouse:
             "(row => [row[3], row[15]])(document.querySelector('.picture canvas')"
             ".getContext('2d').getImageData(0, 1, 4, 1).data)"
         )
-        assert opened.value(light) == [178, 0]  # dark on the left
+        assert opened.value(light) == [204, 0]  # dark on the left
 
         opened.back()
         opened.until(f"{HERE} === '#concept=0'")
