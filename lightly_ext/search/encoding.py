@@ -69,6 +69,7 @@ class ImageEncoder:
         devices: Devices,
         crop: int | None = None,
         clusters: int | None = None,
+        seed: int = 0,
     ) -> ImageEncoder:
         """Chooses size and cut.
 
@@ -81,6 +82,8 @@ class ImageEncoder:
                 Side of the images in px. None takes the model's own, else 224.
             clusters:
                 As for `choose_cut`.
+            seed:
+                As for `choose_cut`.
 
         Raises:
             ValueError: If the model does not take such images, or has fewer patches
@@ -89,7 +92,7 @@ class ImageEncoder:
         side = image_sizes(model.origin, IMAGES, None, crop)["crop"]
         protocol = IMAGES.replace(resize=side, crop=side)
         model.check_size(side)
-        cut = choose_cut(model, side, clusters, devices.seed)
+        cut = choose_cut(model, side, clusters, seed)
         return cls(model.to(devices.device), devices, cut, protocol)
 
     @classmethod
@@ -110,7 +113,8 @@ class ImageEncoder:
         """
         clusters = card.identity["clusters"]
         model = load_frozen_model(**card.model)
-        encoder = cls.of(model, devices, card.crop, clusters)
+        seed = card.model.get("seed", 0)
+        encoder = cls.of(model, devices, card.crop, clusters, seed)
         card.check_same(encoder.card(Path(card.images), card.model), where)
         return encoder
 

@@ -73,6 +73,9 @@ class ImageIndex(Protocol):
     def contents(self) -> dict[str, Content]:
         """Stamps and hashes of all files, of when they were read."""
 
+    def sizes(self) -> Tensor:
+        """Height and width of all images in px, int64 with shape (len(self), 2)."""
+
     def restamp(self, stamps: Mapping[str, Stamp]) -> None:
         """Replaces the stamps of files whose content is as it was."""
 

@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightly_ext.durable import remove_partial
 from lightly_ext.evaluate.command_line import command_parser, parse, take
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import unreadable_text
-from lightly_ext.evaluate.fingerprints import (
-    CHUNK,
-    NUM_THREADS,
-    Stamp,
-    file_stamp,
-    is_settled,
-)
-from lightly_ext.evaluate.images import (
-    EvaluationImages,
-    ImageFiles,
-    Sample,
-    folder_images,
-)
+from lightly_ext.evaluate.images import EvaluationImages, ImageFiles, folder_images
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.options import check_positive, check_writable
 from lightly_ext.evaluate.sizes import described_cut
 from lightly_ext.run_lock import RunLock
 from lightly_ext.search.encoding import ImageEncoder
 from lightly_ext.search.entries import Entries
-from lightly_ext.search.image_index import Content
+from lightly_ext.search.freshness import Changes, IndexedImages, find_changes
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.store import ROWS_AT_ONCE, import_lancedb
 from lightly_ext.search.token_index import TokenIndex
-from stellar_plugin.hashes import file_sha256
 
-# No file has it, so its content is looked at again.
-UNSETTLED: Stamp = (-1, -1, -1)
-NO_HASH = bytes(hashlib.sha256().digest_size)
 # What a kill costs at most, beside `ROWS_AT_ONCE` images.
 SECONDS_BETWEEN_WRITES = 60.0
 # Of the images of an index: as many lie in a folder that has moved.
@@ -121,7 +101,7 @@ def run_index(
     arguments = _anywhere(model)
     loaded = load_frozen_model(**arguments)
     devices.say(loaded.origin.reading)
-    encoder = ImageEncoder.of(loaded, devices, crop, clusters)
+    encoder = ImageEncoder.of(loaded, devices, crop, clusters, devices.seed)
     cut = described_cut(encoder.protocol)
     devices.say(f"{encoder.cut.kind[0].upper()}{encoder.cut.kind[1:]} of {cut}.")
     card = encoder.card(files.root, arguments)
@@ -161,125 +141,6 @@ def check_index(
             "with --output, new or empty."
         )
     return folder_images(root), folder
-
-
-class Changes(NamedTuple):
-    """What a folder has beside an index of it.
-
-    Attributes:
-        new: Numbers of images that the index does not have.
-        changed: Numbers of images with another content than those of the index.
-        touched: New stamps of files with the same content.
-        gone: Names of images of the index that the folder does not have.
-    """
-
-    new: list[int]
-    changed: list[int]
-    touched: dict[str, Stamp]
-    gone: list[str]
-
-
-def find_changes(contents: Mapping[str, Content], files: ImageFiles) -> Changes:
-    """Compares images with an index of them.
-
-    A file is read only if its size is as it was and its times are not.
-
-    Args:
-        contents:
-            Those of the index.
-        files:
-            The images.
-    """
-    changes = Changes([], [], {}, sorted(contents.keys() - {*files.names}))
-    root = str(files.root)
-    with ThreadPool(NUM_THREADS) as threads:
-        look = partial(_look, root, contents)
-        found = threads.imap(look, files.names, chunksize=CHUNK)
-        for number, (name, stamp) in enumerate(zip(files.names, found, strict=True)):
-            if name not in contents:
-                changes.new.append(number)
-            elif stamp is None:
-                changes.changed.append(number)
-            elif stamp != contents[name][0] and stamp != UNSETTLED:
-                changes.touched[name] = stamp
-    return changes
-
-
-def _look(root: str, contents: Mapping[str, Content], name: str) -> Stamp | None:
-    """The stamp of a file, None if the index does not have its content."""
-    if name not in contents:
-        return None
-    known, sha256 = contents[name]
-    path = os.path.join(root, name)
-    try:
-        stamp = file_stamp(path)
-        if stamp == known:
-            return stamp
-        if known != UNSETTLED and stamp[0] != known[0]:
-            return None
-        found = _content(path)
-    except OSError:
-        return None
-    return found[0] if found[1] == sha256 != NO_HASH else None
-
-
-def _content(path: str) -> Content:
-    """Stamp and hash of a file, as far as nobody writes it meanwhile.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    stamp = file_stamp(path)
-    settled = is_settled(stamp)  # before it is read
-    sha256 = bytes.fromhex(file_sha256(Path(path)))
-    if file_stamp(path) != stamp:
-        return UNSETTLED, NO_HASH
-    return stamp if settled else UNSETTLED, sha256
-
-
-class IndexedSample(NamedTuple):
-    """An image and what its file is, see `Entries`.
-
-    Attributes:
-        sample: The image.
-        stamp: int64 with shape (3,).
-        hash: uint8 with shape (32,).
-    """
-
-    sample: Sample
-    stamp: Tensor
-    hash: Tensor
-
-
-class IndexedImages:
-    """Images and what their files are.
-
-    Args:
-        images:
-            The images.
-    """
-
-    def __init__(self, images: EvaluationImages) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> IndexedSample:
-        """Reads an image, and its file before."""
-        files = self._images.files
-        path = os.path.join(files.root, files.names[index])
-        stamp, sha256 = UNSETTLED, NO_HASH
-        try:
-            before = file_stamp(path)
-            stamp, sha256 = _content(path)
-            sample = self._images[index]
-            if file_stamp(path) != before:
-                stamp, sha256 = UNSETTLED, NO_HASH
-        except OSError:  # not there, or no longer
-            sample = self._images[index]
-        digest = torch.frombuffer(bytearray(sha256), dtype=torch.uint8)
-        return IndexedSample(sample, torch.tensor(stamp), digest)
 
 
 class Writer:
@@ -387,7 +248,7 @@ def _update(
         index.restamp(changes.touched)
     devices.fabric.barrier()
     index.refresh()
-    unreadable = _fill(index, encoder, wanted)
+    unreadable = _fill(index, encoder, wanted) if len(wanted) else []
     devices.fabric.barrier()
     if devices.rank == 0:
         index.refresh()
@@ -418,9 +279,14 @@ def _told(files: ImageFiles, changes: Changes, num_wanted: int) -> str:
 
 
 def _summary(index: TokenIndex) -> str:
-    size = index.num_bytes
-    text = f"{len(index)} images in '{index.folder}': {size / 1e6:.1f} MB"
-    return f"{text}, {size / len(index) / 1000:.1f} kB per image."
+    sizes = index.sizes().double()
+    seen = (sizes.amin(dim=1) / sizes.amax(dim=1)).mean()
+    num_bytes = index.num_bytes
+    return (
+        f"{len(index)} images in '{index.place}': {num_bytes / 1e6:.1f} MB, "
+        f"{num_bytes / len(index) / 1000:.1f} kB per image. The model sees {seen:.0%} "
+        "of their area, the square in the middle."
+    )
 
 
 def _fill(index: TokenIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequence[int]:
@@ -429,7 +295,9 @@ def _fill(index: TokenIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequen
     images = IndexedImages(EvaluationImages(files, encoder.transform))
     loader = devices.loader(images)
     unreadable = torch.zeros(len(files), dtype=torch.int32)
-    with Writer(index) as writer:
+    with Writer(index) as writer, warnings.catch_warnings():
+        # Of workers, which are forks and read files alone.
+        warnings.filterwarnings("ignore", "lancedb fork support")
         batches: Iterable[Any] = devices.progress(loader, "images", len(loader))
         for batch in batches:
             readable = batch.sample.readable

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightly_ext.durable import replace_text
+from lightly_ext.evaluate.finite import FULL
 
 CARD_NAME = "index.json"
 SCHEMA = 1
@@ -132,19 +133,19 @@ class IndexCard:
         mine, theirs = self._deciding(), other._deciding()
         differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
         if differing:
-            told = [(k, mine.get(k), theirs.get(k)) for k in differing]
+            told = [(k, *map(_short, (mine.get(k), theirs.get(k)))) for k in differing]
             texts = "; ".join(f"{k}: {a} there, {b} here" for k, a, b in told)
             raise ValueError(
-                f"The index in '{where}' has tokens that were made otherwise, which "
-                f"nothing of this model can be compared with ({texts}): name another "
-                "index, or the model that made it."
+                f"The index in '{where}' has tokens of '{self.model.get('model')}', "
+                f"made otherwise, which these cannot be compared with ({texts}): name "
+                "another index, or the model and the options that made it."
             )
         self._check_known(other, where)
 
     def _check_known(self, other: IndexCard, where: str) -> None:
         """What hashes of weights do not tell: how the code reads and runs them."""
         distance = math.dist(self.known, other.known) / (math.hypot(*self.known) or 1)
-        full = self.identity.get("precision") == "32-true"
+        full = self.identity.get("precision") == FULL
         if distance <= (TOLERANCE if full else HALF_TOLERANCE):
             return
         names = sorted(self.versions | other.versions)
@@ -161,3 +162,9 @@ class IndexCard:
         values = dataclasses.asdict(self)
         identity = values.pop("identity")
         return {k: v for k, v in values.items() if k not in BESIDE} | identity
+
+
+def _short(value: Any) -> str:
+    """A value for a message: of hashes the beginning."""
+    text = str(value)
+    return text if len(text) < 64 else f"{text[:8]}..."

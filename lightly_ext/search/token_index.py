@@ -148,6 +148,12 @@ class TokenIndex:
             found += zip(stamps, map(bytes, hashes), strict=True)
         return dict(zip(self._files, found, strict=True))
 
+    def sizes(self) -> Tensor:
+        """Height and width of all images in px, int64 with shape (len(self), 2)."""
+        blocks = self._store.blocks(self._numbers, ["sizes"])
+        sizes = [torch.from_numpy(block["sizes"].copy()) for block in blocks]
+        return torch.cat(sizes) if sizes else torch.empty(0, 2, dtype=torch.int64)
+
     def restamp(self, stamps: Mapping[str, Stamp]) -> None:
         """Replaces the stamps of files whose content is as it was; see `put`."""
         chosen = [i for i, file in enumerate(self._files) if file in stamps]
