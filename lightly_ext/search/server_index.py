@@ -135,6 +135,11 @@ class ServerIndex:
             self._contents = dict(sorted(found.items()))
         return self._contents
 
+    def sizes(self) -> Tensor:
+        """Height and width of all images in px, int64 with shape (len(self), 2)."""
+        found = {_file(p): p["size"] for p in self._payloads([*FILE, "size"])}
+        return torch.tensor([found[name] for name in self.files]).view(-1, 2)
+
     def _payloads(self, names: list[str]) -> Iterator[Mapping[str, Any]]:
         start, more = None, True
         while more:

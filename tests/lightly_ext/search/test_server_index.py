@@ -138,6 +138,7 @@ class TestServerIndex:
         folder, server = _both(tmp_path)
         assert list(server.files) == list(folder.files)
         assert server.contents() == folder.contents()
+        assert server.sizes().equal(folder.sizes())
         assert server.contents()[NAMES[8]][0] == (1, 2, 3)
         (found,), (wanted,) = server.blocks(64), folder.blocks(64)
         assert list(found.files) == list(wanted.files)
