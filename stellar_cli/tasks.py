@@ -30,6 +30,7 @@ TASKS = {
         "clusters of patches matched to classes",
     ),
     "retrieval": ("retrieval.retrieval", "images that find images, and where"),
+    "discover": ("discovery.discover", "objects: mBO, foreground ARI, CorLoc"),
     "efficiency": ("efficiency", "time of each part"),
     "align-text": ("text.align_text", "a probe towards a text tower"),
     "visualize": ("pictures.visualize", "localization, PCA, reconstruction"),

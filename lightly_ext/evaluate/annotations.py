@@ -64,8 +64,7 @@ def read_coco(files: ImageFiles, path: str) -> list[list[dict[str, Any]]]:
             The file.
 
     Returns:
-        Annotations as the file has them, but those of crowds, in the order of the
-        images.
+        Annotations as the file has them, in the order of the images.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -78,7 +77,7 @@ def read_coco(files: ImageFiles, path: str) -> list[list[dict[str, Any]]]:
         content = json.loads(Path(path).read_bytes())
         images, annotations = content["images"], content["annotations"]
         names = {image["id"]: image["file_name"] for image in images}
-        found = [(a["image_id"], a) for a in annotations if not a.get("iscrowd")]
+        found = [(a["image_id"], a) for a in annotations]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"'{path}' is no JSON in COCO's form, with `images` (id, file_name) and "
@@ -100,7 +99,9 @@ def _coco_boxes(files: ImageFiles, path: str) -> list[Tensor]:
     boxes = []
     for name, of_image in zip(files.names, read_coco(files, path), strict=True):
         numbers = [
-            (f"annotation {a.get('id')} of '{path}'", _bbox(path, a)) for a in of_image
+            (f"annotation {a.get('id')} of '{path}'", _bbox(path, a))
+            for a in of_image
+            if not a.get("iscrowd")
         ]
         edges = [(where, [x, y, x + w, y + h]) for where, (x, y, w, h) in numbers]
         found = _edges(files.root / name, edges)

@@ -100,11 +100,7 @@ class MaskedImages(Dataset[MaskedSample]):
         self.files = files
         self.masks = masks
         self.images = EvaluationImages(files, centre_crop(protocol, interpolation))
-        # NEAREST would be half a px off the image.
-        mode = InterpolationMode.NEAREST_EXACT
-        self.cut = v2.Compose(
-            [cut_ends, v2.Resize(protocol.resize, mode), v2.CenterCrop(protocol.crop)]
-        )
+        self.cut = label_crop(protocol)
 
     def __len__(self) -> int:
         """Returns the number of pairs, unreadable ones included."""
@@ -119,6 +115,20 @@ class MaskedImages(Dataset[MaskedSample]):
             mask = torch.zeros(image.shape[1:], dtype=torch.int32)
             readable = False
         return MaskedSample(image, mask, number, readable)
+
+
+def label_crop(protocol: CropProtocol) -> v2.Transform:
+    """Resizes labels and cuts out their centre as `images.centre_crop` does images.
+
+    Args:
+        protocol:
+            Says `resize` and `crop`.
+    """
+    # NEAREST would be half a px off the image.
+    mode = InterpolationMode.NEAREST_EXACT
+    return v2.Compose(
+        [cut_ends, v2.Resize(protocol.resize, mode), v2.CenterCrop(protocol.crop)]
+    )
 
 
 def read_mask(path: Path) -> Tensor:

@@ -40,6 +40,17 @@ class WhereProtocol(CropProtocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiscoverProtocol(CropProtocol):
+    """Parts of images are compared with objects; parts and labels are of the run."""
+
+    parts: str = ""
+    label_resolution: str
+    classes: str = ""
+    averaging: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProtocol(Protocol):
     """Models with different numbers of tokens are compared."""
 
@@ -102,6 +113,31 @@ WHERE_CLUSTERS = WHERE.replace(
     "cluster_overlap: IoU of each label that is no background with its best cluster, "
     "one_to_one: with the clusters assigned at most once, best sum; grid: as many "
     "equal rectangles as clusters; ignored px count nowhere",
+)
+# Of TokenCut: cosine similarity of an edge of weight 1, and the weight of all others.
+NCUT_SIMILARITY = 0.2
+NCUT_WEAK_EDGE = 1e-5
+DISCOVER = DiscoverProtocol(
+    name="discover",
+    source="mBO, FG-ARI: DINOSAUR (arXiv 2209.14860), public code of SPOT (arXiv "
+    "2312.00648); CorLoc: LOST (arXiv 2109.14279), TokenCut (arXiv 2202.11539); the "
+    "object without labels, the crop, crowds and images without objects are our choice",
+    label_resolution="px of the crop; labels and the part of each patch resized "
+    "nearest",
+    rule="mbo_i, mbo_c: best IoU of each instance, of all px of each class, with a "
+    "part; fg_ari: adjusted Rand index of the px of instances, 1 where one instance "
+    "lies in one part; ignored px, those of crowds and those of two instances count "
+    "nowhere; images without an instance in the crop are left out; corloc: box of the "
+    "object overlaps one box of the image, as far as the crop shows it, with IoU 0.5 "
+    "or more; corloc_oracle: the box of any part does, an upper bound; object of "
+    "tokens, clusters and grid: of all parts with less than their share of the px at "
+    "the border, the largest connected area; ncut: binary graph of the final features "
+    f"of patches (TokenCut: keys), cosine similarity above {NCUT_SIMILARITY}, other "
+    f"edges {NCUT_WEAK_EDGE}, second eigenvector cut at its mean, the object is what "
+    "hangs together with its largest absolute value, the whole image where all edges "
+    "are equal, and the rest; grid: as many equal rectangles as parts; centre: box of "
+    "half the area, and the rest",
+    averaging="over the instances or classes of an image, then over images",
 )
 RANK = RankProtocol(
     name="rank",

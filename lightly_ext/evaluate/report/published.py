@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lightly_ext.evaluate.result import Result
 from stellar_plugin.protocols import (
+    DISCOVER,
     FINETUNE,
     IMAGENET_TRAIN_SCALE,
     LINEAR_PAPER,
@@ -267,6 +268,24 @@ CAUSE_TABLE = {
 }
 CAUSE_SETS = ("COCO-Stuff (27 classes)", "Cityscapes (27 classes)")
 
+# The repository of SPOT (arXiv 2312.00648), by the public code there; sets as the
+# commands call them: COCO's folder of images, and Pascal VOC's with its list.
+SPOT = "SPOT, table of pretrained models"
+SPOT_PUBLISHED = DISCOVER.replace(
+    source="SPOT's public code: slots trained on the training images of the same set; "
+    "VOC's borders of objects are background there, COCO's crowds are instances",
+    resize=224,
+    parts="slots of a trained decoder, the strongest of each px",
+    label_resolution="320 x 320 px; labels resized nearest, masks of slots bilinear",
+    rule="mbo_i, mbo_c: best IoU of each instance, of all px of each class, with a "
+    "slot; px of two instances count nowhere",
+)
+# mBO of instances, of classes.
+SPOT_TABLE = {
+    "val2017": ("COCO: 7 slots, DINO ViT-B/16", 34.9, 44.8),
+    "JPEGImages (val)": ("Pascal VOC 2012: 6 slots, DINO ViT-B/16", 48.6, 55.7),
+}
+
 
 def all_published() -> list[Published]:
     """Every published number, fractions where we have fractions."""
@@ -279,6 +298,7 @@ def all_published() -> list[Published]:
         *_table_11(),
         *_community(),
         *_cause(),
+        *_spot(),
     ]
 
 
@@ -370,3 +390,10 @@ def _cause() -> Iterator[Published]:
             protocol = CAUSE_PUBLISHED.replace(data=data, crop=crop)
             scores = {"mIoU": miou / 100, "accuracy": accuracy / 100}
             yield Published(model, "unsupervised-segmentation", protocol, scores, CAUSE)
+
+
+def _spot() -> Iterator[Published]:
+    for data, (classes, *values) in SPOT_TABLE.items():
+        protocol = SPOT_PUBLISHED.replace(data=data, classes=classes)
+        scores = dict(zip(("mbo_i", "mbo_c"), (v / 100 for v in values), strict=True))
+        yield Published("SPOT ViT-B/16", "discover", protocol, scores, SPOT)

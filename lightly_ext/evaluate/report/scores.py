@@ -49,6 +49,11 @@ SCORES = {
     "token_overlap_one_to_one": Score("token overlap, one to one, %", 100, 2, True),
     "cluster_overlap": Score("cluster overlap, %", 100, 2, True),
     "cluster_overlap_one_to_one": Score("cluster overlap, one to one, %", 100, 2, True),
+    "mbo_i": Score("mBO of instances, %", 100, 2, True),
+    "mbo_c": Score("mBO of classes, %", 100, 2, True),
+    "fg_ari": Score("FG-ARI, %", 100, 2, True),
+    "corloc": Score("CorLoc, %", 100, 2, True),
+    "corloc_oracle": Score("CorLoc of any part, oracle, %", 100, 2, True),
     "zero_shot_top1": Score("zero-shot top 1, %", 100, 2, True),
     "zero_shot_top5": Score("zero-shot top 5, %", 100, 2, True),
     "t2i_recall_1": Score("text to image R@1, %", 100, 2, True),
@@ -67,8 +72,15 @@ SCORES = {
 }
 
 
-# The same scores of what a model is compared with.
-REFERENCES = {"grid_": "uniform grid", "tokenizer_": "tokenizer"}
+# The same scores of several kinds of parts, or of what a model is compared with.
+PREFIXES = {
+    "grid_": "uniform grid",
+    "tokenizer_": "tokenizer",
+    "tokens_": "tokens",
+    "clusters_": "clusters",
+    "ncut_": "normalised cut",
+    "centre_": "centre box",
+}
 
 
 def shown_score(score: str, value: float) -> str:
@@ -86,8 +98,8 @@ def score_title(score: str) -> str:
 
 
 def _known(score: str) -> tuple[str, Score | None]:
-    """What is compared with, if it is that, and how the score is shown."""
-    for prefix, name in REFERENCES.items():
+    """What it is a score of, if it says that, and how the score is shown."""
+    for prefix, name in PREFIXES.items():
         if score.startswith(prefix) and score.removeprefix(prefix) in SCORES:
             return f"{name}, ", SCORES[score.removeprefix(prefix)]
     return "", SCORES.get(score)

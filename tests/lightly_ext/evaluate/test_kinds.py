@@ -19,6 +19,7 @@ from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
 from lightly_ext.evaluate.dense.in_context import run_in_context
 from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentation
+from lightly_ext.evaluate.discovery.discover import run_discover
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
@@ -134,6 +135,7 @@ CHEAP: Mapping[str, Callable[[Given, Path], Any]] = {
         *g, str(s / "halves")
     ),
     "retrieval": lambda g, s: run_retrieval(*g, str(s / "classes")),
+    "discover": lambda g, s: run_discover(*g, str(s / "photos"), str(s / "masks")),
     "visualize": lambda g, s: run_visualize(*g, str(s / "photos"), 2),
     "atlas": lambda g, s: run_atlas(*g, str(s / "photos"), 4),
 }
@@ -228,6 +230,8 @@ def _read(result: Result, task: str) -> str:
     """What the result says that was read."""
     if task.startswith("where") or task == "atlas":
         return "clusters" if "clusters" in result.protocol["parts"] else "tokens"
+    if task == "discover":
+        return "clusters, cut" if "clusters:" in result.protocol["parts"] else "tokens"
     if task == "equivariance":
         return "S and L" if "change_of_l" in result.scores else "changes of S"
     if task == "efficiency":

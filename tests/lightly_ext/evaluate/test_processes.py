@@ -16,6 +16,7 @@ from lightly_ext.data import read_image
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear
 from lightly_ext.evaluate.datasets import find_classification_set
+from lightly_ext.evaluate.discovery.discover import run_discover
 from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
@@ -176,6 +177,7 @@ def _probing(folder: Path, source: str, devices: int) -> list[dict[str, Any]]:
         *run_stability(*given, data),
         run_where(*given, data, str(folder / "masks")),
         run_where(*given, data, str(folder / "masks"), clusters=3),
+        run_discover(*given, data, str(folder / "masks")),
     ]
     return [dict(result.scores) for result in results]
 

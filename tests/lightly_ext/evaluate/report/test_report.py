@@ -24,6 +24,7 @@ from lightly_ext.evaluate.report.tables import (
 )
 from lightly_ext.evaluate.result import Result
 from stellar_plugin.protocols import (
+    DISCOVER,
     EFFICIENCY,
     IMAGENET_TRAIN_SCALE,
     KNN,
@@ -434,7 +435,7 @@ class TestPublished:
         of_vits: set[str] = set()
         of_others: set[str] = set()
         for p in all_published():
-            if p.task == "unsupervised-segmentation":
+            if p.task in ("unsupervised-segmentation", "discover"):
                 continue  # below
             card = p.protocol.card()
             others = p.model.startswith(("TiTok", "CLIP"))
@@ -446,6 +447,24 @@ class TestPublished:
         # on cells of 14 and of 32 px: three sets each.
         assert len(of_others) == 16
         assert card_digest({"cards": sorted(of_others)}) == "1eacd682"
+
+    def test_all_published__slots_under_a_card_of_their_own(self) -> None:
+        (coco, voc) = (p for p in all_published() if p.task == "discover")
+        assert coco.scores == pytest.approx({"mbo_i": 0.349, "mbo_c": 0.448})
+        assert voc.scores == pytest.approx({"mbo_i": 0.486, "mbo_c": 0.557})
+        cards = sorted(card_digest(p.protocol.card()) for p in (coco, voc))
+        assert card_digest({"cards": cards}) == "b5341dba"
+        ours = make_result(
+            "ours",
+            0.3,
+            DISCOVER.replace(data="val2017"),
+            task="discover",
+            score="tokens_mbo_i",
+        )
+        assert related(all_published(), [ours]) == [coco]
+        (table,) = build_tables([ours], [coco])
+        assert len({c.digest for c in table.columns}) == 2
+        assert score_title("tokens_mbo_i") == "tokens, mBO of instances, %"
 
     def test_all_published__label_free_segmentation(self) -> None:
         found = {
