@@ -169,6 +169,7 @@ class InContextProtocol(CropProtocol):
     bank: int
     neighbours: int
     temperature: float
+    epochs: int
     averaging: str
     rule: str
 
@@ -182,13 +183,14 @@ IN_CONTEXT = InContextProtocol(
     features="dense",
     resize=224,
     crop=224,
-    train_views="the same crops as at test time, once",
+    train_views="the same crops as at test time",
     inference="centre crop; label distributions of patches, resized bilinearly to px, "
     "the largest share",
     label_resolution="px of the crop, labels resized nearest",
     bank=10_240_000,
     neighbours=30,
     temperature=0.02,
+    epochs=1,
     averaging="IoU of each class over all px of the set, mean over the classes that "
     "labels or predictions have",
     rule="of each training image bank / images patches, drawn by the seed: the least "

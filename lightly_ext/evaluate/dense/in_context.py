@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightly_ext.durable import replacing
 from lightly_ext.evaluate.dense.bank import (
     Bank,
     Neighbours,
@@ -20,17 +25,30 @@ from lightly_ext.evaluate.dense.matching import match_scores
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.pictures.gallery import draw_rows
 from lightly_ext.evaluate.reduction import count_unreadable, reduce_sum
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.metrics import check_knn_options
 from stellar_plugin.protocols import IN_CONTEXT, InContextProtocol
+from stellar_plugin.visualize import to_pictures, token_palette
+
+# Features that each patch has.
+FEATURES = ("dense", "lowrank")
+NUM_PICTURES = 6
 
 
 def check_in_context(
-    results: Results, data: str, bank: int, neighbours: int, temperature: float
+    results: Results,
+    data: str,
+    features: str,
+    bank: int,
+    neighbours: int,
+    temperature: float,
 ) -> SegmentationSet:
     """Finds the data set; see `Results.required`."""
+    if features not in FEATURES:
+        raise ValueError(f"features must be dense or lowrank, got '{features}'.")
     check_positive(bank=bank)
     check_knn_options(neighbours, temperature, bank)
     return find_segmentation_set(data).limited(results.limit)
@@ -42,7 +60,7 @@ def run_in_context(
     devices: Devices,
     results: Results,
     data: str,
-    features: Literal["dense", "lowrank"] = "dense",
+    features: str = IN_CONTEXT.features,
     bank: int = IN_CONTEXT.bank,
     neighbours: int = IN_CONTEXT.neighbours,
     temperature: float = IN_CONTEXT.temperature,
@@ -103,7 +121,10 @@ def run_in_context(
     unseen = [name for name, has in zip(classes, built.classes, strict=True) if not has]
     if unseen:
         devices.say(f"No patch has a px of: {', '.join(unseen)}.")
-    counts, num_unreadable = _count(model, devices, built, test, protocol)
+    segmenter = Segmenter(
+        model, devices, built, protocol, model.map_size(protocol.crop)
+    )
+    counts, num_unreadable = _count(segmenter, test)
     scores = match_scores(counts, torch.arange(len(classes)))
     chance = match_scores(counts.sum(dim=0)[None], built.px.argmax()[None])
     result = results.result(
@@ -125,7 +146,9 @@ def run_in_context(
         num_reused=built.num_reused,
         unreadable={"train": built.num_unreadable, "test": num_unreadable},
     )
-    results.save(result)
+    folder = results.save(result)
+    if devices.rank == 0:
+        _save_picture(folder / "in_context.png", segmenter, test)
     return result
 
 
@@ -149,60 +172,100 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return counts.view(num_classes, num_classes)
 
 
-def label_map(
-    bank: Bank,
-    found: Neighbours,
-    grid: tuple[int, int],
-    size: tuple[int, int],
-    temperature: float,
-) -> Tensor:
-    """Classes at the px of an image, by the neighbours of its patches.
+@dataclass(frozen=True)
+class Segmenter:
+    """Tells the class at each px of images by the bank.
 
-    Args:
+    Attributes:
+        model:
+            What computes features.
+        devices:
+            Where it runs.
         bank:
             The bank.
-        found:
-            Neighbours in it.
+        protocol:
+            Says which features, how many neighbours and at which temperature.
         grid:
             Rows and columns of patches.
-        size:
-            Height and width of the image in px.
-        temperature:
-            Temperature of the weights of neighbours.
-
-    Returns:
-        Classes, int64 with shape (height, width); of equal shares the first class.
     """
-    weights = (found.similarities.double() / temperature).softmax(dim=1)
-    shares = torch.einsum("pk,pkc->pc", weights, bank.shares(found.rows))
-    maps = shares.T.unflatten(1, grid)[None].float()
-    return F.interpolate(maps, size=size, mode="bilinear")[0].argmax(dim=0)
+
+    model: FrozenModel
+    devices: Devices
+    bank: Bank
+    protocol: InContextProtocol
+    grid: tuple[int, int]
+
+    def cut(self, images: LabelledImages) -> Any:
+        """Images and label maps as the model gets them."""
+        return images.cut(self.protocol, self.model.origin.interpolation)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classes at px.
+
+        Args:
+            images:
+                uint8 tensor with shape (batch_size, 3, crop, crop).
+
+        Returns:
+            Classes, int64 on the CPU with shape (batch_size, crop, crop); of equal
+            shares the first class.
+        """
+        feature = self.protocol.features
+        patches = patch_features(self.model, self.devices, images, feature)
+        found = self.bank.nearest(patches, self.protocol.neighbours)
+        return torch.stack([self._classes(neighbours) for neighbours in found])
+
+    def _classes(self, found: Neighbours) -> Tensor:
+        """Classes at the px of an image, by the neighbours of its patches."""
+        weights = found.similarities.double() / self.protocol.temperature
+        of_each = self.bank.shares(found.rows)
+        shares = torch.einsum("pk,pkc->pc", weights.softmax(dim=1), of_each).float()
+        maps = shares.to(self.devices.device).T.unflatten(1, self.grid)[None]
+        size = (self.protocol.crop, self.protocol.crop)
+        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        return maps[0].argmax(dim=0).cpu()
 
 
-def _count(
-    model: FrozenModel,
-    devices: Devices,
-    bank: Bank,
-    images: LabelledImages,
-    protocol: InContextProtocol,
-) -> tuple[Tensor, int]:
+def _count(segmenter: Segmenter, images: LabelledImages) -> tuple[Tensor, int]:
     """Confusion over all test images; unreadable images of all processes."""
-    num_classes, grid = len(images.values), model.map_size(protocol.crop)
-    cut: Any = images.cut(protocol, model.origin.interpolation)
-    loader: Any = devices.loader(cut)
+    num_classes, devices = len(images.values), segmenter.devices
+    loader: Any = devices.loader(segmenter.cut(images))
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     unreadable: list[int] = []
     for batch in devices.progress(loader, "in-context", len(loader)):
         unreadable += batch.number[~batch.readable].tolist()
         labels = images.classes(batch)
-        patches = patch_features(model, devices, batch.image, protocol.features)
-        found = bank.nearest(patches, protocol.neighbours)
-        for neighbours, truth in zip(found, labels, strict=True):
-            size = (truth.shape[0], truth.shape[1])
-            maps = label_map(bank, neighbours, grid, size, protocol.temperature)
-            counts += confusion(maps, truth, num_classes)
+        counts += confusion(segmenter(batch.image), labels, num_classes)
     num_unreadable = count_unreadable(devices, images.files, unreadable)
     counts = reduce_sum(devices, counts)
     if not counts.any():
         raise RuntimeError("No px of the test images has a class: all are ignored.")
     return counts, num_unreadable
+
+
+def _save_picture(path: Path, segmenter: Segmenter, images: LabelledImages) -> None:
+    """Rows: images, their labels, the classes that neighbours tell."""
+    count, cut = min(NUM_PICTURES, len(images)), segmenter.cut(images)
+    samples = [cut[i * len(images) // count] for i in range(count)]
+    samples = [sample for sample in samples if sample.readable]
+    if not samples:
+        return
+    pixels = torch.stack([sample.image for sample in samples])
+    labels = images.values(torch.stack([sample.mask for sample in samples]))
+    pictures = to_pictures(pixels / 255)
+    rows = {
+        "images": pictures,
+        "labels": _coloured(labels, len(images.values)),
+        "nearest patches": _coloured(segmenter(pixels), len(images.values)),
+    }
+    names = [images.files.names[sample.number] for sample in samples]
+    legend = "A colour is a class, the same in both rows; ignored px are black."
+    with replacing(path) as new:
+        draw_rows(names, rows, legend).save(new, "png", optimize=True)
+
+
+def _coloured(classes: Tensor, num_classes: int) -> NDArray[np.uint8]:
+    """Classes with shape (..., height, width) as colours, ignored px black."""
+    black = np.zeros((1, 3), dtype=np.uint8)
+    palette = np.concatenate([black, token_palette(num_classes)])
+    return palette[classes.numpy() + 1]

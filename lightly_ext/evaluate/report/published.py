@@ -16,6 +16,7 @@ from stellar_plugin.protocols import (
     DISCOVER,
     FINETUNE,
     IMAGENET_TRAIN_SCALE,
+    IN_CONTEXT,
     LINEAR_PAPER,
     PAPER_CELL,
     SEGMENTATION_ADE20K,
@@ -285,6 +286,34 @@ SPOT_TABLE = {
     "val2017": ("COCO: 7 slots, DINO ViT-B/16", 34.9, 44.8),
     "JPEGImages (val)": ("Pascal VOC 2012: 6 slots, DINO ViT-B/16", 48.6, 55.7),
 }
+HUMMINGBIRD = "open-hummingbird-eval, the table of its README"
+HUMMINGBIRD_PUBLISHED = IN_CONTEXT.replace(
+    source="https://github.com/vpariza/open-hummingbird-eval, a reproduction of "
+    "Hummingbird (https://arxiv.org/abs/2306.01667, which has 55.9 for DINO ViT-B/16), "
+    "with its public code",
+    data="Pascal VOC 2012 (augmented)",
+    resize=512,
+    crop=512,
+    train_views="random resized crops, colour jitter",
+    inference="whole image, resized to a square; label distributions of patches, "
+    "resized bilinearly to px, the largest share",
+    label_resolution="px of the square",
+    classes="20 and background; in the bank void is background, at test time ignored",
+    num_classes=21,
+    epochs=2,
+    rule="patches of each image drawn by how rare their classes are in it; approximate "
+    "neighbours (ScaNN); neighbours count with exp(cosine similarity / temperature)",
+)
+# There, mIoU by the most patches that are kept.
+HUMMINGBIRD_BANKS = (102_400, 1_024_000, 10_240_000)
+HUMMINGBIRD_TABLE = {
+    "DINO ViT-S/16": (37.2, 43.1, 46.6),
+    "DINO ViT-B/16": (44.9, 50.8, 55.7),
+    "DINOv2 ViT-S/14": (70.2, 74.9, 77.0),
+    "DINOv2 ViT-B/14": (69.1, 74.6, 76.9),
+    "DINOv2 ViT-L/14": (64.6, 71.7, 74.8),
+    "DINOv2 ViT-g/14": (62.3, 69.9, 73.6),
+}
 
 
 def all_published() -> list[Published]:
@@ -297,6 +326,7 @@ def all_published() -> list[Published]:
         *_table_9(),
         *_table_11(),
         *_community(),
+        *_hummingbird(),
         *_cause(),
         *_spot(),
     ]
@@ -397,3 +427,12 @@ def _spot() -> Iterator[Published]:
         protocol = SPOT_PUBLISHED.replace(data=data, classes=classes)
         scores = dict(zip(("mbo_i", "mbo_c"), (v / 100 for v in values), strict=True))
         yield Published("SPOT ViT-B/16", "discover", protocol, scores, SPOT)
+
+
+def _hummingbird() -> Iterator[Published]:
+    for model, values in HUMMINGBIRD_TABLE.items():
+        side = 504 if model.endswith("/14") else HUMMINGBIRD_PUBLISHED.crop
+        for bank, value in zip(HUMMINGBIRD_BANKS, values, strict=True):
+            protocol = HUMMINGBIRD_PUBLISHED.replace(bank=bank, resize=side, crop=side)
+            scores = {"mIoU": value / 100}
+            yield Published(model, "in-context", protocol, scores, HUMMINGBIRD)

@@ -27,6 +27,7 @@ from stellar_plugin.protocols import (
     DISCOVER,
     EFFICIENCY,
     IMAGENET_TRAIN_SCALE,
+    IN_CONTEXT,
     KNN,
     LINEAR,
     LINEAR_PAPER,
@@ -435,7 +436,7 @@ class TestPublished:
         of_vits: set[str] = set()
         of_others: set[str] = set()
         for p in all_published():
-            if p.task in ("unsupervised-segmentation", "discover"):
+            if p.task in ("unsupervised-segmentation", "discover", "in-context"):
                 continue  # below
             card = p.protocol.card()
             others = p.model.startswith(("TiTok", "CLIP"))
@@ -482,6 +483,25 @@ class TestPublished:
         digests = sorted({digest for _, digest in found.values()})
         assert len(digests) == 4  # two sets, DINOv2's crop beside the others'
         assert card_digest({"cards": digests}) == "69c6572b"
+
+    def test_all_published__in_context(self) -> None:
+        found = {
+            (p.model, p.protocol.card()["bank"]): (p.scores["mIoU"], p.protocol.card())
+            for p in all_published()
+            if p.task == "in-context"
+        }
+        assert len(found) == 18
+        scores = [
+            found[name, 10_240_000][0] for name in ("DINO ViT-B/16", "DINOv2 ViT-B/14")
+        ]
+        assert scores == pytest.approx([0.557, 0.769])
+        for (name, _), (_, card) in found.items():
+            assert card["crop"] == (504 if name.endswith("/14") else 512)
+            assert card["data"] == LABEL_MAPS["voc-aug"].name
+        digests = sorted({card_digest(card) for _, card in found.values()})
+        assert len(digests) == 6  # three banks, two crops
+        ours = IN_CONTEXT.replace(data=LABEL_MAPS["voc-aug"].name, num_classes=21)
+        assert card_digest(ours.card()) not in digests
 
     def test_all_published__fractions_and_known_scores(self) -> None:
         for p in all_published():
