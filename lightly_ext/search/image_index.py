@@ -52,6 +52,10 @@ class ImageIndex(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Bytes on disk, None where that is not told."""
+
     def put(self, entries: Entries) -> None:
         """Adds images, or replaces them; `refresh` shows them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,10 @@ from lightly_ext.run_lock import RunLock
 from lightly_ext.search.encoding import ImageEncoder
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.freshness import Changes, IndexedImages, find_changes
+from lightly_ext.search.image_index import ImageIndex
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
+from lightly_ext.search.places import create_index, open_index
 from lightly_ext.search.store import ROWS_AT_ONCE, import_lancedb
-from lightly_ext.search.token_index import TokenIndex
 
 # What a kill costs at most, beside `ROWS_AT_ONCE` images.
 SECONDS_BETWEEN_WRITES = 60.0
@@ -64,7 +66,8 @@ def run_index(
     clusters: int | None = None,
     crop: int | None = None,
     limit: int | None = None,
-) -> TokenIndex:
+    server: str | None = None,
+) -> ImageIndex:
     """Makes an index of the tokens of images, or brings one up to date.
 
     Images that are new or have changed are computed, those that are gone are dropped,
@@ -78,7 +81,7 @@ def run_index(
         data:
             Folder of images, nested to any depth.
         output:
-            Folder of the index.
+            Folder of the index; with --server its name.
         clusters:
             Keep so many clusters of patches of each image. None keeps the tokens of a
             model that has them, else 16 clusters.
@@ -88,16 +91,19 @@ def run_index(
         limit:
             Compute at most so many images, spread over the folder; the next run goes on
             with the others.
+        server:
+            URL of a Qdrant server that keeps the index, http://host:6333. Its key, if
+            it asks for one, is the environment variable QDRANT_API_KEY.
 
     Raises:
-        ModuleNotFoundError: If LanceDB is not installed.
+        ModuleNotFoundError: If LanceDB, or the client of Qdrant, is not installed.
         ValueError: If an option is impossible, there is no image, or the index is of
             other tokens or images.
         RuntimeError: If another process writes into the index, no image can be read, or
             the features of one are not finite.
         OSError: If the index cannot be written.
     """
-    files, folder = check_index(data, output, clusters, crop, limit)
+    files = check_index(data, output, clusters, crop, limit, server)
     arguments = _anywhere(model)
     loaded = load_frozen_model(**arguments)
     devices.say(loaded.origin.reading)
@@ -105,8 +111,8 @@ def run_index(
     cut = described_cut(encoder.protocol)
     devices.say(f"{encoder.cut.kind[0].upper()}{encoder.cut.kind[1:]} of {cut}.")
     card = encoder.card(files.root, arguments)
-    with RunLock(folder):
-        index = _open(devices, folder, card, files)
+    with RunLock(Path(output)) if server is None else contextlib.nullcontext():
+        index = _open(devices, output, server, card, files)
         _update(index, encoder, files, limit)
         devices.fabric.barrier()
     return index
@@ -118,29 +124,38 @@ def check_index(
     clusters: int | None = None,
     crop: int | None = None,
     limit: int | None = None,
-) -> tuple[ImageFiles, Path]:
-    """Checks all that needs no model; finds the images, and the folder of the index.
+    server: str | None = None,
+) -> ImageFiles:
+    """Checks all that needs no model, and finds the images.
 
     Args: As for `run_index`.
     """
     check_positive(clusters=clusters, crop=crop, limit=limit)
-    import_lancedb()
-    folder, root = Path(output), Path(data)
+    if server is None:
+        import_lancedb()
+        _check_folder(Path(output), Path(data))
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            open_index(output, server)
+    return folder_images(Path(data))
+
+
+def _check_folder(folder: Path, root: Path) -> None:
+    """Checks that the folder of an index is one, or may become one."""
     check_writable(folder)
     places = folder.resolve(), root.resolve()
     if places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0]):
         raise ValueError(
-            f"The index '{output}' and the images '{data}' lie in one another: name "
+            f"The index '{folder}' and the images '{root}' lie in one another: name "
             "another folder with --output, beside that of the images."
         )
     if (folder / CARD_NAME).is_file():
         IndexCard.load(folder)
     elif folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(
-            f"'{output}' is a folder of something else than an index: name another one "
+            f"'{folder}' is a folder of something else than an index: name another one "
             "with --output, new or empty."
         )
-    return folder_images(root), folder
 
 
 class Writer:
@@ -151,7 +166,7 @@ class Writer:
             Where they go.
     """
 
-    def __init__(self, index: TokenIndex) -> None:
+    def __init__(self, index: ImageIndex) -> None:
         self._index = index
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -206,19 +221,28 @@ def _anywhere(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(
-    devices: Devices, folder: Path, card: IndexCard, files: ImageFiles
-) -> TokenIndex:
+    devices: Devices,
+    output: str,
+    server: str | None,
+    card: IndexCard,
+    files: ImageFiles,
+) -> ImageIndex:
     """Makes or opens the index in the first process, then opens it in the others."""
     if devices.rank == 0:
-        remove_partial(folder)
-        if (folder / CARD_NAME).is_file():
-            _check_images(TokenIndex.open(folder), card, files)
-        index = TokenIndex.create(folder, card)
+        if server is None:
+            remove_partial(Path(output))
+        try:
+            there = open_index(output, server)
+        except FileNotFoundError:
+            pass
+        else:
+            _check_images(there, card, files)
+        index = create_index(output, card, server)
     devices.fabric.barrier()
-    return index if devices.rank == 0 else TokenIndex.open(folder)
+    return index if devices.rank == 0 else open_index(output, server)
 
 
-def _check_images(index: TokenIndex, card: IndexCard, files: ImageFiles) -> None:
+def _check_images(index: ImageIndex, card: IndexCard, files: ImageFiles) -> None:
     """Checks that another folder has the images of an index: that it has moved."""
     if index.card.images == card.images or not len(index):
         return
@@ -228,7 +252,7 @@ def _check_images(index: TokenIndex, card: IndexCard, files: ImageFiles) -> None
         same += path.is_file() and path.stat().st_size == contents[name][0][0]
     if same < SAME_IMAGES * len(index):
         raise ValueError(
-            f"The index in '{index.folder}' is of the images in '{index.card.images}', "
+            f"The index in '{index.place}' is of the images in '{index.card.images}', "
             f"of which '{files.root}' has {same} of {len(index)}: with --data "
             f"'{files.root}' the others would be dropped. Name another --output for "
             "these images, or the folder that those have moved to."
@@ -236,7 +260,7 @@ def _check_images(index: TokenIndex, card: IndexCard, files: ImageFiles) -> None
 
 
 def _update(
-    index: TokenIndex, encoder: ImageEncoder, files: ImageFiles, limit: int | None
+    index: ImageIndex, encoder: ImageEncoder, files: ImageFiles, limit: int | None
 ) -> None:
     devices = encoder.devices
     changes = devices.of_first(lambda: find_changes(index.contents(), files))
@@ -278,18 +302,18 @@ def _told(files: ImageFiles, changes: Changes, num_wanted: int) -> str:
     return text
 
 
-def _summary(index: TokenIndex) -> str:
+def _summary(index: ImageIndex) -> str:
     sizes = index.sizes().double()
     seen = (sizes.amin(dim=1) / sizes.amax(dim=1)).mean()
-    num_bytes = index.num_bytes
-    return (
-        f"{len(index)} images in '{index.place}': {num_bytes / 1e6:.1f} MB, "
-        f"{num_bytes / len(index) / 1000:.1f} kB per image. The model sees {seen:.0%} "
-        "of their area, the square in the middle."
-    )
+    text, num_bytes = f"{len(index)} images in '{index.place}'", index.num_bytes
+    if num_bytes is not None:
+        text += (
+            f": {num_bytes / 1e6:.1f} MB, {num_bytes / len(index) / 1e3:.1f} kB each"
+        )
+    return f"{text}. The model sees {seen:.0%} of their area, the square in the middle."
 
 
-def _fill(index: TokenIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequence[int]:
+def _fill(index: ImageIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequence[int]:
     """Computes images, each process its share; returns numbers of unreadable ones."""
     devices = encoder.devices
     images = IndexedImages(EvaluationImages(files, encoder.transform))

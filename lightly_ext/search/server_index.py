@@ -56,7 +56,7 @@ class ServerIndex:
         self.card = card
         self._server = server
         self._name = name
-        self._contents: dict[str, Content] | None = None
+        self._files: dict[str, Mapping[str, Any]] | None = None
 
     @classmethod
     def open(cls, url: str, name: str) -> ServerIndex:
@@ -113,32 +113,38 @@ class ServerIndex:
         return _place(self._server, self._name)
 
     def __len__(self) -> int:
-        if self._contents is None:
+        if self._files is None:
             return self._ask("count", exact=True).count
-        return len(self._contents)
+        return len(self._files)
 
     @property
     def files(self) -> Sequence[str]:
         """Names of the images, sorted."""
-        return list(self.contents())
+        return list(self._listed())
+
+    @property
+    def num_bytes(self) -> None:
+        """Not told by a server."""
 
     def contents(self) -> dict[str, Content]:
         """Stamps and hashes of all files, of when they were read."""
-        if self._contents is None:
-            found = {
-                _file(payload): (
-                    tuple(payload["stamp"]),
-                    bytes.fromhex(payload["hash"]),
-                )
-                for payload in self._payloads([*FILE, "stamp", "hash"])
-            }
-            self._contents = dict(sorted(found.items()))
-        return self._contents
+        return {
+            file: (tuple(payload["stamp"]), bytes.fromhex(payload["hash"]))
+            for file, payload in self._listed().items()
+        }
 
     def sizes(self) -> Tensor:
         """Height and width of all images in px, int64 with shape (len(self), 2)."""
-        found = {_file(p): p["size"] for p in self._payloads([*FILE, "size"])}
-        return torch.tensor([found[name] for name in self.files]).view(-1, 2)
+        sizes = [payload["size"] for payload in self._listed().values()]
+        return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+
+    def _listed(self) -> dict[str, Mapping[str, Any]]:
+        """What is told of all files, in the order of their names."""
+        if self._files is None:
+            payloads = self._payloads([*FILE, "stamp", "hash", "size"])
+            found = {_file(payload): payload for payload in payloads}
+            self._files = dict(sorted(found.items()))
+        return self._files
 
     def _payloads(self, names: list[str]) -> Iterator[Mapping[str, Any]]:
         start, more = None, True
@@ -188,7 +194,7 @@ class ServerIndex:
 
     def refresh(self) -> None:
         """Looks at what is there now."""
-        self._contents = None
+        self._files = None
 
     def entries(self, numbers: Sequence[int]) -> Entries:
         """All that is kept of some images, by their numbers in `files`."""
