@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lightly_ext.data import num_cpus
 from lightly_ext.durable import remove_partial
 from lightly_ext.evaluate.command_line import command_parser, parse, take
 from lightly_ext.evaluate.devices import Devices
@@ -105,6 +107,7 @@ def run_index(
     """
     files = check_index(data, output, clusters, crop, limit, server)
     arguments = _anywhere(model)
+    use_all_cores(devices)
     loaded = load_frozen_model(**arguments)
     devices.say(loaded.origin.reading)
     encoder = ImageEncoder.of(loaded, devices, crop, clusters, devices.seed)
@@ -113,9 +116,18 @@ def run_index(
     card = encoder.card(files.root, arguments)
     with RunLock(Path(output)) if server is None else contextlib.nullcontext():
         index = _open(devices, output, server, card, files)
-        _update(index, encoder, files, limit)
+        update_index(index, encoder, files, limit)
         devices.fabric.barrier()
     return index
+
+
+def use_all_cores(devices: Devices) -> None:
+    """Lets the encoder compute on all cores of a CPU, also on those of the readers.
+
+    It takes many times as long as they do, so that most of their cores would rest.
+    """
+    if devices.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, num_cpus() // devices.world_size))
 
 
 def check_index(
@@ -259,9 +271,21 @@ def _check_images(index: ImageIndex, card: IndexCard, files: ImageFiles) -> None
         )
 
 
-def _update(
+def update_index(
     index: ImageIndex, encoder: ImageEncoder, files: ImageFiles, limit: int | None
 ) -> None:
+    """Brings an index up to date with its images, see `run_index`.
+
+    Args:
+        index:
+            The index, which nobody else writes into.
+        encoder:
+            Made its tokens.
+        files:
+            The images.
+        limit:
+            As for `run_index`.
+    """
     devices = encoder.devices
     changes = devices.of_first(lambda: find_changes(index.contents(), files))
     todo = sorted([*changes.new, *changes.changed])

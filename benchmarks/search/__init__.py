@@ -1,0 +1,1 @@
+"""How fast is an index built and asked, and is what it answers right?"""

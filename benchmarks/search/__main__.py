@@ -1,0 +1,14 @@
+"""`python -m benchmarks.search build ...`, see the modules."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.search import build
+
+COMMANDS = {"build": build.main}
+
+if __name__ == "__main__":
+    if not {*sys.argv[1:2]} & COMMANDS.keys():
+        sys.exit(f"usage: python -m benchmarks.search {{{','.join(COMMANDS)}}} ...")
+    COMMANDS[sys.argv[1]](sys.argv[2:])
