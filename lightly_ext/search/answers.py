@@ -76,8 +76,7 @@ def find_answers(
         found:
             What was found.
     """
-    numbers = {file: i for i, file in enumerate(index.files)}
-    entries = index.entries([numbers[f.file] for f in found])
+    entries = index.entries([f.file for f in found])
     heaviest = unit_length(asked.tokens[asked.heaviest]).float()
     tokens = best_matches(heaviest[None], entries.tokens)[1].flatten().tolist()
     states = _states(Path(index.card.images), entries)

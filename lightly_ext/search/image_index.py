@@ -68,8 +68,8 @@ class ImageIndex(Protocol):
     def refresh(self) -> None:
         """Looks at what is there now."""
 
-    def entries(self, numbers: Sequence[int]) -> Entries:
-        """All that is kept of some images, by their numbers in `files`."""
+    def entries(self, files: Sequence[str]) -> Entries:
+        """All that is kept of some images, by the names of their files."""
 
     def blocks(self, size: int = ...) -> Iterator[Entries]:
         """All images, some at a time, in the order of `files`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 # Environment variable of the server's key.
@@ -66,7 +67,8 @@ class QdrantServer:
                 f"A server is named by its URL, --server http://host:6333, got '{url}'."
             )
         self._client = new_client(url)
-        _check_versions(url, self("info").version)
+        # At once: who mistypes the URL shall not wait.
+        _check_versions(url, self._call("info", ()).version)
 
     def __call__(self, method: str, **arguments: Any) -> Any:
         """Calls a method of the client; what may pass is tried again.
@@ -77,7 +79,10 @@ class QdrantServer:
             OSError: If the server cannot be reached.
             RuntimeError: If it refuses.
         """
-        for pause in (*PAUSES, None):
+        return self._call(method, PAUSES, **arguments)
+
+    def _call(self, method: str, pauses: Sequence[float], **arguments: Any) -> Any:
+        for pause in (*pauses, None):
             try:
                 return getattr(self._client, method)(**arguments)
             except _api_errors() as error:

@@ -196,16 +196,11 @@ class ServerIndex:
         """Looks at what is there now."""
         self._files = None
 
-    def entries(self, numbers: Sequence[int]) -> Entries:
-        """All that is kept of some images, by their numbers in `files`."""
-        files = self.files
-        return self._entries([files[i] for i in numbers])
-
     def blocks(self, size: int = 1024) -> Iterator[Entries]:
         """All images, some at a time, in the order of `files`."""
         files = self.files
         for start in range(0, len(files), size):
-            yield self._entries(files[start : start + size])
+            yield self.entries(files[start : start + size])
 
     def search(
         self,
@@ -277,7 +272,12 @@ class ServerIndex:
                 cosines = torch.tensor(point.vector["tokens"]) @ direction
                 yield present[int(cosines.argmax())]
 
-    def _entries(self, files: Sequence[str]) -> Entries:
+    def entries(self, files: Sequence[str]) -> Entries:
+        """All that is kept of some images, by the names of their files.
+
+        Raises:
+            ValueError: If one is not, or no longer, in the index.
+        """
         card, size = self.card, len(files)
         tokens = torch.zeros(size, card.num_tokens, card.dim)
         mean, cls = torch.empty(size, card.dim), torch.empty(size, card.cls_dim)
@@ -323,9 +323,9 @@ class ServerIndex:
             )
             by_id = {point.id: point for point in found}
             if gone := [file for file in part if _id(file) not in by_id]:
-                raise RuntimeError(
-                    f"'{gone[0]}' was dropped from the index {self.place} meanwhile: "
-                    "run the same command again."
+                raise ValueError(
+                    f"'{gone[0]}' is not in the index '{self.place}': if it was "
+                    "dropped meanwhile, run the same command again."
                 )
             yield [by_id[_id(file)] for file in part]
 

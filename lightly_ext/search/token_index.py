@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,17 +129,24 @@ class TokenIndex:
         self._files, self._numbers = self._store.files()
         self._sketch = None
 
-    def entries(self, numbers: Sequence[int]) -> Entries:
-        """All that is kept of some images, by their numbers in `files`."""
+    def entries(self, files: Sequence[str]) -> Entries:
+        """All that is kept of some images, by the names of their files.
+
+        Raises:
+            ValueError: If one is not in the index.
+        """
+        numbers = [bisect.bisect_left(self._files, file) for file in files]
+        for number, file in zip(numbers, files, strict=True):
+            if self._files[number : number + 1] != [file]:
+                raise ValueError(f"'{file}' is not in the index '{self.place}'.")
         cls = POOLED["cls"] if self.card.cls_dim else ()
         names = [*TOKENS, *POOLED["mean"], *cls, *WHERE]
-        rows = self._store.rows(self._numbers[list(numbers)], names)
-        return self._entries([self._files[i] for i in numbers], rows)
+        return self._entries(files, self._store.rows(self._numbers[numbers], names))
 
     def blocks(self, size: int = 1024) -> Iterator[Entries]:
         """All images, some at a time, in the order of `files`."""
         for start in range(0, len(self), size):
-            yield self.entries(range(start, min(start + size, len(self))))
+            yield self.entries(self._files[start : start + size])
 
     def contents(self) -> dict[str, Content]:
         """Stamps and hashes of all files, of when they were read."""

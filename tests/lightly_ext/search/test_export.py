@@ -161,7 +161,7 @@ class TestExport:
         self, index: TokenIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def blocks(size: int) -> Iterator[Entries]:
-            yield index.entries([0])
+            yield index.entries(NAMES[:1])
             raise OSError("gone")
 
         monkeypatch.setattr(TokenIndex, "blocks", lambda self, size: blocks(size))
@@ -177,9 +177,9 @@ class TestExport:
             "from lightly_ext.search import export\n"
             "from lightly_ext.search.token_index import TokenIndex\n"
             "read = TokenIndex.entries\n"
-            "def entries(self, numbers):\n"
-            "    if numbers[0] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return read(self, numbers)\n"
+            "def entries(self, files):\n"
+            "    if files[0] == 'plain.jpg': os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return read(self, files)\n"
             "TokenIndex.entries = entries\n"
             "export.ROWS_AT_ONCE = 1\n"
             "export.run_export(*sys.argv[1:])\n"

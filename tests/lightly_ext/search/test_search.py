@@ -142,7 +142,7 @@ def _brute_force(
     else:
         mean = sum(w * vectors[i] for w, i in zip(decide, counting, strict=True))
     index = TokenIndex.open(made.index)
-    entries = index.entries(range(len(index)))
+    entries = index.entries(index.files)
     heaviest = vectors[int(np.argmax(shares))]
     answers = []
     for n, file in enumerate(entries.files):

@@ -102,6 +102,15 @@ class TestServerIndex:
                     there = [f.score for f in others]
                     assert scores == pytest.approx(there, abs=3e-3)
 
+    def test_search__lists_no_other_images(
+        self, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ServerIndex.create(URL, NAME, _card()).put(_entries(NAMES))
+        monkeypatch.setattr(client, "scroll", None)  # there may be millions
+        index = ServerIndex.open(URL, NAME)
+        found = [f.file for f in index.search(_query(), 3)]
+        assert list(index.entries(found).files) == found
+
     @pytest.mark.parametrize("by", ["mean", "cls"])
     def test_search__pooled_as_in_a_folder(self, tmp_path: Path, by: By) -> None:
         pooled = None if by == "mean" else _query()[0, :CLS_DIM]
@@ -150,7 +159,7 @@ class TestServerIndex:
         for name in ("masses", "maps", "sizes", "stamps", "hashes"):
             assert getattr(found, name).equal(getattr(wanted, name))
         assert [len(block) for block in server.blocks(16)] == [16, 16, 7]
-        some = server.entries([4, 1])
+        some = server.entries([server.files[4], server.files[1]])
         assert list(some.files) == [server.files[4], server.files[1]]
         assert some.tokens.equal(found.tokens[[4, 1]])
 
@@ -159,7 +168,7 @@ class TestServerIndex:
         given = _entries(NAMES[:4])
         given.tokens[2] = 0
         index.put(given)
-        assert index.entries([2]).tokens.eq(0).all()
+        assert index.entries([NAMES[2]]).tokens.eq(0).all()
         assert NAMES[2] not in [f.file for f in index.search(_query(), 4)]
         found = index.search(_query(), 4, by="cls", pooled=given.cls[2])
         assert (found[0].file, found[0].token) == (NAMES[2], 0)
@@ -180,8 +189,10 @@ class TestServerIndex:
         index.put(_entries(NAMES[:4]))
         assert len(index.files) == 4
         ServerIndex.open(URL, NAME).drop([NAMES[1]])
-        with pytest.raises(RuntimeError, match="was dropped from the index photos at"):
-            index.entries([1])
+        with pytest.raises(
+            ValueError, match=r"0001\.jpg' is not in the index 'photos at"
+        ):
+            index.entries(NAMES[:2])
 
     def test_open__nothing_there(self) -> None:
         with pytest.raises(FileNotFoundError, match="--output photos --server http"):

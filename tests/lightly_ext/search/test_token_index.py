@@ -175,7 +175,7 @@ class TestTokenIndex:
         given = _entries(_names(7), _tokens(7), cls_dim)
         index.put(given)
         index.refresh()
-        found = index.entries([5, 0])
+        found = index.entries([given.files[5], given.files[0]])
         wanted = given[[5, 0]]
         assert found.files == wanted.files
         for name in ("tokens", "mean", "cls"):
@@ -184,6 +184,8 @@ class TestTokenIndex:
         torch.testing.assert_close(found.maps, wanted.maps, atol=0.5 / 255, rtol=0)
         for name in ("masses", "sizes", "stamps", "hashes"):
             assert getattr(found, name).equal(getattr(wanted, name))
+        with pytest.raises(ValueError, match=r"'none\.jpg' is not in the index"):
+            index.entries(["none.jpg"])
         blocks = list(index.blocks(3))
         assert [len(block) for block in blocks] == [3, 3, 1]
         assert torch.cat([b.tokens for b in blocks])[5].equal(found.tokens[0])
