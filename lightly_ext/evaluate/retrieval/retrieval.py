@@ -163,6 +163,12 @@ def run_retrieval(
         measured[form_name] = _measure(
             devices, form_name, form, asked, locations or None, neighbours
         )
+    counts = _counts(measured, asked, locations is not None)
+    if not counts.get("num_located_queries", 1):
+        raise RuntimeError(
+            f"No query has anything of a box of '{boxes}' in its crop: leave --boxes "
+            "out, or name other images."
+        )
     scores, errors = _scores(measured, asked, locations is not None)
     inputs = {"data": results.fingerprint(files)}
     if boxes is not None:
@@ -172,7 +178,7 @@ def run_retrieval(
         "retrieval",
         name,
         protocol,
-        {**scores, **_counts(measured, asked, locations is not None)},
+        {**scores, **counts},
         inputs,
         _chance(list(shapes), asked, locations or None, protocol.crop),
         standard_error=errors,

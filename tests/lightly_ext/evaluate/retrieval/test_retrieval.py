@@ -254,6 +254,20 @@ class TestRunRetrieval:
         with pytest.raises(ValueError, match=r"None of the 3 images .* larger --limit"):
             run_retrieval(*given, data["data"])
 
+    def test_run_retrieval__boxes_beside_the_crops(self, tmp_path: Path) -> None:
+        for name in CLASSES:
+            write_images(tmp_path / "set" / name, 2, (SIDE, 2 * SIDE))
+        names = [f"{name}/000{i}.png" for name in CLASSES for i in (0, 1)]
+        boxes = {name: [(0, 0, 9, 9)] for name in names}
+        path = _write_boxes(tmp_path / "set" / "boxes.csv", boxes)
+        with pytest.raises(RuntimeError, match="No query has anything of a box"):
+            run_retrieval(
+                *_given(tmp_path),
+                *(str(tmp_path / "set"), path),
+                by=["cls"],
+                neighbours=2,
+            )
+
     @pytest.mark.slow
     def test_run_retrieval__part_of_a_set(self, tmp_path: Path) -> None:
         data = _write_objects(tmp_path)
