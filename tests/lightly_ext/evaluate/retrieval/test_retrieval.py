@@ -260,7 +260,7 @@ class TestRunRetrieval:
         names = [f"{name}/000{i}.png" for name in CLASSES for i in (0, 1)]
         boxes = {name: [(0, 0, 9, 9)] for name in names}
         path = _write_boxes(tmp_path / "set" / "boxes.csv", boxes)
-        with pytest.raises(RuntimeError, match="No query has anything of a box"):
+        with pytest.raises(RuntimeError, match="No query has anything of a box in"):
             run_retrieval(
                 *_given(tmp_path),
                 *(str(tmp_path / "set"), path),
