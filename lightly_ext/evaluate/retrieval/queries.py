@@ -149,16 +149,16 @@ def measure(
         scores[1, :, ~locations.known] = -torch.inf
         answers = ranked(scores[1], asked.order)[:, :neighbours]
         for i, number in enumerate(chosen.tolist()):
-            if shares[i] is not None:
-                found[1:, number] = _located(
-                    form, asked, locations, best, number, answers[i],
-                    form.regions(vectors[i], inside[i], answers[i].numpy()),
-                )  # fmt: skip
+            if shares[i] is None:
+                continue
+            regions = form.regions(vectors[i], inside[i], answers[i].numpy())
+            found[1:, number] = _located(
+                asked, locations, best, number, answers[i], regions
+            )
     return Measured(*reduce_sum(devices, found))
 
 
 def _located(
-    form: Form,
     asked: Asked,
     locations: Locations,
     best: Tensor | None,
