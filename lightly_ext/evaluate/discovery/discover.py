@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightly_ext.durable import replacing
-from lightly_ext.evaluate.annotations import find_boxes, read_coco
 from lightly_ext.evaluate.clusters import check_clusters
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.discovery.finding import (
+    OF_BOXES,
+    OF_CLASSES,
+    OF_INSTANCES,
+    Objects,
+    find_objects,
+    true_boxes,
+)
 from lightly_ext.evaluate.discovery.objects import (
     BACKGROUND,
     IGNORED,
-    CocoLabels,
-    LabelImages,
-    Labels,
     ObjectImages,
     ObjectSample,
-    boxes_in_crop,
-    pycocotools_mask,
 )
+from lightly_ext.evaluate.discovery.picture import save_picture
 from lightly_ext.evaluate.discovery.scores import (
     adjusted_rand_index,
     is_found,
@@ -43,59 +42,23 @@ from lightly_ext.evaluate.discovery.segments import (
 )
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.evaluate.masks import (
-    LabelValues,
-    check_values,
-    find_masks,
-    listed_files,
-)
+from lightly_ext.evaluate.masks import LabelValues, listed_files
 from lightly_ext.evaluate.options import check_positive
-from lightly_ext.evaluate.pictures.gallery import CLUSTER_COLOURS, draw_rows
 from lightly_ext.evaluate.probing.localization import (
     best_overlap,
     overlap_counts,
     overlap_ious,
 )
-from lightly_ext.evaluate.probing.where import grey_labels
 from lightly_ext.evaluate.reduction import ImageMeans, count_unreadable
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results, evaluation
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.protocols import CLUSTERS, DISCOVER, DiscoverProtocol
-from stellar_plugin.visualize import Uint8Array, overlay, to_pictures, token_palette
 
 TOKENS, PATCH_CLUSTERS, NCUT = KINDS = ("tokens", "clusters", "ncut")
 # References that know nothing of the image.
 GRID, CENTRE = "grid", "centre"
-# Scores by what they need.
-OF_INSTANCES, OF_CLASSES = ("mbo_i", "fg_ari"), ("mbo_c",)
-OF_BOXES = ("corloc", "corloc_oracle")
 NUM_PICTURES = 6
-OBJECT_COLOUR, TRUE_COLOUR = (255, 255, 255), (255, 210, 0)
-
-
-class Objects(NamedTuple):
-    """The objects of all images, as a user names them.
-
-    Attributes:
-        labels: Reads labels of px, None if there are boxes alone.
-        num_labels: 2 with classes, 1 without, 0 for boxes alone.
-        boxes: Edges of each image in px, None to take those around its instances.
-        meaning: How they were read, for the card.
-        files: Folder and names of all files that were read, by what they are.
-    """
-
-    labels: Labels | None
-    num_labels: int
-    boxes: Sequence[Tensor] | None
-    meaning: str
-    files: dict[str, ImageFiles]
-
-    @property
-    def scores(self) -> list[str]:
-        """Names of the scores that they allow."""
-        of_labels = [(), OF_INSTANCES, (*OF_INSTANCES, *OF_CLASSES)][self.num_labels]
-        return [*of_labels, *OF_BOXES]
 
 
 def check_discover(
@@ -121,21 +84,7 @@ def check_discover(
         name = f"{name} ({Path(split).stem})"
     files = files.limited(results.limit)
     values = LabelValues((background,), (ignore,))
-    objects = _masks(files, masks, class_masks, values)
-    if boxes is not None:
-        found = find_boxes(files, boxes)
-        meaning = "; ".join(filter(None, [objects.meaning, "boxes of a file"]))
-        objects = objects._replace(
-            boxes=found,
-            meaning=meaning,
-            files={**objects.files, "boxes": _one_file(boxes)},
-        )
-    if not objects.num_labels and objects.boxes is None:
-        raise ValueError(
-            "There is nothing to compare with: name masks with --masks, a folder of "
-            "label images or a JSON file of COCO, or boxes with --boxes."
-        )
-    return name, files, objects
+    return name, files, find_objects(files, masks, class_masks, boxes, values)
 
 
 @evaluation
@@ -299,49 +248,6 @@ def _said(kinds: Kinds) -> str:
     return "; ".join(f"{kind}: {n} {words[kind]}" for kind, n in kinds.counts.items())
 
 
-def _masks(
-    files: ImageFiles, masks: str | None, class_masks: str | None, values: LabelValues
-) -> Objects:
-    if masks is None:
-        if class_masks is not None:
-            raise ValueError("--class_masks needs --masks, which tell the instances.")
-        return Objects(None, 0, None, "", {})
-    if masks.lower().endswith(".json"):
-        return _coco_masks(files, masks, class_masks)
-    found = find_masks(files, masks)
-    check_values(found, values)
-    inputs = {"masks": _below(masks, found)}
-    of_classes = None
-    if class_masks is not None:
-        of_classes = find_masks(files, class_masks)
-        check_values(of_classes, values)
-        inputs["class_masks"] = _below(class_masks, of_classes)
-    labels = LabelImages(found, of_classes, values)
-    meaning = f"instances of label images: {values}"
-    return Objects(labels, len(inputs), None, meaning, inputs)
-
-
-def _coco_masks(files: ImageFiles, masks: str, class_masks: str | None) -> Objects:
-    if class_masks is not None:
-        raise ValueError(
-            f"'{masks}' tells the classes itself: leave --class_masks out."
-        )
-    annotations = read_coco(files, masks)
-    if not any(map(len, annotations)):
-        raise ValueError(f"'{masks}' has no object of the images in '{files.root}'.")
-    pycocotools_mask()
-    labels = CocoLabels(annotations, masks)
-    return Objects(labels, 2, None, "instances of COCO", {"masks": _one_file(masks)})
-
-
-def _below(folder: str, paths: Sequence[Path]) -> ImageFiles:
-    return ImageFiles(Path(folder), [str(path.relative_to(folder)) for path in paths])
-
-
-def _one_file(path: str) -> ImageFiles:
-    return ImageFiles(Path(path).parent, [Path(path).name])
-
-
 def _score(
     kinds: Kinds, images: ObjectImages, objects: Objects, protocol: DiscoverProtocol
 ) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
@@ -383,17 +289,6 @@ def _score(
     return scores, chance, provenance
 
 
-def true_boxes(
-    sample: ObjectSample, objects: Objects, protocol: DiscoverProtocol
-) -> Tensor:
-    """Boxes of the objects of an image, float64 (n, 4) in px of the crop."""
-    if objects.boxes is not None:
-        boxes = objects.boxes[int(sample.number)]
-        return boxes_in_crop(boxes, sample.size, protocol)
-    values, instances = sample.labels[0].unique(return_inverse=True)
-    return part_boxes(instances, len(values))[values > BACKGROUND]
-
-
 def image_scores(segments: Segments, labels: Tensor, boxes: Tensor) -> dict[str, float]:
     """Scores of one image, those that its objects allow.
 
@@ -431,52 +326,11 @@ def _save_picture(
     objects: Objects,
     protocol: DiscoverProtocol,
 ) -> None:
-    """Rows: images with the boxes of their objects, instances, parts of each kind."""
     count = min(NUM_PICTURES, len(images))
     samples = [images[i * len(images) // count] for i in range(count)]
     samples = [sample for sample in samples if sample.readable]
-    if not samples:
-        return
-    pixels = torch.stack([sample.image for sample in samples])
-    pictures = to_pictures(pixels / 255)
-    true = [true_boxes(sample, objects, protocol) for sample in samples]
-    rows = {"images": outlined(pictures, true, TRUE_COLOUR)}
-    if objects.num_labels:
-        masks = torch.stack([sample.labels[0] for sample in samples])
-        rows["instances"] = grey_labels(masks, LabelValues((BACKGROUND,), ()))
-    for kind, found in kinds(pixels).items():
-        palette = token_palette(kinds.counts[kind])
-        parts = palette[torch.stack([f.parts for f in found]).numpy()]
-        boxes = [part_boxes((~f.object).long(), 1) for f in found]
-        rows[kind] = outlined(overlay(pictures, parts), boxes, OBJECT_COLOUR)
-    names = [images.files.names[sample.number] for sample in samples]
-    legend = (
-        "Yellow: boxes of the objects. White: box of the object that was found without "
-        f"labels. {CLUSTER_COLOURS}"
-    )
-    with replacing(path) as new:
-        draw_rows(names, rows, legend).save(new, "png", optimize=True)
-
-
-def outlined(
-    pictures: Uint8Array, boxes: Sequence[Tensor], colour: tuple[int, int, int]
-) -> Uint8Array:
-    """Draws boxes into pictures.
-
-    Args:
-        pictures:
-            Pictures with shape (num_images, height, width, 3).
-        boxes:
-            Edges of each in px with shape (n, 4).
-        colour:
-            RGB colour of the lines.
-    """
-    width = max(1, pictures.shape[2] // 100)
-    drawn = [Image.fromarray(picture) for picture in pictures]
-    for picture, of_picture in zip(drawn, boxes, strict=True):
-        draw = ImageDraw.Draw(picture)
-        for x0, y0, x1, y1 in of_picture.round().long().tolist():
-            draw.rectangle(
-                (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), None, colour, width
-            )
-    return np.stack([np.asarray(picture) for picture in drawn])
+    if samples:
+        names = [images.files.names[sample.number] for sample in samples]
+        boxes = [true_boxes(sample, objects, protocol) for sample in samples]
+        segments = kinds(torch.stack([sample.image for sample in samples]))
+        save_picture(path, names, samples, boxes, segments)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.cli import main
-from lightly_ext.evaluate.discovery.discover import outlined, run_discover
+from lightly_ext.evaluate.discovery.discover import run_discover
+from lightly_ext.evaluate.discovery.picture import outlined
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
 from lightly_ext.evaluate.probing.localization import uniform_parts
