@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +14,17 @@ from lightly_ext.evaluate.fingerprints import Stamp
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import Content, Found
 from lightly_ext.search.index_card import IndexCard
+from lightly_ext.search.points import (
+    FILE,
+    file_of,
+    maps_of,
+    point_id,
+    to_points,
+    vector_config,
+)
 from lightly_ext.search.qdrant import QdrantServer
 from lightly_ext.search.query import By, Query, check_asked
-from lightly_ext.search.scoring import SKETCH_DIM, sketch_matrix, unit_length
+from lightly_ext.search.scoring import sketch_matrix
 from lightly_ext.search.token_index import CANDIDATES
 
 # What a collection says of itself: the card, as text.
@@ -30,8 +34,6 @@ NO_NAME = re.compile(r'[<>:"/\\|?*\0\x1f]')
 # A request may have 32 MB; a number has at most 22 characters.
 NUMBERS_AT_ONCE = 1_000_000
 POINTS_AT_ONCE, LISTED_AT_ONCE = 1000, 10_000
-# Payload that holds the name of a file.
-FILE = ("file", "file_bytes")
 # Of the means in bytes, so many times k are scored anew by the whole ones.
 OVERSAMPLING = 4.0
 
@@ -94,7 +96,7 @@ class ServerIndex:
             server(
                 "create_collection",
                 collection_name=name,
-                vectors_config=_vectors(card),
+                vectors_config=vector_config(card),
                 on_disk_payload=True,
                 metadata={CARD: card.to_json()},
             )
@@ -142,7 +144,7 @@ class ServerIndex:
         """What is told of all files, in the order of their names."""
         if self._files is None:
             payloads = self._payloads([*FILE, "stamp", "hash", "size"])
-            found = {_file(payload): payload for payload in payloads}
+            found = {file_of(payload): payload for payload in payloads}
             self._files = dict(sorted(found.items()))
         return self._files
 
@@ -165,12 +167,12 @@ class ServerIndex:
         size = max(1, NUMBERS_AT_ONCE // (self.card.num_tokens * self.card.dim))
         for start in range(0, len(entries), size):
             part = entries[range(start, min(start + size, len(entries)))]
-            self._ask("upsert", points=_points(part), wait=True)
+            self._ask("upsert", points=to_points(part), wait=True)
 
     def drop(self, files: Sequence[str]) -> None:
         """Removes images; `refresh` shows that."""
         for start in range(0, len(files), POINTS_AT_ONCE):
-            ids = [_id(file) for file in files[start : start + POINTS_AT_ONCE]]
+            ids = [point_id(file) for file in files[start : start + POINTS_AT_ONCE]]
             self._ask("delete", points_selector=ids, wait=True)
 
     def restamp(self, stamps: Mapping[str, Stamp]) -> None:
@@ -182,7 +184,7 @@ class ServerIndex:
             changes = [
                 models.SetPayloadOperation(
                     set_payload=models.SetPayload(
-                        payload={"stamp": list(stamps[file])}, points=[_id(file)]
+                        payload={"stamp": list(stamps[file])}, points=[point_id(file)]
                     )
                 )
                 for file in files[start : start + POINTS_AT_ONCE]
@@ -228,7 +230,7 @@ class ServerIndex:
         points = self._ask(
             "query_points", limit=k, with_payload=[*FILE], **asked
         ).points
-        scores = {_file(point.payload): point.score for point in points}
+        scores = {file_of(point.payload): point.score for point in points}
         order = sorted(scores, key=lambda file: (-scores[file], file))
         heaviest = query.tokens[query.heaviest].float()
         matched = self._matched(order, heaviest)
@@ -290,7 +292,7 @@ class ServerIndex:
             mean[i] = torch.tensor(vectors["mean"])
             if card.cls_dim:
                 cls[i] = torch.tensor(vectors["cls"])
-            maps.append(_bytes_to_maps(payload["maps"], card.num_tokens))
+            maps.append(maps_of(payload["maps"], card.num_tokens))
             payloads.append(payload)
 
         def numbers(name: str, dtype: torch.dtype) -> Tensor:
@@ -317,17 +319,17 @@ class ServerIndex:
             part = files[start : start + size]
             found = self._ask(
                 "retrieve",
-                ids=[_id(file) for file in part],
+                ids=[point_id(file) for file in part],
                 with_payload=payload,
                 with_vectors=vectors,
             )
             by_id = {point.id: point for point in found}
-            if gone := [file for file in part if _id(file) not in by_id]:
+            if gone := [file for file in part if point_id(file) not in by_id]:
                 raise ValueError(
                     f"'{gone[0]}' is not in the index '{self.place}': if it was "
                     "dropped meanwhile, run the same command again."
                 )
-            yield [by_id[_id(file)] for file in part]
+            yield [by_id[point_id(file)] for file in part]
 
     def _ask(self, method: str, **arguments: Any) -> Any:
         return self._server(method, collection_name=self._name, **arguments)
@@ -356,94 +358,3 @@ def _read_card(server: QdrantServer, name: str) -> IndexCard | None:
             "index: choose another name."
         )
     return IndexCard.from_json(about[CARD], _place(server, name))
-
-
-def _vectors(card: IndexCard) -> Mapping[str, Any]:
-    """What the server keeps: whole vectors on disk, by which they are found in memory.
-
-    Without graphs: candidates are found by a scan of bytes, as in a folder.
-    """
-    from qdrant_client import models
-
-    in_bytes = models.ScalarQuantization(
-        scalar=models.ScalarQuantizationConfig(
-            type=models.ScalarType.INT8, always_ram=True
-        )
-    )
-    many = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-
-    def vectors(size: int, **options: Any) -> Any:
-        return models.VectorParams(
-            size=size,
-            distance=models.Distance.DOT,
-            datatype=models.Datatype.FLOAT16,
-            on_disk=True,
-            hnsw_config=models.HnswConfigDiff(m=0),
-            **options,
-        )
-
-    sketch_dim = min(card.dim, SKETCH_DIM)
-    named = {
-        "tokens": vectors(card.dim, multivector_config=many),
-        "sketch": vectors(
-            sketch_dim, multivector_config=many, quantization_config=in_bytes
-        ),
-        "mean": vectors(card.dim, quantization_config=in_bytes),
-    }
-    if card.cls_dim:
-        named["cls"] = vectors(card.cls_dim, quantization_config=in_bytes)
-    return named
-
-
-def _id(file: str) -> str:
-    """What a point is found by, always the same for the same name."""
-    return str(uuid.UUID(bytes=hashlib.sha256(os.fsencode(file)).digest()[:16]))
-
-
-def _points(entries: Entries) -> list[Any]:
-    from qdrant_client import models
-
-    tokens = unit_length(entries.tokens.cpu())
-    sketch = tokens @ sketch_matrix(tokens.shape[-1])
-    pooled = {"mean": unit_length(entries.mean.cpu())}
-    if entries.cls.shape[1]:
-        pooled["cls"] = unit_length(entries.cls.cpu())
-    steps = (entries.maps.cpu() * 255).round().byte().numpy()
-    points = []
-    for i, file in enumerate(entries.files):
-        # A token of zeros is like nothing, and of no token Qdrant wants to know.
-        present = tokens[i].any(dim=1).nonzero().flatten()
-        vectors: Any = {name: values[i].tolist() for name, values in pooled.items()}
-        if len(present):
-            vectors["tokens"] = tokens[i, present].tolist()
-            vectors["sketch"] = sketch[i, present].tolist()
-        payload = {
-            **_file_payload(file),
-            "present": present.tolist(),
-            "masses": entries.masses[i].tolist(),
-            "maps": base64.b64encode(steps[i].tobytes()).decode(),
-            "size": entries.sizes[i].tolist(),
-            "stamp": entries.stamps[i].tolist(),
-            "hash": bytes(entries.hashes[i].tolist()).hex(),
-        }
-        points.append(models.PointStruct(id=_id(file), vector=vectors, payload=payload))
-    return points
-
-
-def _file_payload(file: str) -> dict[str, str]:
-    """The name of a file; as bytes too where it is no text."""
-    text = os.fsencode(file).decode(errors="backslashreplace")
-    return {"file": text} | (
-        {} if text == file else {"file_bytes": os.fsencode(file).hex()}
-    )
-
-
-def _file(payload: Mapping[str, Any]) -> str:
-    if "file_bytes" in payload:
-        return os.fsdecode(bytes.fromhex(payload["file_bytes"]))
-    return payload["file"]
-
-
-def _bytes_to_maps(text: str, num_tokens: int) -> Tensor:
-    steps = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-    return steps.unflatten(0, (num_tokens, -1)).float() / 255
