@@ -112,7 +112,7 @@ def run_index(
     devices.say(loaded.origin.reading)
     encoder = ImageEncoder.of(loaded, devices, crop, clusters, devices.seed)
     cut = described_cut(encoder.protocol)
-    devices.say(f"{encoder.cut.kind[0].upper()}{encoder.cut.kind[1:]} of {cut}.")
+    devices.say(f"Of each image: {encoder.cut.kind}. Images: {cut}.")
     card = encoder.card(files.root, arguments)
     with RunLock(Path(output)) if server is None else contextlib.nullcontext():
         index = _open(devices, output, server, card, files)
