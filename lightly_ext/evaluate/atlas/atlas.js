@@ -300,6 +300,7 @@ const ATLAS = (() => {
         make("div", {}, large, hint),
         make("div", {}, parts)), results);
     const maps = await mapsOf(image);
+    if (!large.isConnected) return; // the user has gone on
     let layer = null, chosen = null;
     const choose = async part => {
       chosen = part;
@@ -317,7 +318,7 @@ const ATLAS = (() => {
         return;
       }
       const found = await similar(image, part);
-      if (chosen !== part) return;
+      if (chosen !== part || !large.isConnected) return;
       const below = make("button", { type: "button" }, "similar parts ↓");
       below.addEventListener("click", () => results.scrollIntoView());
       hint.replaceChildren(`Part ${part}: `, below);
@@ -341,11 +342,11 @@ const ATLAS = (() => {
     return /^\d+$/.test(text || "") && Number(text) < count ? Number(text) : null;
   }
 
-  async function render() {
+  async function render(event) {
     const hash = location.hash.slice(1), asked = new URLSearchParams(hash);
     const concept = number(asked.get("concept"), data.concepts.length);
     const image = number(asked.get("image"), data.names.length);
-    const place = forward ? null : places[location.hash];
+    const place = forward || event?.type !== "hashchange" ? null : places[location.hash];
     const moved = forward;
     forward = false;
     whenSeen.disconnect();
@@ -447,7 +448,9 @@ const ATLAS = (() => {
     document.addEventListener("keydown", key);
     document.getElementById("find").addEventListener("input", event => {
       const text = event.target.value.trim();
-      history.replaceState(null, "", text ? `#${new URLSearchParams({ find: text })}` : "#");
+      // Letters are no steps of a way back.
+      const step = location.hash.startsWith("#find=") ? "replaceState" : "pushState";
+      history[step](null, "", text ? `#${new URLSearchParams({ find: text })}` : "#");
       render();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightly_ext.evaluate.atlas.part_table import PartTable
@@ -30,17 +31,24 @@ class Codes:
     values: Tensor
     weights: Tensor
 
-    def cosines(self, images: Tensor, parts: Tensor) -> Tensor:
-        """Of some parts with all, about, float32 (len(images), num_images, num_parts).
+    def cosines(
+        self, images: Tensor, parts: Tensor, others: NDArray[np.int64]
+    ) -> Tensor:
+        """Of some parts with those of others, about.
 
         Args:
             images:
-                Numbers of their images.
+                Numbers of the images of the parts, int64 with shape (num_queries,).
             parts:
-                Their numbers there.
+                Their numbers there, int64 with the same shape.
+            others:
+                Numbers of the other images.
+
+        Returns:
+            float32 tensor with shape (num_queries, len(others), num_parts).
         """
         queries = self.values[images, parts].float() * self.weights
-        return torch.einsum("qd,ird->qir", queries, self.values.float())
+        return torch.einsum("qd,ird->qir", queries, self.values[others].float())
 
 
 def part_codes(table: PartTable) -> Codes:
@@ -79,31 +87,26 @@ def found_share(table: PartTable, codes: Codes, seed: int) -> float:
     count = min(NUM_CHECKED, len(places))
     chosen = torch.from_numpy(rng.choice(len(places), count, replace=False))
     images, parts = places[chosen].mT
+    most = min(NUM_SIMILAR, len(table.rows) - 1)
+    if most == 0:
+        return 1.0
     queries = torch.stack(
         [
             table.units_of(np.array([image]))[0, part]
             for image, part in zip(images.tolist(), parts.tolist(), strict=True)
         ]
     )
-    exact = torch.cat(
-        [
-            torch.einsum("qd,ird->qir", queries, table.units_of(block))
-            for block in table.blocks(table.units.shape[2])
-        ],
-        dim=1,
-    )
-    most = min(NUM_SIMILAR, len(table.rows) - 1)
-    if most == 0:
-        return 1.0
-    found = [
-        _best(cosines, images, table.present, most)
-        for cosines in (exact, codes.cosines(images, parts))
-    ]
-    return (found[0][:, :, None] == found[1][:, None]).sum().item() / (count * most)
-
-
-def _best(cosines: Tensor, own: Tensor, present: Tensor, most: int) -> Tensor:
-    """Images with the most similar parts, without a part's own, (queries, most)."""
-    best = cosines.masked_fill(~present, -torch.inf).amax(dim=2)
-    best[torch.arange(len(own)), own] = -torch.inf
-    return best.topk(most, dim=1).indices
+    nearest = []
+    for of_block in (
+        lambda block: torch.einsum("qd,ird->qir", queries, table.units_of(block)),
+        lambda block: codes.cosines(images, parts, block),
+    ):
+        best = [
+            of_block(block).masked_fill(~table.present[block], -torch.inf).amax(dim=2)
+            for block in table.blocks(max(table.units.shape[2], count))
+        ]
+        cosines = torch.cat(best, dim=1)
+        cosines[torch.arange(count), images] = -torch.inf
+        nearest.append(cosines.topk(most, dim=1).indices)
+    both = nearest[0][:, :, None] == nearest[1][:, None]
+    return both.sum().item() / (count * most)

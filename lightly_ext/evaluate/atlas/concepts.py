@@ -161,12 +161,11 @@ def cluster_concepts(table: PartTable, number: int, devices: Devices) -> Concept
     most = min(len(places), PARTS_PER_CONCEPT * number, MOST_PARTS)
     rng = np.random.default_rng(devices.seed)
     places = np.sort(rng.choice(places, most, replace=False))
-    parts = []
+    points = torch.empty(len(places), table.units.shape[2])
     for images in table.blocks(table.units.shape[2]):
         first, end = images[0] * table.num_parts, (images[-1] + 1) * table.num_parts
-        chosen = places[slice(*np.searchsorted(places, (first, end)))]
-        parts.append(table.units_of(images).flatten(0, 1)[chosen - first])
-    points = torch.cat(parts)
+        drawn = slice(*np.searchsorted(places, (first, end)))
+        points[drawn] = table.units_of(images).flatten(0, 1)[places[drawn] - first]
     steps = devices.progress(range(ITERATIONS), "k-means of parts", ITERATIONS)
     centres = k_means(points, number, devices.seed, steps)
     width, found = centres.shape[1], len(centres)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,25 @@ class TestPage:
         assert other != pages[0]
         result = Result.load(other.parents[1] / "result.json")
         assert result.provenance["num_reused"] == 5
+
+    @pytest.mark.slow
+    def test_main__two_processes(self, tmp_path: Path, source: str) -> None:
+        data = str(write_images(tmp_path / "images", 12))
+        found = []
+        for devices in (1, 2):
+            output = tmp_path / str(devices)
+            for task in ("atlas", "visualize"):
+                run = [task, "--model", source, "--data", data]
+                run += ["--devices", str(devices), *run_options(output)]
+                if devices == 1:
+                    cli.main(run)
+                else:  # Lightning starts the command anew for the second process
+                    command = [sys.executable, "-m", "stellar_cli", *run]
+                    subprocess.run(command, check=True, timeout=120)
+            (page,) = output.glob("out/atlas-*/atlas")
+            (sheet, _) = sorted(output.glob("out/visualize-*/sheet_*.png"))
+            found.append((contents(page), sheet.read_bytes()))
+        assert found[0] == found[1]
 
     @pytest.mark.slow
     def test_run_atlas__prototypes(self, tmp_path: Path, source: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -158,6 +159,34 @@ class TestConcepts:
         with pytest.raises(ValueError, match="No part of an image of 'photos'"):
             cluster_concepts(table, 2, devices)
 
+    @pytest.mark.slow
+    def test_cluster_concepts__memory(
+        self, devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # 20 000 images x 16 parts x 64 numbers: 41 MB on disk, 82 MB as float32.
+        monkeypatch.setattr(table_module, "BLOCK_BYTES", 2**21)
+        shape = (20_000, 16, 64)
+        units = np.lib.format.open_memmap(
+            tmp_path / "units.npy", mode="w+", dtype=np.float16, shape=shape
+        )
+        rng = np.random.default_rng(0)
+        for rows in np.split(np.arange(shape[0]), 20):
+            units[rows] = rng.normal(size=(len(rows), *shape[1:]))
+        units.flush()
+        watched = _Watched(np.load(tmp_path / "units.npy", mmap_mode="r"))
+        masses = torch.full(shape[:2], 1 / 16)
+        maps = np.full((*shape[:2], 16), 255, np.uint8)
+        files = ImageFiles(tmp_path, [str(i) for i in range(shape[0])])
+        table = PartTable(
+            *(files, np.arange(shape[0]), watched, masses, maps, masses, masses, (4, 4))
+        )
+        before = _anonymous_memory()
+        found = cluster_concepts(table, 4, devices)
+        assert found.coverage.sum().item() == pytest.approx(1, rel=1e-5)
+        assert watched.rows == 2 * shape[0]  # to draw some, and to assign all
+        assert watched.largest == 2**21 // (4 * 16 * 64)
+        assert watched.peak - before < 40 * 2**20
+
     def test_neighbours__by_cosine(self) -> None:
         angles = torch.deg2rad(torch.tensor([0.0, 90, 10, 40]))
         centres = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -210,12 +239,13 @@ class TestCodes:
         assert codes.values.dtype == torch.int8 and codes.values.shape == (37, 3, 32)
         units = table.units_of(np.arange(37))
         exact = torch.einsum("d,ird->ir", units[5, 1], units)
-        found = codes.cosines(torch.tensor([5]), torch.tensor([1]))[0]
+        place, every = (torch.tensor([5]), torch.tensor([1])), np.arange(37)
+        found = codes.cosines(*place, every)[0]
         error = (found - exact).abs()
         assert error.max() < 0.4 and error.mean() < 0.08  # 32 of 48 random directions
         narrow = _random_table(dim=8)
         units = narrow.units_of(np.arange(37))
-        found = part_codes(narrow).cosines(torch.tensor([5]), torch.tensor([1]))[0]
+        found = part_codes(narrow).cosines(*place, every)[0]
         torch.testing.assert_close(found, units @ units[5, 1], atol=0.02, rtol=0)
 
     def test_found_share__all_and_none(self) -> None:
@@ -228,3 +258,27 @@ class TestCodes:
     def test_found_share__one_image(self) -> None:
         table = _random_table(images=1)
         assert found_share(table, part_codes(table), 0) == 1
+
+
+class _Watched:
+    """An array that notes what is read of it, and the memory meanwhile."""
+
+    def __init__(self, array: NDArray[np.float16]) -> None:
+        self.array = array
+        self.shape = array.shape
+        self.rows = self.largest = self.peak = 0
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]:
+        self.rows += len(rows)
+        self.largest = max(self.largest, len(rows))
+        self.peak = max(self.peak, _anonymous_memory())
+        return self.array[rows]
+
+
+def _anonymous_memory() -> int:
+    """Bytes of this process that are no mapped file."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("memory is read from /proc")
+    line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
