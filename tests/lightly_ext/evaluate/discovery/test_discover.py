@@ -238,6 +238,7 @@ class TestRunDiscover:
                 data["masks"],
             )
 
+    @pytest.mark.slow
     def test_run_discover__other_numbers_and_kinds(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(3)
         data = _write_set(tmp_path, tokens, masks=masks)
@@ -255,6 +256,7 @@ class TestRunDiscover:
         again = run_discover(*_given(tmp_path), **data, parts=["ncut", "clusters"])
         assert same.digest == again.digest
 
+    @pytest.mark.slow
     def test_run_discover__in_any_batch(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(5)
         data = _write_set(tmp_path, tokens, masks=masks)
@@ -263,6 +265,7 @@ class TestRunDiscover:
         assert at_once.scores == alone.scores
         assert at_once.digest == alone.digest
 
+    @pytest.mark.slow
     def test_run_discover__unreadable_files(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(42)
         data = _write_set(tmp_path, tokens, masks=masks)
