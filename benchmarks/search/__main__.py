@@ -1,12 +1,12 @@
-"""`python -m benchmarks.search build ...`, see the modules."""
+"""`python -m benchmarks.search build ...` and `... ask ...`, see the modules."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks.search import build
+from benchmarks.search import ask, build
 
-COMMANDS = {"build": build.main}
+COMMANDS = {"build": build.main, "ask": ask.main}
 
 if __name__ == "__main__":
     if not {*sys.argv[1:2]} & COMMANDS.keys():

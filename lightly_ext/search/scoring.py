@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +40,45 @@ def restored(steps: Tensor, factors: Tensor) -> Tensor:
     return steps.to(factors.dtype) * factors[..., None]
 
 
+def cosines(query: Tensor, steps: Tensor, factors: Tensor) -> Tensor:
+    """Cosines of tokens with those of images in bytes; see `best_matches`.
+
+    As if the tokens were restored, which takes longer.
+
+    Args:
+        query:
+            Tokens of the query, of unit length, float with shape (num_query_tokens,
+            dim).
+        steps:
+            Tokens of images, int8 with shape (num_images, num_tokens, dim).
+        factors:
+            Their factors, float32 with shape (num_images, num_tokens); a token with 0
+            is like nothing.
+
+    Returns:
+        Tensor with shape (num_images, num_tokens, num_query_tokens), of the query's
+        dtype.
+    """
+    found = (steps.to(query.dtype) @ query.mT).mul_(factors[..., None])
+    return found.masked_fill_((factors == 0)[..., None], -1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute on one thread.
+
+    Blocks that fit into the cache of a core are too small to be shared: on two threads
+    they took longer, and twenty times as long beside other programs.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.lru_cache(maxsize=4)
 def sketch_matrix(dim: int) -> Tensor:
     """Orthonormal directions that vectors are shortened by, float32 (dim, short).
 

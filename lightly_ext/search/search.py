@@ -36,7 +36,7 @@ from lightly_ext.search.search_page import render_search
 from stellar_plugin.visualize import is_absent
 
 BY = {
-    "maxsim": "sum of each token's best cosine, by its weight",
+    "maxsim": "sum of the best cosine of each token",
     "mean": "cosine of mean tokens",
     "cls": "cosine of CLS tokens",
 }
@@ -243,7 +243,7 @@ def _told_asked(
 def _told_score(asked: Asked, by: By, weights: Weights) -> str:
     text = f"Score: {BY[by]}"
     if by == "maxsim" and len(asked.numbers) > 1:
-        text += ", its share" if weights == "mass" else ", the same for all"
+        text += " times its share" if weights == "mass" else ", all alike"
     return (
         f"{text}. Token and box: where the like of token "
         f"{asked.numbers[asked.heaviest]} is."

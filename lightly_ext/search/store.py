@@ -182,6 +182,34 @@ class LanceStore:
         for start in range(0, len(numbers), ROWS_AT_ONCE):
             yield self.rows(numbers[start : start + ROWS_AT_ONCE], names)
 
+    def scan(
+        self, numbers: NDArray[np.int64], names: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+        """Columns of many rows, some at a time, in the order of the table.
+
+        Args:
+            numbers:
+                Numbers of rows, as `files` gives them.
+            names:
+                Names of the columns.
+
+        Returns:
+            Iterator over places in `numbers`, and the columns of these rows.
+        """
+        import pyarrow
+
+        order = np.argsort(numbers)
+        known = numbers[order]
+        with self._readable():
+            query = self._table.search().select([*names]).with_row_id(True)
+            for batch in query.to_batches(batch_size=ROWS_AT_ONCE):
+                rows = pyarrow.Table.from_batches([batch])
+                found = rows["_rowid"].to_numpy().astype(np.int64)
+                places = np.searchsorted(known, found).clip(max=len(known) - 1)
+                wanted = known[places] == found
+                columns = {name: _to_numpy(rows[name])[wanted] for name in names}
+                yield order[places[wanted]], columns
+
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         try:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightly_ext.evaluate.fingerprints import Stamp
-from lightly_ext.metrics.late_interaction import best_matches, maxsim
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import Content, Found
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.query import By, Query, check_asked
 from lightly_ext.search.scoring import (
+    cosines,
+    one_thread,
     quantised,
     restored,
     sketch_matrix,
@@ -31,7 +32,9 @@ TOKENS, SKETCH = ("tokens", "token_factors"), ("sketch", "sketch_factors")
 POOLED = {"mean": ("mean", "mean_factor"), "cls": ("cls", "cls_factor")}
 WHERE = ("masses", "maps", "sizes", "stamps", "hashes")
 CANDIDATES = 1000
-ROWS_OF_SKETCH = 8192
+# Of short and of whole tokens: as many as stay in the cache of a core while they are
+# compared, which takes half the time of more.
+ROWS_OF_SKETCH, ROWS_OF_TOKENS = 1024, 32
 
 
 @dataclass
@@ -216,27 +219,30 @@ class TokenIndex:
         """
         check_asked(self.place, len(self), k)
         query = Query.of(self.card, tokens, weights, by, pooled)
-        if query.pooled is not None:
-            scores = self._pooled_scores(query.pooled, POOLED[by])
-            chosen = _best(scores, k)
-            scores, matched = scores[chosen], self._exact(query, chosen)[1]
-        else:
-            chosen = np.arange(len(self))
-            if candidates is not None and len(self) > max(candidates, k):
-                best = _best(self._rough(query), max(candidates, k))
-                chosen = np.sort(best)
-            scores, matched = self._exact(query, chosen)
+        with one_thread():
+            if query.pooled is not None:
+                scores = self._pooled_scores(query.pooled, POOLED[by])
+                chosen = _best(scores, k)
+                scores, matched = scores[chosen], self._exact(query, chosen)[1]
+            elif candidates is not None and len(self) > max(candidates, k):
+                chosen = np.sort(_best(self._rough(query), max(candidates, k)))
+                scores, matched = self._exact(query, chosen)
+            else:
+                chosen = np.arange(len(self))
+                scores, matched = self._exact_of_all(query)
+            scores = _rounded(scores)
+            best = _best(scores, k).tolist()
         return [
             Found(self._files[chosen[i]], float(scores[i]), int(matched[i]))
-            for i in _best(scores, k).tolist()
+            for i in best
         ]
 
     def _pooled_scores(self, pooled: Tensor, names: tuple[str, str]) -> Tensor:
-        scores = []
-        for block in self._store.blocks(self._numbers, names):
-            steps, factors = (torch.from_numpy(block[name].copy()) for name in names)
-            scores.append(restored(steps, factors.double()) @ pooled)
-        return torch.cat(scores)
+        scores = torch.empty(len(self), dtype=torch.float64)
+        for places, rows in self._store.scan(self._numbers, names):
+            steps, factors = _tensors(rows, names)
+            scores[places] = restored(steps, factors.double()) @ pooled
+        return scores
 
     def _rough(self, query: Query) -> Tensor:
         """Scores of all images by short tokens."""
@@ -244,32 +250,51 @@ class TokenIndex:
             self._sketch = self._read_sketch()
         short = query.tokens.float() @ sketch_matrix(self.card.dim)
         weights = query.weights.float()
-        blocks = zip(
-            *(part.split(ROWS_OF_SKETCH) for part in self._sketch), strict=True
-        )
-        return torch.cat([maxsim(short, weights, restored(*b)) for b in blocks])
+        parts = (part.split(ROWS_OF_SKETCH) for part in self._sketch)
+        scores = [
+            cosines(short, steps, factors).amax(dim=1) @ weights
+            for steps, factors in zip(*parts, strict=True)
+        ]
+        return torch.cat(scores)
 
     def _read_sketch(self) -> tuple[Tensor, Tensor]:
-        blocks = list(self._store.blocks(self._numbers, SKETCH))
-        steps, factors = (
-            torch.from_numpy(np.concatenate([b[n] for b in blocks])) for n in SKETCH
-        )
-        return steps.unflatten(1, (self.card.num_tokens, -1)), factors
+        short = sketch_matrix(self.card.dim).shape[1]
+        shape = len(self), self.card.num_tokens
+        steps = torch.empty(*shape, short, dtype=torch.int8)
+        factors = torch.empty(shape)
+        for places, rows in self._store.scan(self._numbers, SKETCH):
+            part, factors[places] = _tensors(rows, SKETCH)
+            steps[places] = part.unflatten(1, steps.shape[1:])
+        return steps, factors
 
     def _exact(self, query: Query, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Scores of images, and their token most like the query's heaviest.
 
         In float64: equal images have equal scores, wherever in a block they stand.
         """
-        scores, matched = [], []
-        for block in self._store.blocks(self._numbers[chosen], TOKENS):
-            steps, factors = (torch.from_numpy(block[name].copy()) for name in TOKENS)
-            steps = steps.unflatten(1, (self.card.num_tokens, self.card.dim))
-            images = restored(steps, factors.double())
-            cosines, numbers = best_matches(query.tokens, images)
-            scores.append(cosines @ query.weights)
-            matched.append(numbers[:, query.heaviest])
+        blocks = self._store.blocks(self._numbers[chosen], TOKENS)
+        found = [self._compare(query, rows) for rows in blocks]
+        scores, matched = zip(*found, strict=True)
         return torch.cat(scores), torch.cat(matched)
+
+    def _exact_of_all(self, query: Query) -> tuple[Tensor, Tensor]:
+        scores = torch.empty(len(self), dtype=torch.float64)
+        matched = torch.empty(len(self), dtype=torch.int64)
+        for places, rows in self._store.scan(self._numbers, TOKENS):
+            scores[places], matched[places] = self._compare(query, rows)
+        return scores, matched
+
+    def _compare(
+        self, query: Query, rows: dict[str, NDArray[Any]]
+    ) -> tuple[Tensor, Tensor]:
+        steps, factors = _tensors(rows, TOKENS)
+        steps = steps.unflatten(1, (self.card.num_tokens, self.card.dim))
+        parts = steps.split(ROWS_OF_TOKENS), factors.split(ROWS_OF_TOKENS)
+        found = [
+            cosines(query.tokens, *part).max(dim=1) for part in zip(*parts, strict=True)
+        ]
+        best, numbers = (torch.cat(values) for values in zip(*found, strict=True))
+        return best @ query.weights, numbers[:, query.heaviest]
 
     def _entries(self, files: Sequence[str], rows: dict[str, NDArray[Any]]) -> Entries:
         card = self.card
@@ -296,10 +321,22 @@ class TokenIndex:
         )
 
 
+def _tensors(rows: dict[str, NDArray[Any]], names: Sequence[str]) -> list[Tensor]:
+    return [torch.from_numpy(rows[name]) for name in names]
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """Scores that do not depend on which images stand beside one in a block."""
+    return scores.double().round(decimals=9)
+
+
 def _best(scores: Tensor, k: int) -> NDArray[np.int64]:
     """Numbers of the best scores, of equals the first; rounding makes none unequal."""
-    order = scores.double().round(decimals=9).sort(descending=True, stable=True)
-    return order.indices[:k].numpy()
+    rounded = _rounded(scores)
+    worst = rounded.topk(min(k, len(scores))).values[-1]
+    kept = (rounded >= worst).nonzero().flatten()  # sorting all takes longer
+    order = rounded[kept].sort(descending=True, stable=True).indices
+    return kept[order[:k]].numpy()
 
 
 def _columns(entries: Entries) -> dict[str, NDArray[Any]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,3 +213,56 @@ class TestTokenIndex:
         assert set(index.files) >= {str(i) for i in range(6)}
         _index(tmp_path, 3)  # goes on
         assert {*_names(3)} <= {*TokenIndex.open(tmp_path).files}
+
+
+class TestHistory:
+    def test_search__order_of_writing_and_changes(self, tmp_path: Path) -> None:
+        names, tokens = _names(30), _tokens(30)
+        tokens[20] = tokens[4]  # equal images: the first by name comes first
+        straight = _index(tmp_path / "straight", 0)
+        straight.put(_entries(names, tokens))
+        winding = _index(tmp_path / "winding", 0)
+        for i in reversed(range(30)):
+            winding.put(_entries([names[i]], tokens[[i]] if i % 3 else _tokens(1)))
+        winding.put(_entries(["gone"], _tokens(1)))
+        winding.put(_entries(names[::3], tokens[::3]))  # changed
+        winding.drop(["gone"])
+        query = tokens[4] + 0.1
+        for index in (straight, winding):
+            index.refresh()
+        for options in ({"candidates": None}, {"candidates": 9}, {"by": "mean"}):
+            found = straight.search(query, 9, **options)
+            assert found == winding.search(query, 9, **options)
+            assert [one.file for one in found[:2]] == [names[4], names[20]]
+            assert found[0].score == found[1].score
+
+    def test_search__as_float64_of_the_bytes(self, tmp_path: Path) -> None:
+        index, query = _index(tmp_path), _tokens(1, seed=5)[0]
+        weights = [0.2, 0.0, 0.8]
+        stored = index.entries(range(40)).tokens
+        scores, _ = _brute_force(query, weights, stored)
+        for candidates in (None, 7):
+            found = index.search(query, 3, torch.tensor(weights), candidates=candidates)
+            best = sorted(scores, reverse=True)[:3]
+            np.testing.assert_allclose([f.score for f in found], best, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "weights, by, pooled, message",
+        [
+            (torch.tensor([0.5, -0.1, 0.6]), "maxsim", None, "at least 0"),
+            (torch.zeros(3), "maxsim", None, "one of them more"),
+            (None, "cls", None, r"pooled must be \(5,\) by cls, got None"),
+            (None, "median", None, "must be one of maxsim, mean, cls"),
+            (None, "maxsim", torch.ones(80), "leave it out"),
+        ],
+    )
+    def test_search__bad_queries(
+        self,
+        tmp_path: Path,
+        weights: Tensor | None,
+        by: Any,
+        pooled: Tensor | None,
+        message: str,
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            _index(tmp_path, 3).search(_tokens(1)[0], 2, weights, by=by, pooled=pooled)
