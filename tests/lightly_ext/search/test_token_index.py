@@ -239,7 +239,7 @@ class TestHistory:
     def test_search__as_float64_of_the_bytes(self, tmp_path: Path) -> None:
         index, query = _index(tmp_path), _tokens(1, seed=5)[0]
         weights = [0.2, 0.0, 0.8]
-        stored = index.entries(range(40)).tokens
+        stored = index.entries(index.files).tokens
         scores, _ = _brute_force(query, weights, stored)
         for candidates in (None, 7):
             found = index.search(query, 3, torch.tensor(weights), candidates=candidates)
