@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lightly_ext.evaluate.datasets import find_classification_set, find_images
+from lightly_ext.evaluate.datasets import (
+    find_classification_set,
+    find_images,
+    find_labelled_images,
+)
 from lightly_ext.evaluate.presets import PRESETS
 from tests.lightly_ext.evaluate.small import write_classes, write_images
 
@@ -382,6 +386,31 @@ class TestFindImages:
             find_images(str(tmp_path / "nowhere"))
         with pytest.raises(ValueError, match="no image below"):
             find_images(str(tmp_path))
+
+
+class TestFindLabelledImages:
+    def test_folder_of_classes(self, tmp_path: Path) -> None:
+        touch(tmp_path / "photos", ["dog/1.png", "cat/1.png", "cat/0.png"])
+        name, files = find_labelled_images(str(tmp_path / "photos"))
+        assert name == "photos" and files.classes == ("cat", "dog")
+        assert files.names == ["cat/0.png", "cat/1.png", "dog/1.png"]
+        assert files.labels == [0, 0, 1]
+        assert find_labelled_images(str(tmp_path / "photos"), 2)[1].labels == [0, 0]
+
+    def test_part_of_a_set(self, tmp_path: Path) -> None:
+        root = write_classes(tmp_path / "photos", num=1)
+        for data in (root, root / "val"):
+            name, files = find_labelled_images(str(data))
+            assert name == "photos (val)" and files.root == root / "val"
+        write_glas(tmp_path / "glas")
+        for named in (f"glas:{tmp_path / 'glas'}", str(tmp_path / "glas")):
+            name, files = find_labelled_images(named)
+            assert name == "GlaS (test)" and len(files) == 80
+
+    def test_no_classes(self, tmp_path: Path) -> None:
+        touch(tmp_path, ["0.png", "cat/0.png"])
+        with pytest.raises(ValueError, match=r"0.png' has no class"):
+            find_labelled_images(str(tmp_path))
 
 
 def test_classes_that_differ_in_normalisation_alone(tmp_path: Path) -> None:
