@@ -203,7 +203,6 @@ class TestRunDiscover:
         assert other.protocol == result.protocol
 
     def test_run_discover__coco(self, tmp_path: Path) -> None:
-        pytest.importorskip("pycocotools")
         tokens, masks = _random_set(3)
         masks = [np.where(m == 255, 0, m) for m in masks]
         classes = [np.where(m > 0, m % 2 + 5, m) for m in masks]

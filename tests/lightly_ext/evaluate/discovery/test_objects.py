@@ -59,10 +59,6 @@ def _rectangle(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
 
 
 class TestDecodeMask:
-    @pytest.fixture(autouse=True)
-    def needed(self) -> None:
-        pytest.importorskip("pycocotools")
-
     def test_decode_mask__runs_and_their_text(self) -> None:
         rng = np.random.default_rng(0)
         for density in (0.02, 0.5, 0.98):
@@ -99,7 +95,6 @@ class TestDecodeMask:
 
 class TestCocoLabels:
     def test_coco_labels__instances_classes_overlaps_and_crowds(self) -> None:
-        pytest.importorskip("pycocotools")
         annotations = [
             _annotation(_rectangle(0, 0, 3, 4), category_id=0),
             _annotation(_rectangle(2, 2, 6, 8), category_id=90),
