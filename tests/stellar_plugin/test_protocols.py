@@ -10,6 +10,7 @@ from stellar_plugin.protocols import (
     CARD_FIELDS,
     FEATURES,
     KNN,
+    RETRIEVAL_FORMS,
     CropProtocol,
     Protocol,
     TrainedProtocol,
@@ -112,4 +113,5 @@ class TestConstants:
     @pytest.mark.parametrize("name", ALL)
     def test_constants__name_and_source(self, name: str) -> None:
         assert ALL[name].name and ALL[name].source
-        assert ALL[name].card().get("features") in (None, "auto", *FEATURES)
+        features = ALL[name].card().get("features")
+        assert features in (None, "auto", *FEATURES, ", ".join(RETRIEVAL_FORMS))

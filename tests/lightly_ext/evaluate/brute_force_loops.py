@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.probing.stability import ScaledCrops
+from lightly_ext.evaluate.prototypes import load_sparse_head
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.text.probe import AttentionProbe
 from lightly_ext.evaluate.text.tower import load_text_tower
@@ -32,6 +33,7 @@ from stellar_plugin.protocols import (
 )
 from tests.lightly_ext.evaluate.brute_force_sets import (
     CLASSES,
+    NUM_PROTOTYPES,
     SIDE,
     Array,
     Factors,
@@ -44,6 +46,14 @@ from tests.lightly_ext.evaluate.brute_force_sets import (
 from tests.lightly_ext.evaluate.dense.in_context_loops import (
     brute_force as in_context_scores,
 )
+from tests.lightly_ext.evaluate.dense.unsupervised_loops import (
+    brute_force as scores_of_clusters,
+)
+from tests.lightly_ext.evaluate.dense.unsupervised_loops import clusters_at_px
+from tests.lightly_ext.evaluate.discovery.discovery_loops import (
+    brute_force as discovery_scores,
+)
+from tests.lightly_ext.evaluate.discovery.discovery_loops import inner_area
 from tests.lightly_ext.evaluate.probing.where_loops import brute_force as where_scores
 from tests.lightly_ext.evaluate.retrieval.loops import Seen, brute_force, forms
 from tests.lightly_ext.evaluate.small import (
@@ -269,24 +279,81 @@ def crops(given: Given, results: list[Result]) -> list[Scores]:
     ]
 
 
-def places(given: Given, results: list[Result]) -> list[Scores]:
-    root = given.results.output.parent
-    parts, masks = [], []
+def _masked(root: Path) -> tuple[list[Tensor], list[Array]]:
+    """Photos and their masks; an unreadable one is black, and all of it ignored."""
+    images, masks = [], []
     for image, path in zip(
         numbered(root / "photos"), sorted((root / "masks").iterdir()), strict=True
     ):
         mask = np.array(Image.open(path)).astype(int)
         if image is None:  # counts nowhere
             image, mask = torch.zeros(3, SIDE, SIDE).byte(), np.full_like(mask, 255)
-        weights = given.model(image[None]).localization[0].numpy()  # (4, num_queries)
-        tokens = [max(range(NUM_QUERIES), key=lambda t: (w[t], -t)) for w in weights]
-        parts.append(np.kron(np.reshape(tokens, (2, 2)), np.ones((16, 16), int)))
+        images.append(image)
         masks.append(mask)
-    y, x = np.mgrid[:SIDE, :SIDE] // 16
-    grid = where_scores([2 * y + x] * len(masks), masks)
+    return images, masks
+
+
+def _strongest(given: Given, image: Tensor) -> Array:
+    """The strongest token of each patch, at px."""
+    weights = given.model(image[None]).localization[0].numpy()  # (4, num_queries)
+    tokens = [max(range(NUM_QUERIES), key=lambda t: (w[t], -t)) for w in weights]
+    return _px(np.reshape(tokens, (2, 2)))
+
+
+def _px(patches: Array) -> Array:
+    """Patches of 2 x 2 as px."""
+    return np.kron(patches, np.ones((SIDE // 2, SIDE // 2), int))
+
+
+QUARTERS = _px(np.arange(4).reshape(2, 2))
+
+
+def places(given: Given, results: list[Result]) -> list[Scores]:
+    images, masks = _masked(given.results.output.parent)
+    parts = [_strongest(given, image) for image in images]
+    grid = where_scores([QUARTERS] * len(masks), masks)
     scores: Scores = where_scores(parts, masks)
     scores |= {f"grid_{name}": value for name, value in grid.items()}
     return [{**scores, "num_images": 21 - 2}]
+
+
+def objects(given: Given, results: list[Result]) -> list[Scores]:
+    """Parts against instances; four clusters of four patches are these."""
+    images, masks = _masked(given.results.output.parent)
+    masks = [np.where(mask == 255, -1, mask) for mask in masks]
+    tokens = [_strongest(given, image) for image in images]
+    centre = np.zeros((SIDE, SIDE), dtype=int)
+    centre[5:27, 5:27] = 1
+    quarters = [QUARTERS] * len(masks)
+    kinds = {
+        "tokens": (tokens, [inner_area(part) for part in tokens]),
+        "clusters": (quarters, [inner_area(part) for part in quarters]),
+        "centre": ([centre] * len(masks), [centre == 1] * len(masks)),
+    }
+    scores: Scores = {
+        f"{kind}_{name}": value
+        for kind, found in kinds.items()
+        for name, value in discovery_scores(*found, masks).items()
+    }
+    of_grid = {k: v for k, v in scores.items() if k.startswith("clusters_")}
+    scores |= {k.replace("clusters", "grid"): v for k, v in of_grid.items()}
+    return [{**scores, "num_images": 21 - 2}]
+
+
+def prototypes_of_px(given: Given, results: list[Result]) -> list[Scores]:
+    """Prototype of the strongest token of each px, as the stored heads tell it."""
+    root = given.results.output.parent
+    head = load_sparse_head(given.model)
+    found, labels = [], []
+    for name, image in readable_images(root / "scenes/images/val").items():
+        result = given.model(image[None])
+        embedded = head(result.sparse)[0].double().numpy()
+        logits = embedded @ head.prototypes.weight.double().numpy().T
+        maps = result.localization[0].half().double().numpy()
+        found.append(clusters_at_px(maps, logits.argmax(axis=1), (2, 2), SIDE))
+        mask = np.array(Image.open(root / "scenes/masks/val" / name)).astype(int)
+        labels.append(np.where(mask == 255, -1, mask))
+    return [scores_of_clusters(found, labels, NUM_PROTOTYPES, 3)]
 
 
 def neighbours_of_patches(

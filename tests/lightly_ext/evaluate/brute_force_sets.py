@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stellar_plugin.protocols import (
-    EQUIVARIANCE_SHIFTS,
-)
+from lightly_ext.modules import STELLARProjectionHead
+from stellar_plugin.checkpoints import save_heads
+from stellar_plugin.protocols import EQUIVARIANCE_SHIFTS
 from tests.lightly_ext.evaluate.small import (
+    EMBED_DIM,
     IMAGE_SIZE,
     write_images,
     write_model,
@@ -30,11 +31,14 @@ SIDE = IMAGE_SIZE  # of images that need no resizing
 WINDOW = IMAGE_SIZE + max(EQUIVARIANCE_SHIFTS)
 BROKEN = b"no image"
 CLASSES = ("cat", "dog", "eel")
+NUM_PROTOTYPES = 6
 
 
 def write_sets(folder: Path) -> None:
     """Writes models, a text tower, and all sets."""
     write_model(folder / "model")
+    head = STELLARProjectionHead(EMBED_DIM, 32, 8, NUM_PROTOTYPES)
+    save_heads({"sparse_head": head.state_dict()}, folder / "model")
     write_model(folder / "other", num_queries=2)
     write_model(folder / "fine", patch_size=8)
     write_tower(folder / "tower")

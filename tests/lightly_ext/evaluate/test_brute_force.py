@@ -19,6 +19,8 @@ from lightly_ext.evaluate.classification.finetune import run_finetune
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear, run_linear_paper
 from lightly_ext.evaluate.dense.in_context import run_in_context
+from lightly_ext.evaluate.dense.unsupervised import run_unsupervised_segmentation
+from lightly_ext.evaluate.discovery.discover import run_discover
 from lightly_ext.evaluate.efficiency import run_efficiency
 from lightly_ext.evaluate.probing import rank
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
@@ -40,7 +42,9 @@ from tests.lightly_ext.evaluate.brute_force_loops import (
     curve,
     decodings,
     neighbours_of_patches,
+    objects,
     places,
+    prototypes_of_px,
     rankings,
     ratios,
     shifts,
@@ -119,6 +123,13 @@ def _run_where(*given: Any) -> Result:
     return run_where(*given, str(root / "photos"), str(root / "masks"))
 
 
+def _run_discover(*given: Any) -> Result:
+    root = given[2].output.parent
+    data = {"data": str(root / "photos"), "masks": str(root / "masks")}
+    # The cut of so few patches is not one alone: see its own tests.
+    return run_discover(*given, **data, parts=["tokens", "clusters"])
+
+
 def _run_rank(*given: Any) -> Result:
     root = given[2].output.parent
     images, other = str(root / "photos"), str(root / "other")
@@ -153,6 +164,13 @@ CASES: dict[str, dict[str, Case]] = {
     "equivariance": {"large": Case(_on("large", run_equivariance), shifts, LARGE)},
     "stability": {"large": Case(_on("large", run_stability), crops, LARGE)},
     "where": {"photos": Case(_run_where, places)},
+    "discover": {"photos": Case(_run_discover, objects)},
+    "unsupervised-segmentation": {
+        "prototypes": Case(
+            _on("scenes", run_unsupervised_segmentation, prototypes=True),
+            prototypes_of_px,
+        )
+    },
     "in-context": {
         "scenes": Case(
             _on("scenes", run_in_context, neighbours=4),
@@ -179,7 +197,7 @@ NO_SCORES = {"visualize", "atlas"}
 SLOW = {"align-text", "efficiency", "finetune", "rank"}
 CACHED = {
     *("knn", "in-context", "linear", "linear-paper", "finetune", "align-text"),
-    "retrieval",
+    *("retrieval", "unsupervised-segmentation"),
 }
 # What several processes do here, others in test_processes.py and the decoder's tests.
 TOGETHER = ("knn", "in-context", "linear-paper", "finetune", "align-text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from sklearn.metrics import adjusted_rand_score
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -89,3 +90,31 @@ def inner_area(parts: np.ndarray) -> np.ndarray:
     found = np.zeros_like(inside)
     found[tuple(np.array(max(areas, key=len)).T)] = True
     return found
+
+
+def brute_force(
+    parts: list[np.ndarray],
+    objects: list[np.ndarray],
+    masks: list[np.ndarray],
+) -> dict[str, float]:
+    """Scores of instances and of boxes around them; no object 0, ignored -1.
+
+    Args:
+        parts: Part of each px of each image.
+        objects: Which px are the object that was found.
+        masks: Instances.
+    """
+    indices, found, of_any = [], [], []
+    for part, object_, mask in zip(parts, objects, masks, strict=True):
+        if (mask > 0).any():
+            indices.append(adjusted_rand_score(mask[mask > 0], part[mask > 0]))
+            true = [box_of(mask == k) for k in np.unique(mask) if k > 0]
+            boxes = [box_of(part == k) for k in np.unique(part)]
+            found.append(any(overlaps_by_half(box_of(object_), t) for t in true))
+            of_any.append(any(overlaps_by_half(b, t) for b in boxes for t in true))
+    return {
+        "mbo_i": mean_best_overlap(parts, masks),
+        "fg_ari": float(np.mean(indices)),
+        "corloc": float(np.mean(found)),
+        "corloc_oracle": float(np.mean(of_any)),
+    }
