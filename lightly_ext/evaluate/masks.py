@@ -59,6 +59,14 @@ class LabelValues:
         )
         return f"background {background}; ignored {ignore}; all others are segments"
 
+    @classmethod
+    def of(
+        cls, background: tuple[int, ...] | int, ignore: tuple[int, ...] | int
+    ) -> LabelValues:
+        """Of single values or several, as options have them."""
+        both = (background, ignore)
+        return cls(*((v,) if isinstance(v, int) else tuple(v) for v in both))
+
 
 class MaskedSample(NamedTuple):
     """One image with its mask, or what stands for an unreadable pair.
@@ -199,8 +207,7 @@ def find_masks(files: ImageFiles, folder: str) -> list[Path]:
         raise ValueError(
             f"{len(missing)} of {len(files)} images have no mask in '{folder}', for "
             f"example '{missing[0]}': a mask has the image's name and one of "
-            f"{', '.join(EXTENSIONS)}. `--split FILE` uses only the images that a file "
-            "lists."
+            f"{', '.join(EXTENSIONS)}."
         )
     masks = [paths[_stem(name)] for name in files.names]
     for name, mask in zip(files.names, masks, strict=True):

@@ -113,12 +113,17 @@ def _nearest(similarities: Tensor, num: int) -> Tensor:
     return columns[:, :num]
 
 
-def check_knn_options(num_neighbours: int, temperature: float, num_train: int) -> None:
+def check_knn_options(
+    num_neighbours: int,
+    temperature: float,
+    num_train: int,
+    samples: str = "training samples",
+) -> None:
     """Raises a ValueError if the options of :func:`knn_accuracy` are impossible."""
     if not 1 <= num_neighbours <= num_train:
         raise ValueError(
             f"The number of neighbours must be in 1 to {num_train}, the number of "
-            f"training samples, got {num_neighbours}."
+            f"{samples}, got {num_neighbours}."
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"The temperature must be positive, got {temperature}.")

@@ -35,6 +35,7 @@ from stellar_plugin.visualize import to_pictures, token_palette
 
 # Features that each patch has.
 FEATURES = ("dense", "lowrank")
+PATCHES = "patches in the bank"
 NUM_PICTURES = 6
 
 
@@ -50,7 +51,7 @@ def check_in_context(
     if features not in FEATURES:
         raise ValueError(f"features must be dense or lowrank, got '{features}'.")
     check_positive(bank=bank)
-    check_knn_options(neighbours, temperature, bank)
+    check_knn_options(neighbours, temperature, bank, PATCHES)
     return find_segmentation_set(data).limited(results.limit)
 
 
@@ -95,7 +96,8 @@ def run_in_context(
     Raises:
         ValueError: If an option is impossible, there are fewer patches than neighbours,
             or images and label maps do not fit.
-        RuntimeError: If too many images are unreadable, or features are not finite.
+        RuntimeError: If too many images are unreadable, no px has a class, or features
+            are not finite.
     """
     found = results.required(check_in_context)
     train, test, classes = found.train, found.test, found.classes
@@ -117,7 +119,12 @@ def run_in_context(
     )
     results.announce(model, protocol)
     built = build_bank(model, devices, results, train, protocol)
-    check_knn_options(neighbours, temperature, len(built))
+    if not len(built):
+        raise RuntimeError(
+            "No px of the training images has a class: all are ignored, so the bank "
+            "has no patch."
+        )
+    check_knn_options(neighbours, temperature, len(built), PATCHES)
     unseen = [name for name, has in zip(classes, built.classes, strict=True) if not has]
     if unseen:
         devices.say(f"No patch has a px of: {', '.join(unseen)}.")

@@ -103,7 +103,8 @@ def spread_start(
         if not squares.any():
             raise ValueError(
                 f"Of {len(points)} drawn patches {len(chosen)} differ, too few for "
-                f"{num_clusters} clusters: name fewer with --clusters, or more images."
+                f"{num_clusters} clusters: more images, or a larger --crop, have more; "
+                "--clusters may be as few as there are classes."
             )
         chosen.append(int(torch.multinomial(squares, 1, generator=generator)))
         nearer = (points - points[chosen[-1]]).square().sum(dim=1)

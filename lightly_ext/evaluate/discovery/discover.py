@@ -68,8 +68,8 @@ def check_discover(
     class_masks: str | None,
     boxes: str | None,
     split: str | None,
-    background: int,
-    ignore: int,
+    background: tuple[int, ...] | int,
+    ignore: tuple[int, ...] | int,
     parts: list[str] | None,
     clusters: int | None,
 ) -> tuple[str, ImageFiles, Objects]:
@@ -83,7 +83,12 @@ def check_discover(
         files = listed_files(files, split)
         name = f"{name} ({Path(split).stem})"
     files = files.limited(results.limit)
-    values = LabelValues((background,), (ignore,))
+    if clusters is not None and parts and PATCH_CLUSTERS not in parts:
+        raise ValueError(
+            f"{clusters} clusters are no part of what is scored: leave them out, or "
+            f"name --parts {PATCH_CLUSTERS} too."
+        )
+    values = LabelValues.of(background, ignore)
     return name, files, find_objects(files, masks, class_masks, boxes, values)
 
 
@@ -97,8 +102,8 @@ def run_discover(
     class_masks: str | None = None,
     boxes: str | None = None,
     split: str | None = None,
-    background: int = 0,
-    ignore: int = 255,
+    background: tuple[int, ...] | int = 0,
+    ignore: tuple[int, ...] | int = 255,
     parts: list[str] | None = None,
     clusters: int | None = None,
 ) -> Result:
@@ -126,9 +131,10 @@ def run_discover(
         split:
             File with the names of the images to use, one per line. None uses all.
         background:
-            Value of the background in label images.
+            Value of the background in label images, or several as '[0, 1]'; '[]' if
+            there is none.
         ignore:
-            Value of px that count nowhere in label images.
+            Value of px that count nowhere in label images, or several.
         parts:
             What is scored: `tokens`, `clusters` of patches, `ncut`, which is TokenCut's
             object; may be given several times. None takes all that the model allows.
@@ -268,7 +274,10 @@ def _score(
                     one = torch.tensor([value], dtype=torch.float64)
                     means.add(f"{kind}_{score}", one)
     num_unreadable = count_unreadable(devices, images.files, unreadable)
-    reduced = means.reduce(devices)
+    try:
+        reduced = means.reduce(devices)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error} None has an object in its crop.") from error
     num_images = {s: reduced[f"{CENTRE}_{s}"].num_images for s in objects.scores}
     num_empty = len(images) - num_unreadable - max(num_images.values())
     if num_empty:

@@ -16,6 +16,7 @@ from lightly_ext.evaluate.discovery.objects import (
     Labels,
     ObjectSample,
     boxes_in_crop,
+    check_object,
     pycocotools_mask,
 )
 from lightly_ext.evaluate.discovery.scores import part_boxes
@@ -132,8 +133,13 @@ def _coco_masks(files: ImageFiles, masks: str, class_masks: str | None) -> Objec
             f"'{masks}' tells the classes itself: leave --class_masks out."
         )
     annotations = read_coco(files, masks)
-    if not any(map(len, annotations)):
-        raise ValueError(f"'{masks}' has no object of the images in '{files.root}'.")
+    if all(a.get("iscrowd") for of_image in annotations for a in of_image):
+        raise ValueError(
+            f"'{masks}' has no object of the images in '{files.root}' that is no crowd."
+        )
+    for of_image in annotations:
+        for annotation in of_image:
+            check_object(annotation, masks)
     pycocotools_mask()
     labels = CocoLabels(annotations, masks)
     return Objects(labels, 2, None, "instances of COCO", {"masks": _one_file(masks)})

@@ -130,7 +130,7 @@ class CocoLabels:
     """Labels from COCO's annotations; px of crowds and of two objects are ignored.
 
     Attributes:
-        annotations: Those of each image.
+        annotations: Those of each image, see `check_object`.
         source: Where they were read, for errors.
     """
 
@@ -146,9 +146,35 @@ class CocoLabels:
             crowd = bool(annotation.get("iscrowd"))
             covered += 2 * mask if crowd else mask
             labels[0][mask] = instance
-            labels[1][mask] = int(annotation["category_id"]) + 1
+            labels[1][mask] = annotation["category_id"] + 1
         labels[:, covered > 1] = IGNORED
         return labels
+
+
+def check_object(annotation: Mapping[str, Any], source: str) -> None:
+    """Checks that an annotation of COCO has a class and a mask, without drawing it.
+
+    Args:
+        annotation:
+            What is checked.
+        source:
+            Where it was read, for errors.
+
+    Raises:
+        ValueError: If it has not both.
+    """
+    name = f"Annotation {annotation.get('id')} of '{source}'"
+    category = annotation.get("category_id")
+    if type(category) is not int or category < 0:
+        raise ValueError(
+            f"{name} has the `category_id` {category!r}: classes are integers, 0 or "
+            "more."
+        )
+    if not annotation.get("segmentation"):
+        raise ValueError(
+            f"{name} has no `segmentation`, so no mask. Files of boxes alone are named "
+            "with --boxes, without --masks."
+        )
 
 
 def decode_mask(

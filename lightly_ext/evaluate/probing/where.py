@@ -70,7 +70,7 @@ def check_where(
 ) -> tuple[str, ImageFiles, list[Path], LabelValues]:
     """Finds images, their name, masks and label values; see `Results.required`."""
     check_positive(clusters=clusters)
-    values = LabelValues(_as_tuple(background), _as_tuple(ignore))
+    values = LabelValues.of(background, ignore)
     name, files = find_images(data)
     if split is not None:
         files = listed_files(files, split)
@@ -294,10 +294,6 @@ def count_image(
     if not segments.any():
         return None
     return ImageCounts(number, tuple(counts for counts, _ in both), segments)
-
-
-def _as_tuple(values: tuple[int, ...] | int) -> tuple[int, ...]:
-    return (values,) if isinstance(values, int) else tuple(values)
 
 
 def _cut(model: FrozenModel, devices: Devices, clusters: int | None) -> Cut:

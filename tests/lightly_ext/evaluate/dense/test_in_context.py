@@ -169,5 +169,13 @@ class TestRunInContext:
         given = make_given(tmp_path, "patches:16", **SIZES)
         with pytest.raises(ValueError, match=r"neighbours must be in 1 to 4, the"):
             run_in_context(*given, str(data), bank=4, neighbours=5)
-        with pytest.raises(ValueError, match=r"neighbours must be in 1 to 8, the"):
+        with pytest.raises(ValueError, match=r"in 1 to 8, the number of patches in"):
             run_in_context(*given, str(data))
+
+    def test_bad__all_training_px_are_ignored(self, tmp_path: Path) -> None:
+        data = write_scenes(tmp_path / "scenes", 2, 1, SIZE)
+        for path in (data / "masks" / "train").iterdir():
+            Image.new("L", SIZE[::-1], 255).save(path)
+        given = make_given(tmp_path, "patches:16", **SIZES)
+        with pytest.raises(RuntimeError, match="No px of the training images has"):
+            run_in_context(*given, str(data), neighbours=1)

@@ -89,6 +89,15 @@ def _random_set(num: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndar
     return tokens, masks
 
 
+def _crowd_alone(path: Path) -> str:
+    """Writes annotations of an image that has a crowd and nothing else."""
+    runs = {"size": [SIZE, SIZE], "counts": [0, SIZE**2]}
+    crowd = {"image_id": 1, "category_id": 1, "iscrowd": 1, "segmentation": runs}
+    images = [{"id": 1, "file_name": "0.png"}]
+    path.write_text(json.dumps({"images": images, "annotations": [crowd]}))
+    return str(path)
+
+
 def _known(mask: np.ndarray) -> np.ndarray:
     return np.where(mask == 255, -1, mask)
 
@@ -293,7 +302,40 @@ class TestRunDiscover:
             run(**data, boxes="gone.csv")
         with pytest.raises(FileNotFoundError, match=r"no file 'gone.json' with annot"):
             run(data["data"], "gone.json")
+        with pytest.raises(
+            ValueError, match="5 clusters are no part of what is scored"
+        ):
+            run(**data, clusters=5, parts=["ncut"])
+        with pytest.raises(ValueError, match=r"no object of .* that is no crowd"):
+            run(data["data"], _crowd_alone(tmp_path / "crowd.json"))
         assert not (tmp_path / "out").exists()
+
+    def test_run_discover__label_images_without_background(
+        self, tmp_path: Path
+    ) -> None:
+        tokens, masks = _random_set(2)
+        masks = [np.where(m == 255, 255, m + 1) for m in masks]
+        data = _write_set(tmp_path, tokens, masks=masks)
+        parts: dict[str, Any] = {"parts": ["clusters"]}
+        with pytest.raises(ValueError, match=r"none with --background '\[\]'"):
+            run_discover(*_given(tmp_path), **data, **parts)
+        options = ["discover", "--model", f"patches:{PATCH}", *run_options(tmp_path)]
+        options += [f"--{name}={value}" for name, value in data.items()]
+        main([*options, "--parts", "clusters", "--background", "[]"])
+        (found,) = (tmp_path / "out").glob("discover-*/result.json")
+        grid = [uniform_parts(16, (SIZE, SIZE)).numpy()] * 2
+        assert json.loads(found.read_text())["scores"]["grid_mbo_i"] == pytest.approx(
+            mean_best_overlap(grid, [_known(mask) for mask in masks])
+        )
+
+    def test_run_discover__no_object_in_any_crop(self, tmp_path: Path) -> None:
+        tokens, _ = _random_set(1)
+        data = _write_set(tmp_path, tokens)
+        wide = Image.open(tmp_path / "data/0.png").resize((SIZE * 2, SIZE))
+        wide.save(tmp_path / "data/0.png")
+        (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\n0.png,0,0,9,9")
+        with pytest.raises(RuntimeError, match="None has an object in its crop"):
+            run_discover(*_given(tmp_path), **data, boxes=str(tmp_path / "boxes.csv"))
 
     def test_run_discover__models_without_localization(self, tmp_path: Path) -> None:
         tokens, masks = _random_set(2)

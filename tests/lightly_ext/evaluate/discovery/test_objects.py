@@ -13,6 +13,7 @@ from lightly_ext.evaluate.discovery.objects import (
     LabelImages,
     ObjectImages,
     boxes_in_crop,
+    check_object,
     decode_mask,
 )
 from lightly_ext.evaluate.images import folder_images
@@ -91,6 +92,21 @@ class TestDecodeMask:
     def test_decode_mask__wrong(self, mask: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             decode_mask(_annotation(mask), SIZE, "a.json")
+
+
+class TestCheckObject:
+    @pytest.mark.parametrize("category", [None, "dog", -1, 1.5, True])
+    def test_check_object__no_class(self, category: Any) -> None:
+        annotation = _annotation(_rectangle(0, 0, 3, 4), category_id=category)
+        with pytest.raises(
+            ValueError, match=f"Annotation 3.*`category_id` '?{category}"
+        ):
+            check_object(annotation, "a.json")
+
+    @pytest.mark.parametrize("mask", [None, [], {}])
+    def test_check_object__no_mask(self, mask: Any) -> None:
+        with pytest.raises(ValueError, match=r"Annotation 3.*so no mask.*--boxes"):
+            check_object(_annotation(mask), "a.json")
 
 
 class TestCocoLabels:
