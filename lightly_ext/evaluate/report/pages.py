@@ -15,6 +15,7 @@ from lightly_ext.evaluate.report.tables import (
     Table,
     card_differences,
     learning_gains,
+    stored_score,
 )
 from lightly_ext.evaluate.result import escaped, markdown_table, shown_value
 from lightly_ext.pages.page import render_page
@@ -185,7 +186,7 @@ def _place(row: Row, column: Column) -> dict[str, str]:
         "detail": row.detail,
         "data": column.data,
         "card": column.digest,
-        "score": row.score or column.score,
+        "score": stored_score(row, column),
         "at": column.at,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from stellar_plugin.protocols import RETRIEVAL_FORMS
@@ -65,27 +66,49 @@ SCORES = {
     "winoground_group": Score("Winoground group, %", 100, 2, True),
     "mmvp": Score("MMVP, %", 100, 2, True),
     **{
-        f"{form}_{name}": Score(f"{form.replace('_', ' ')}: {title}, %", 100, 2, True)
-        for form in RETRIEVAL_FORMS
+        name: Score(f"{title}, %", 100, 2, True)
         for name, title in RETRIEVAL_MEASURES.items()
     },
 }
 
 
-# The same scores of several kinds of parts, or of what a model is compared with.
-PREFIXES = {
-    "grid_": "uniform grid",
-    "tokenizer_": "tokenizer",
-    "tokens_": "tokens",
-    "clusters_": "clusters",
-    "ncut_": "normalised cut",
-    "centre_": "centre box",
+# What the same scores are of, where a run has several: parts and other forms of an
+# image, and what a model is compared with.
+SUBJECTS = {
+    "grid": "uniform grid",
+    "centre": "centre box",
+    "tokenizer": "tokenizer",
+    "ncut": "normalised cut",
+    **{form: form.replace("_", " ") for form in RETRIEVAL_FORMS},
 }
+# Those that know nothing of the model.
+REFERENCES = ("grid", "centre", "tokenizer")
+GRID_OF = re.compile(r"grid_(\d+)")
+
+
+def split_score(score: str) -> tuple[str, str]:
+    """What a score is of, "" where it does not say that, and which score it is.
+
+    Args:
+        score:
+            Name as it is stored: "tokens_mbo_i" is "mbo_i" of "tokens".
+    """
+    for measure in SCORES:
+        subject = score.removesuffix(f"_{measure}")
+        if subject != score and (subject in SUBJECTS or GRID_OF.fullmatch(subject)):
+            return subject, measure
+    return "", score
+
+
+def subject_title(subject: str) -> str:
+    """What a score is of, in words."""
+    grid = GRID_OF.fullmatch(subject)
+    return f"uniform grid of {grid[1]}" if grid else SUBJECTS[subject]
 
 
 def shown_score(score: str, value: float) -> str:
     """A score as text, in the unit of its title."""
-    known = _known(score)[1]
+    known = SCORES.get(split_score(score)[1])
     if known is None:
         return f"{value:.4g}"
     return f"{known.scale * value:.{known.digits}f}"
@@ -93,13 +116,11 @@ def shown_score(score: str, value: float) -> str:
 
 def score_title(score: str) -> str:
     """Name of a score with its unit."""
-    reference, known = _known(score)
-    return score.replace("_", " ") if known is None else f"{reference}{known.title}"
-
-
-def _known(score: str) -> tuple[str, Score | None]:
-    """What it is a score of, if it says that, and how the score is shown."""
-    for prefix, name in PREFIXES.items():
-        if score.startswith(prefix) and score.removeprefix(prefix) in SCORES:
-            return f"{name}, ", SCORES[score.removeprefix(prefix)]
-    return "", SCORES.get(score)
+    subject, measure = split_score(score)
+    if measure not in SCORES:
+        return score.replace("_", " ")
+    return (
+        f"{subject_title(subject)}, {SCORES[measure].title}"
+        if subject
+        else SCORES[measure].title
+    )

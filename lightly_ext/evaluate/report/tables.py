@@ -6,12 +6,18 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from lightly_ext.evaluate.report.published import Published
-from lightly_ext.evaluate.report.scores import SCORES, shown_score
+from lightly_ext.evaluate.report.scores import (
+    REFERENCES,
+    SCORES,
+    shown_score,
+    split_score,
+    subject_title,
+)
 from lightly_ext.evaluate.result import (
     UNTOLD,
     Result,
@@ -60,7 +66,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One model.
+    """One model, or what is scored beside others in a run of it.
 
     Attributes:
         kind: Whether its numbers were measured here, and on which weights.
@@ -68,12 +74,14 @@ class Row:
         detail: What tells it from rows of the same name: hash of the weights,
             precision, another option; or source of published numbers.
         score: Name of the score where columns are the points of a curve, else "".
+        subject: What the scores are of, see `scores.split_score`, "" for the model.
     """
 
     kind: Kind
     model: str
     detail: str = ""
     score: str = ""
+    subject: str = ""
 
     @property
     def title(self) -> str:
@@ -83,7 +91,8 @@ class Row:
             notes.insert(0, "published")
         elif self.kind == "untrained" and "untrained" not in self.model:
             notes.insert(0, "untrained")
-        return f"{self.model} ({', '.join(notes)})" if notes else self.model
+        title = f"{self.model} ({', '.join(notes)})" if notes else self.model
+        return f"{title}: {subject_title(self.subject)}" if self.subject else title
 
 
 class Cell(NamedTuple):
@@ -197,17 +206,22 @@ def build_tables(
         seed = result.provenance.get("seed")
         untrained = result.untrained or measured.get(str(result.control), {})
         for key, place, value in _numbers(result, row, of_data):
+            stored = stored_score(*place)
             cell = cells[key].setdefault(place, Cell([], [], [], []))
             cell.seeds.append(seed)
             cell.values.append(value)
-            cell.chance.append(result.chance.get(place[1].score))
-            cell.untrained.append(untrained.get(place[1].score))
+            cell.chance.append(None if place[1].at else result.chance.get(stored))
+            cell.untrained.append(None if place[1].at else untrained.get(stored))
     entries = list(published)
     for entry, row in zip(entries, _published_rows(entries), strict=True):
         for key, place, value in _numbers(entry.result, row, ""):
             cells[key][place] = Cell([None], [value], [None], [None])
     tables = [Table(key[0], key[1], of_table) for key, of_table in cells.items()]
     return sorted(tables, key=_table_place)
+
+
+def _knows_nothing(row: Row) -> bool:
+    return row.subject.split("_")[0] in REFERENCES
 
 
 def _point(at: str) -> float:
@@ -239,19 +253,27 @@ def learning_gains(table: Table) -> list[Gain]:
     gains = []
     for (row, column), cell in table.cells.items():
         score = SCORES.get(column.score)
-        if row.kind != "trained" or score is None:
+        if row.kind != "trained" or score is None or _knows_nothing(row):
             continue
         sign = 1 if score.higher_is_better else -1
         rivals = {
             place: sign * mean(other.values)
             for place, other in table.cells.items()
-            if place[0].kind == "untrained" and _same_but_feature(place[1], column)
+            if place[0].kind == "untrained"
+            and place[0].subject == row.subject
+            and _same_but_feature(place[1], column)
         }
         if rivals:
             best = max(rivals, key=lambda place: rivals[place])
             value = mean(cell.values) - mean(table.cells[best].values)
             gains.append(Gain(row, column, *best, value))
     return gains
+
+
+def stored_score(row: Row, column: Column) -> str:
+    """Name of the score of a cell as results have it."""
+    score = row.score or column.score
+    return f"{row.subject}_{score}" if row.subject else score
 
 
 def card_differences(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -350,8 +372,10 @@ def _numbers(
         if is_count(score) or value is None:
             continue
         if not isinstance(value, Mapping):
-            key = (result.task, name)
-            yield key, (row, Column(digest, score, "", inputs, card)), float(value)
+            subject, measure = split_score(score)
+            of_subject = replace(row, subject=subject)
+            column = Column(digest, measure, "", inputs, card)
+            yield (result.task, name), (of_subject, column), float(value)
             continue
         of_score = Row(row.kind, row.model, row.detail, score)
         for at, point in value.items():

@@ -31,6 +31,7 @@ from stellar_plugin.protocols import (
     KNN,
     LINEAR,
     LINEAR_PAPER,
+    NOT_TOLD,
     RECONSTRUCTION,
     SEGMENTATION_ADE20K,
     SEGMENTATION_PAPER_ADE20K,
@@ -212,10 +213,46 @@ class TestBuildTables:
         assert shown_score("grid_token_overlap", 0.1958) == "19.58"
         assert score_title("tokenizer_fid") == "tokenizer, FID"
         assert shown_score("tokenizer_fid", 1.414) == "1.41"
+        assert shown_score("grid_2_mbo_i", 0.1958) == "19.58"
         assert (score_title("grid_of_ours"), shown_score("x", 0.12345)) == (
             "grid of ours",
             "0.1235",
         )
+
+    def test_build_tables__what_scores_are_of_has_rows(self) -> None:
+        card = DISCOVER.replace(data="boards").card()
+        scores = {"tokens_corloc_oracle": 0.5, "ncut_corloc_oracle": 0.25}
+        scores |= {"grid_2_corloc_oracle": 0.125, "num_images": 3}
+        chance = {"tokens_corloc_oracle": 0.75}
+        trained = Result(
+            *("discover", "ours", "boards", scores, card, {"sha256": "a"}),
+            chance=chance,
+            untrained={"ncut_corloc_oracle": 0.375},
+        )
+        higher = {name: 2 * value for name, value in scores.items()}
+        untrained = replace(
+            trained,
+            scores=higher,
+            provenance={"checkpoint": "random weights", "sha256": None},
+        )
+        (table,) = build_tables([trained, untrained])
+        assert [row.title for row in table.rows][:3] == [
+            *("ours: tokens", "ours: normalised cut", "ours: uniform grid of 2"),
+        ]
+        (column,) = table.columns
+        assert column.score == "corloc_oracle"
+        of_trained = [table.cells[row, column] for row in table.rows[:3]]
+        assert [cell.text(column.score) for cell in of_trained] == [
+            *("50.00", "25.00", "12.50"),
+        ]
+        assert [cell.beside(column.score) for cell in of_trained] == [
+            *(["75.00", NOT_TOLD], [NOT_TOLD, "37.50"], [NOT_TOLD, NOT_TOLD]),
+        ]
+        # Each beside the same of random weights; a grid has learned nothing.
+        gains = [(gain.row.subject, gain.value) for gain in learning_gains(table)]
+        assert gains == [("tokens", -0.5), ("ncut", -0.25)]
+        cells = to_json(Report([table], [], 2))["tables"][0]["cells"]
+        assert {cell["score"] for cell in cells} == scores.keys() - {"num_images"}
 
     def test_build_tables__curves_have_their_points_as_columns(self) -> None:
         protocol = EFFICIENCY.replace(data="a machine")
