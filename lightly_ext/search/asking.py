@@ -126,14 +126,14 @@ def check_box(box: Tensor, photo: Photo) -> float:
         The share of the box that it sees.
 
     Raises:
-        ValueError: If it sees nothing of it.
+        ValueError: If it ends outside of the image by more than a rounded px, or the
+            model sees nothing of it.
     """
-    inside = box.clamp(min=torch.zeros(4), max=photo.size)
     width, height = photo.size[:2].int().tolist()
-    if not box_areas(inside):
+    if max(-box.min(), (box - photo.size).max()) > 1:
         raise ValueError(
-            f"box {shown_box(box)} lies outside of '{photo.name}', which is {width} x "
-            f"{height} px."
+            f"box {shown_box(box)} lies or ends outside of '{photo.name}', which is "
+            f"{width} x {height} px."
         )
     corner, end = photo.place.box[:2].repeat(2), photo.place.box[2:].repeat(2)
     seen = box.clamp(min=corner, max=end)

@@ -305,6 +305,8 @@ class TestRunSearch:
             ({"box": "10,10,10,20"}, "has no inside"),
             ({"box": "20,10,10,20"}, "has no inside"),
             ({"box": "70,10,80,20"}, "outside of '.*2.png', which is 60 x 40 px"),
+            ({"box": "20,10,62,20"}, "outside of '.*2.png', which is 60 x 40 px"),
+            ({"box": "20,-2,50,20"}, "outside of '.*2.png', which is 60 x 40 px"),
             ({"box": "0,0,9,40"}, "outside of what the model sees .* 10,0,50,40"),
             ({"box": "0,0,9,9", "token": 1}, "a token or a box, not both"),
             ({"box": "0,0,9,9", "by": "cls"}, "A CLS token is of a whole image"),
