@@ -67,9 +67,10 @@ def _help() -> str:
 
 def _check_command(name: str) -> None:
     if name not in COMMANDS:
-        raise OptionError(
-            f"There is no command '{name}'.{did_you_mean(name, COMMANDS)}"
-        )
+        close = did_you_mean(name, COMMANDS)
+        if name in TASKS:
+            close = f" Did you mean 'evaluate {name}'?"
+        raise OptionError(f"There is no command '{name}'.{close}")
 
 
 def _run(command: str, *options: str) -> None:

@@ -25,6 +25,8 @@ LONGEST_MESSAGE = 1000
 NO_CLASS = "dot import path string:|given class_path|not correspond to a subclass"
 # Names the file that the first process of a run makes that shows an error.
 SHOWN = "STELLAR_ERROR_SHOWN"
+# What has another name now.
+RENAMED = {"concepts": "atlas"}
 # Seconds in which the first process of a run may end by itself.
 PATIENCE = 10.0
 
@@ -34,7 +36,7 @@ class OptionError(ValueError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question that names what is closest to a misspelt name.
+    """A question that names what is closest to a misspelt name, or in its place now.
 
     Args:
         name:
@@ -45,7 +47,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     Returns:
         The question with a space in front, empty if nothing is close.
     """
-    close = difflib.get_close_matches(name, list(names), n=1)
+    known = list(names)
+    name = RENAMED.get(name, name)
+    close = [name] if name in known else difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -54,7 +54,8 @@ def check_task(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] not in ("-h", "--help"):
         name = arguments[0]
         raise OptionError(f"There is no task '{name}'.{did_you_mean(name, TASKS)}")
-    text = "\n".join(f"  {name:15} {what}" for name, (_, what) in TASKS.items())
+    width = max(map(len, TASKS))
+    text = "\n".join(f"  {name:{width}} {what}" for name, (_, what) in TASKS.items())
     print(f"usage: stellar evaluate TASK --model SOURCE ...\n\nTasks:\n{text}")
     print("\n`stellar evaluate TASK --help` lists the options of a task.")
     sys.exit(0 if arguments else 2)

@@ -64,6 +64,17 @@ class TestMain:
                 "`stellar --help` lists the options.\n",
             ),
             (
+                ["concepts", "--model", "a"],
+                "stellar: There is no command 'concepts'. Did you mean 'atlas'?\n"
+                "`stellar --help` lists the options.\n",
+            ),
+            (
+                ["retrieval", "--model", "a"],
+                "stellar: There is no command 'retrieval'. "
+                "Did you mean 'evaluate retrieval'?\n"
+                "`stellar --help` lists the options.\n",
+            ),
+            (
                 ["evaluate", "knnn", "--model", "a"],
                 "stellar evaluate: There is no task 'knnn'. Did you mean 'knn'?\n"
                 "`stellar evaluate --help` lists the options.\n",
@@ -92,8 +103,12 @@ class TestMain:
         assert ended.value.code == code
         said = capsys.readouterr()
         assert said.out.startswith("usage: stellar evaluate TASK --model SOURCE ...")
-        assert "knn             k nearest neighbours of frozen features" in said.out
-        assert all(f"  {task} " in said.out for task in TASKS)
+        lines = said.out.splitlines()
+        purposes = [
+            next(line for line in lines if line.startswith(f"  {task} ")).index(what)
+            for task, (_, what) in TASKS.items()
+        ]
+        assert set(purposes) == {2 + len("unsupervised-segmentation") + 1}
         assert "`stellar evaluate TASK --help` lists the options" in said.out
         assert said.err == ""
 

@@ -101,8 +101,9 @@ const ATLAS = (() => {
       { class: "heat", role: "img", "aria-label": label });
   }
 
-  // As `lit_region` draws it: dark but for a fifth where a part is not.
-  const light = map => mapCanvas(map, v => [0, 0, 0, 204 * (1 - v * v)], {});
+  // As `lit_region` draws it: dark but for a fifth where a part has less than half of its
+  // largest value.
+  const light = map => mapCanvas(map, v => [0, 0, 0, v < .5 ? 204 : 0], {});
 
   // Maps of an image: of each part in 0 to 1, and the part with most of each patch.
   async function mapsOf(image) {

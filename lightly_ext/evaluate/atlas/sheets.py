@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 
 from lightly_ext.data import printable
 from lightly_ext.evaluate.atlas.part_table import PartTable
-from lightly_ext.evaluate.boxes import CropPlace, map_boxes
+from lightly_ext.evaluate.boxes import MAP_THRESHOLD, CropPlace, map_boxes
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.images import EvaluationImages, Sample, centre_crop
 from stellar_plugin.protocols import CropProtocol
-from stellar_plugin.visualize import Uint8Array, to_pictures
+from stellar_plugin.visualize import Uint8Array, threshold_maps, to_pictures
 
 # Pictures in a row of a sheet, and rows.
 SHEET = 10
@@ -123,7 +123,7 @@ def write_regions(
 
 
 def lit_region(image: Tensor, part_map: Tensor, box: Tensor) -> Uint8Array:
-    """The square around a box, bright where a part is.
+    """The square around a box, bright in the patches that the box is around.
 
     Args:
         image:
@@ -137,9 +137,10 @@ def lit_region(image: Tensor, part_map: Tensor, box: Tensor) -> Uint8Array:
         Picture with shape (side, side, 3), where side is `SIDE`, or the crop's.
     """
     crop = image.shape[-1]
-    light = F.interpolate(part_map[None, None], size=(crop, crop), mode="bilinear")[0]
-    # Squared, as maps of many tokens are weak nearly everywhere.
-    light = DIMMED + (1 - DIMMED) * (light / light.max()) ** 2
+    lit = threshold_maps(part_map, MAP_THRESHOLD)
+    # With sharp edges: of a grid of few patches one alone would be a faint spot.
+    light = F.interpolate(lit[None, None], size=(crop, crop))[0]
+    light = DIMMED + (1 - DIMMED) * light
     (picture,) = to_pictures((image.float() / 255 * light)[None])
     x, y, size = square(box.tolist(), crop)
     side = min(SIDE, crop)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lightly_ext.durable import PARTIAL
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.atlas import folder as folder_module
 from lightly_ext.evaluate.atlas.atlas import run_atlas
-from lightly_ext.evaluate.atlas.sheets import square
+from lightly_ext.evaluate.atlas.sheets import lit_region, square
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
 from lightly_ext.modules import STELLARProjectionHead
@@ -281,3 +282,13 @@ class TestPage:
 )
 def test_square(box: tuple[int, ...], expected: tuple[int, ...]) -> None:
     assert square(box, 100) == pytest.approx(expected)
+
+
+def test_lit_region__patches_with_half_of_the_maximum() -> None:
+    part_map = torch.zeros(7, 7)
+    part_map[2, 2:6] = torch.tensor([0.4, 0.2, 0.19, 0.2])  # the third is dark
+    image = torch.full((3, 112, 112), 200, dtype=torch.uint8)
+    region = lit_region(image, part_map, torch.tensor([0, 32, 112, 48]))
+    expected = np.full((112, 112, 3), 40)  # a fifth
+    expected[32:48, 32:64] = expected[32:48, 80:96] = 200
+    np.testing.assert_array_equal(region, expected)
