@@ -160,6 +160,11 @@ def _shortened(message: str, parser: Any) -> str:
             if not given.startswith("-"):
                 return f"The argument '{given}' belongs to no option."
             return f"There is no option {given}.{did_you_mean(given, names)}"
+    if match := re.match(r"argument (--\w+).*: expected one argument", message, re.I):
+        return (
+            f"{match[1]} needs a value; one that begins with - is joined to it: "
+            f"{match[1]}=VALUE."
+        )
     if match := re.match(r'Parser key "(.+?)":', message):
         return f"--{match[1]}: {_expected(message[match.end() :])}"
     if match := re.match("the following arguments are required: (.+)", message):

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.finite import FULL
@@ -77,7 +77,7 @@ class IndexCard:
                 f"There is no index in '{folder}': `stellar index --model MODEL "
                 f"--data FOLDER --output {folder}` makes one."
             )
-        return cls.from_json(path.read_text(), str(path))
+        return cls.from_json(path.read_text("utf-8", errors="replace"), str(path))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> IndexCard:
@@ -95,8 +95,10 @@ class IndexCard:
         try:
             values = json.loads(text)
             schema = values.pop("schema")
-            values["grid_size"] = tuple(values["grid_size"])
-            card = cls(**values)
+            if schema == SCHEMA:
+                values["grid_size"] = tuple(values["grid_size"])
+                card = cls(**values)
+                card._check_values()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"'{where}' is no card of an index ({error}): make the index anew, "
@@ -108,6 +110,19 @@ class IndexCard:
                 "index anew, in another place."
             )
         return card
+
+    def _check_values(self) -> None:
+        """Checks what somebody may have edited."""
+        for name, kind in get_type_hints(IndexCard).items():
+            value = getattr(self, name)
+            if not isinstance(value, get_origin(kind) or kind):
+                raise ValueError(f"{name} is {value!r}")
+        sides = (self.num_tokens, self.dim, *self.grid_size, self.resize, self.crop)
+        whole = all(isinstance(side, int) and side > 0 for side in sides)
+        if not whole or len(self.grid_size) != 2 or self.cls_dim < 0:
+            raise ValueError(f"sizes are {(*sides, self.cls_dim)}")
+        if not all(isinstance(value, float) for value in self.known):
+            raise ValueError("known has something else than numbers")
 
     def to_json(self) -> str:
         """The card as text."""
@@ -144,6 +159,12 @@ class IndexCard:
 
     def _check_known(self, other: IndexCard, where: str) -> None:
         """What hashes of weights do not tell: how the code reads and runs them."""
+        if len(self.known) != len(other.known):
+            raise ValueError(
+                f"The card of the index in '{where}' tells {len(self.known)} numbers "
+                f"of a known image, not {len(other.known)}, so somebody edited it: "
+                "make the index anew, in another place."
+            )
         distance = math.dist(self.known, other.known) / (math.hypot(*self.known) or 1)
         full = self.identity.get("precision") == FULL
         if distance <= (TOLERANCE if full else HALF_TOLERANCE):

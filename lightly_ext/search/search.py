@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_format
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.command_line import command_parser, parse
 from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import shown_name
 from lightly_ext.search.answers import Answer, find_answers
@@ -169,6 +172,11 @@ def _check_options(
             )
         if file is not None and Path(file).is_dir():
             raise ValueError(f"--{option} '{file}' is a folder: name a file in it.")
+        if file is not None and not os.access(Path(file).absolute().parent, os.W_OK):
+            raise PermissionError(
+                f"--{option} '{file}' cannot be written, its folder is read-only: name "
+                "a file in another one."
+            )
     return None if box is None else parse_box(box)
 
 
@@ -189,6 +197,7 @@ def _load(
 ) -> ImageEncoder:
     """Loads the model of an index, from where the user says if that is told."""
     card = index.card
+    _check_complete(card, index.place)
     moved = {"model": model, "weights": weights}
     places = {name: place for name, place in moved.items() if place is not None}
     devices = Devices(
@@ -206,6 +215,18 @@ def _load(
         raise FileNotFoundError(
             f"{error} The index in '{index.place}' names it: if the files of its model "
             "have moved, say where with --model (of a timm model --model_weights)."
+        ) from error
+
+
+def _check_complete(card: IndexCard, place: str) -> None:
+    """Checks that a card tells its model, as that of `stellar index` does."""
+    try:
+        inspect.signature(load_frozen_model).bind(**card.model)
+        _ = card.identity["precision"], card.identity["clusters"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"The card of the index in '{place}' does not tell what made it ({error}): "
+            "make the index anew, in another place."
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,29 @@ class LanceStore:
 
     def __len__(self) -> int:
         return 0 if self._table is None else self._table.count_rows()
+
+    def check(self, widths: Mapping[str, int]) -> None:
+        """Checks that the table, if there is one, has certain columns.
+
+        Args:
+            widths:
+                Numbers that a row has in each of them.
+
+        Raises:
+            ValueError: If it has others.
+        """
+        if self._table is None:
+            return
+        kinds = {column.name: column.type for column in self._table.schema}
+        found = {n: getattr(k, "list_size", 1) for n, k in kinds.items() if n != FILE}
+        for name in sorted({*found, *widths}):
+            if found.get(name) != widths.get(name):
+                raise ValueError(
+                    f"The table in '{self._folder}' is not of its card: {name} has "
+                    f"{found.get(name, 0)} numbers of an image there, "
+                    f"{widths.get(name, 0)} by the card. Put the right file in the "
+                    "place of the wrong one, or make the index anew, in another folder."
+                )
 
     @property
     def num_bytes(self) -> int:
@@ -234,6 +258,7 @@ class LanceStore:
 
 def _first_line(error: Exception) -> str:
     line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    line = re.sub(r", /\S+\.rs:\d+:\d+", "", line)  # where in Lance it happened
     return line if line.endswith(".") else f"{line}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightly_ext.search.image_index import Content, Found
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.query import By, Query, check_asked
 from lightly_ext.search.scoring import (
+    SKETCH_DIM,
     cosines,
     one_thread,
     quantised,
@@ -57,6 +59,7 @@ class TokenIndex:
 
     def __post_init__(self) -> None:
         self._store = LanceStore(self.folder)
+        self._store.check(_widths(self.card))
         self.refresh()
 
     @classmethod
@@ -337,6 +340,18 @@ def _best(scores: Tensor, k: int) -> NDArray[np.int64]:
     kept = (rounded >= worst).nonzero().flatten()  # sorting all takes longer
     order = rounded[kept].sort(descending=True, stable=True).indices
     return kept[order[:k]].numpy()
+
+
+def _widths(card: IndexCard) -> dict[str, int]:
+    """How many numbers each column of the table has for an image."""
+    count, patches = card.num_tokens, math.prod(card.grid_size)
+    short = min(card.dim, SKETCH_DIM)
+    widths = dict(zip(TOKENS, (count * card.dim, count), strict=True))
+    widths |= dict(zip(SKETCH, (count * short, count), strict=True))
+    widths |= dict(zip(POOLED["mean"], (card.dim, 1), strict=True))
+    if card.cls_dim:
+        widths |= dict(zip(POOLED["cls"], (card.cls_dim, 1), strict=True))
+    return widths | dict(zip(WHERE, (count, count * patches, 2, 3, 32), strict=True))
 
 
 def _columns(entries: Entries) -> dict[str, NDArray[Any]]:

@@ -146,7 +146,11 @@ class TestShown:
         (["--sise=1"], "There is no option --sise. Did you mean '--size'?"),
         (["--sise", "1"], "There is no option --sise. Did you mean '--size'?"),
         (["--size", "1", "a"], "The argument 'a' belongs to no option."),
-        (["--size"], "Argument --size: expected one argument."),
+        (
+            ["--size"],
+            "--size needs a value; one that begins with - is joined to it: "
+            "--size=VALUE.",
+        ),
         ([], "Missing: --size."),
     ],
 )

@@ -230,6 +230,8 @@ class TestRunSearch:
         page = Page(text)
         assert all(address.startswith("data:image/") for address in page.addresses)
         assert "http" not in text and "script" not in page.tags
+        # As wide as the column, where that makes none too high.
+        assert text.count("max-width: calc(28rem * 1.5)") == 1 + len(found)
         assert "link" not in page.tags and "url(" not in text
         photos = [picture for kind, picture in page.decoded() if kind == "jpeg"]
         assert [photo.size for photo in photos] == [(640, 427), *[(400, 267)] * 4]
@@ -325,10 +327,28 @@ class TestRunSearch:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             _search(made, **options)
 
+    @pytest.mark.parametrize("edited", [{"identity": {}}, {"model": {"name": "m"}}])
+    def test_run_search__card_without_its_model(
+        self, made: Made, tmp_path: Path, edited: dict[str, Any]
+    ) -> None:
+        index = shutil.copytree(made.index, tmp_path / "index")
+        replace(TokenIndex.open(index).card, **edited).save(index)
+        with pytest.raises(ValueError, match="does not tell what made it"):
+            _search(made._replace(index=index))
+
+    def test_run_search__read_only(
+        self, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+        with pytest.raises(PermissionError, match=r"--json .* its folder is read-only"):
+            _search(made, json=str(tmp_path / "a.json"))
+
     def test_run_search__no_cls(self, made: Made, tmp_path: Path) -> None:
-        card = TokenIndex.open(made.index).card
-        shutil.copytree(made.index, tmp_path / "index")
-        replace(card, cls_dim=0).save(tmp_path / "index")
+        index = TokenIndex.open(made.index)
+        entries = index.entries(index.files)
+        card = replace(index.card, cls_dim=0)
+        index = TokenIndex.create(tmp_path / "index", card)
+        index.put(replace(entries, cls=entries.cls[:, :0]))
         with pytest.raises(ValueError, match="no CLS token: search by maxsim or mean"):
             run_search(str(tmp_path / "index"), str(made.images / "2.png"), by="cls")
 

@@ -79,5 +79,6 @@ class TestLanceStore:
             ):
                 if path.is_file():
                     path.write_bytes(b"broken")
-        with pytest.raises(ValueError, match=f"The table in '{tmp_path}' "):
+        with pytest.raises(ValueError, match=f"The table in '{tmp_path}' ") as error:
             LanceStore(tmp_path).files()
+        assert ".rs:" not in str(error.value)  # where in the source of Lance

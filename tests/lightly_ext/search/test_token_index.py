@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -156,6 +157,34 @@ class TestTokenIndex:
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match="is no card of an index"):
             TokenIndex.open(tmp_path)
+
+    @pytest.mark.parametrize(
+        "edited, message",
+        [
+            ({"num_tokens": "x"}, "num_tokens is 'x'"),
+            ({"crop": 0}, "sizes are"),
+            ({"grid_size": [4]}, "sizes are"),
+            ({"images": 3}, "images is 3"),
+            ({"model": ["m"]}, "model is"),
+            ({"known": [None]}, "known has"),
+            ({"num_tokens": 4}, "is not of its card: maps has 12 .* there, 16 by"),
+            ({"dim": 64}, "is not of its card: mean has 80 .* there, 64 by"),
+            ({"cls_dim": 0}, "is not of its card: cls has 5 .* there, 0 by"),
+        ],
+    )
+    def test_open__edited_card(
+        self, tmp_path: Path, edited: dict[str, Any], message: str
+    ) -> None:
+        _index(tmp_path, 2)
+        card = json.loads((tmp_path / "index.json").read_text())
+        (tmp_path / "index.json").write_text(json.dumps({**card, **edited}))
+        with pytest.raises(ValueError, match=message):
+            TokenIndex.open(tmp_path)
+
+    def test_check_same__other_known_numbers(self) -> None:
+        card = replace(_card(), known=[0.5, 1.0])
+        with pytest.raises(ValueError, match="tells 0 numbers of a known image, not 2"):
+            replace(card, known=[]).check_same(card, "there")
 
     def test_put_and_drop(self, tmp_path: Path) -> None:
         index, names = _index(tmp_path, 6), _names(6)
