@@ -33,6 +33,35 @@ def check_writable(folder: Path) -> None:
         )
 
 
+def check_new_file(option: str, file: str) -> None:
+    """Checks that a file can be written, whether it is there or not.
+
+    Args:
+        option:
+            Where it was named, "--json".
+        file:
+            The file.
+
+    Raises:
+        FileNotFoundError: If its folder is not there.
+        ValueError: If it is a folder.
+        PermissionError: If its folder cannot be written into.
+    """
+    path, folder = Path(file), Path(file).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder '{path.parent}' for {option} '{file}': make it, or "
+            "name another file."
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} '{file}' is a folder: name a file in it.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{option} '{file}' cannot be written: its folder is read-only. Name a "
+            "file in another one."
+        )
+
+
 def check_files(**options: str | None) -> None:
     """Checks that options are files, or None.
 

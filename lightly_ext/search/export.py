@@ -11,6 +11,7 @@ import torch
 
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.command_line import command_parser, parse
+from lightly_ext.evaluate.options import check_new_file
 from lightly_ext.search.entries import Entries
 from lightly_ext.search.image_index import ImageIndex
 from lightly_ext.search.places import open_index
@@ -180,13 +181,7 @@ def _check_output(path: Path) -> None:
     """Checks that a file can be written, and that nothing else is lost by it."""
     import pyarrow.parquet
 
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder '{path.parent}' for --output '{path}': make it, or "
-            "name another file."
-        )
-    if path.is_dir():
-        raise ValueError(f"--output '{path}' is a folder: name a file in it.")
+    check_new_file("--output", str(path))
     if not path.exists():
         return
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json as json_format
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.command_line import command_parser, parse
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.loading import load_frozen_model
-from lightly_ext.evaluate.options import check_positive
+from lightly_ext.evaluate.options import check_new_file, check_positive
 from lightly_ext.evaluate.pictures.gallery import shown_name
 from lightly_ext.search.answers import Answer, find_answers
 from lightly_ext.search.asking import (
@@ -164,19 +163,9 @@ def _check_options(
             "A CLS token is of a whole image: with --token or --box search by "
             "maxsim or mean."
         )
-    for option, file in (("json", json), ("page", page)):
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder '{Path(file).parent}' for --{option} '{file}': "
-                "make it, or name another file."
-            )
-        if file is not None and Path(file).is_dir():
-            raise ValueError(f"--{option} '{file}' is a folder: name a file in it.")
-        if file is not None and not os.access(Path(file).absolute().parent, os.W_OK):
-            raise PermissionError(
-                f"--{option} '{file}' cannot be written, its folder is read-only: name "
-                "a file in another one."
-            )
+    for option, file in (("--json", json), ("--page", page)):
+        if file is not None:
+            check_new_file(option, file)
     return None if box is None else parse_box(box)
 
 

@@ -157,6 +157,13 @@ class TestExport:
         with pytest.raises(ValueError, match="has no image"):
             run_export(str(tmp_path / "empty"), str(tmp_path / "a"))
 
+    def test_run_export__read_only(
+        self, index: TokenIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+        with pytest.raises(PermissionError, match="written: its folder is read-only"):
+            run_export(index.place, str(tmp_path / "a"))
+
     def test_write_parquet__fails_in_the_middle(
         self, index: TokenIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -340,7 +340,7 @@ class TestRunSearch:
         self, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-        with pytest.raises(PermissionError, match=r"--json .* its folder is read-only"):
+        with pytest.raises(PermissionError, match="written: its folder is read-only"):
             _search(made, json=str(tmp_path / "a.json"))
 
     def test_run_search__no_cls(self, made: Made, tmp_path: Path) -> None:
