@@ -188,6 +188,9 @@ class LanceStore:
                 Numbers of rows, as `files` gives them.
             names:
                 Names of the columns. None takes all but that of the files.
+
+        Raises:
+            ValueError: If a row is no longer there, or the table cannot be read.
         """
         if names is None:
             names = [name for name in self._table.schema.names if name != FILE]
@@ -196,6 +199,7 @@ class LanceStore:
             found = query.with_row_id().to_arrow()
         # The table may answer in another order than asked for.
         place = {int(n): i for i, n in enumerate(found["_rowid"].to_numpy())}
+        self._check_found(len(place), len({*numbers.tolist()}))
         order = np.array([place[int(n)] for n in numbers], np.int64)
         return {name: _to_numpy(found[name])[order] for name in names}
 
@@ -219,11 +223,15 @@ class LanceStore:
 
         Returns:
             Iterator over places in `numbers`, and the columns of these rows.
+
+        Raises:
+            ValueError: At the end, if a row is no longer there; at any time, if the
+                table cannot be read.
         """
         import pyarrow
 
         order = np.argsort(numbers)
-        known = numbers[order]
+        known, count = numbers[order], 0
         with self._readable():
             query = self._table.search().select([*names]).with_row_id(True)
             for batch in query.to_batches(batch_size=ROWS_AT_ONCE):
@@ -232,7 +240,16 @@ class LanceStore:
                 places = np.searchsorted(known, found).clip(max=len(known) - 1)
                 wanted = known[places] == found
                 columns = {name: _to_numpy(rows[name])[wanted] for name in names}
+                count += int(wanted.sum())
                 yield order[places[wanted]], columns
+        self._check_found(count, len(numbers))
+
+    def _check_found(self, found: int, wanted: int) -> None:
+        if found < wanted:
+            raise ValueError(
+                f"{wanted - found} of {wanted} images in '{self._folder}' have been "
+                "replaced or dropped since they were listed: `refresh` the index."
+            )
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:

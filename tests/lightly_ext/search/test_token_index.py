@@ -265,6 +265,19 @@ class TestHistory:
             assert [one.file for one in found[:2]] == [names[4], names[20]]
             assert found[0].score == found[1].score
 
+    @pytest.mark.parametrize("options", [{"candidates": None}, {"by": "mean"}])
+    def test_search__changed_but_not_refreshed(
+        self, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        index, query = _index(tmp_path), _tokens(1)[0]
+        index.put(_entries(_names(2), _tokens(2, seed=8)))
+        with pytest.raises(ValueError, match=r"2 of 40 images .* `refresh` the index"):
+            index.search(query, 3, **options)
+        with pytest.raises(ValueError, match=r"1 of 1 images .* `refresh` the index"):
+            index.entries(_names(1))
+        index.refresh()
+        assert len(index.search(query, 50, **options)) == 40
+
     def test_search__as_float64_of_the_bytes(self, tmp_path: Path) -> None:
         index, query = _index(tmp_path), _tokens(1, seed=5)[0]
         weights = [0.2, 0.0, 0.8]
