@@ -44,15 +44,15 @@ class Query(NamedTuple):
         """Checks a query; arguments as for `TokenIndex.search`.
 
         Raises:
-            ValueError: If tokens, weights and pooled do not fit the index, or it has no
-                CLS tokens.
+            ValueError: If tokens, weights and pooled do not fit the index or are not
+                finite, or it has no CLS tokens.
         """
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != card.dim:
             raise ValueError(
                 f"tokens must be (num_query_tokens, {card.dim}), got "
                 f"{tuple(tokens.shape)}."
             )
-        tokens = tokens.double().cpu()
+        tokens = _finite("tokens", tokens)
         weights = _weights(weights, len(tokens))
         if by != "maxsim":
             dim = _pooled_dim(card, by)
@@ -61,7 +61,7 @@ class Query(NamedTuple):
             if pooled is None or pooled.shape != (dim,):
                 got = None if pooled is None else tuple(pooled.shape)
                 raise ValueError(f"pooled must be ({dim},) by {by}, got {got}.")
-            pooled = unit_length(pooled.double().cpu())
+            pooled = unit_length(_finite("pooled", pooled))
         elif pooled is not None:
             raise ValueError("pooled is for by='mean' and 'cls': leave it out.")
         counting = weights > 0
@@ -73,17 +73,27 @@ class Query(NamedTuple):
         return int(self.weights.argmax())
 
 
-def check_asked(place: str, num_images: int, k: int) -> None:
+def check_asked(
+    place: str, num_images: int, k: int, candidates: int | None = None
+) -> None:
     """Checks that there is something to find, and that something is asked for.
 
     Raises:
-        ValueError: If the index is empty, or k is not positive.
+        ValueError: If the index is empty, or k or candidates are not positive.
     """
     if not num_images:
         raise ValueError(
             f"The index in '{place}' has no image: `stellar index` puts images there."
         )
-    check_positive(k=k)
+    check_positive(k=k, candidates=candidates)
+
+
+def _finite(name: str, values: Tensor) -> Tensor:
+    """Values of a query in float64, without what made them."""
+    values = values.detach().double().cpu()
+    if not values.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
+    return values
 
 
 def _weights(weights: Tensor | None, num_tokens: int) -> Tensor:
@@ -94,7 +104,7 @@ def _weights(weights: Tensor | None, num_tokens: int) -> Tensor:
             f"weights must be one for each of {num_tokens} tokens, got "
             f"{tuple(weights.shape)}."
         )
-    weights = weights.double().cpu()
+    weights = _finite("weights", weights)
     if not (weights >= 0).all() or not weights.any():
         raise ValueError(
             f"weights must be at least 0, and one of them more, got {weights.tolist()}."

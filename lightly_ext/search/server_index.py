@@ -219,7 +219,7 @@ class ServerIndex:
         An image whose tokens are all zeros is not found. Where equals stand at the end
         of the list, the server decides which of them are in it.
         """
-        check_asked(self.place, len(self), k)
+        check_asked(self.place, len(self), k, candidates)
         query = Query.of(self.card, tokens, weights, by, pooled)
         if query.pooled is not None:
             asked = self._ask_pooled(query.pooled, by)

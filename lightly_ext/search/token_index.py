@@ -220,7 +220,7 @@ class TokenIndex:
             ValueError: If the index is empty or has no CLS tokens, k is not positive,
                 or tokens, weights and pooled do not fit.
         """
-        check_asked(self.place, len(self), k)
+        check_asked(self.place, len(self), k, candidates)
         query = Query.of(self.card, tokens, weights, by, pooled)
         with one_thread():
             if query.pooled is not None:

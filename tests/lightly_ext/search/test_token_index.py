@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,24 @@ class TestTokenIndex:
 
 
 class TestHistory:
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_search__not_finite(self, tmp_path: Path, value: float) -> None:
+        tokens = _tokens(1)[0]
+        tokens[1, 2] = value
+        with pytest.raises(ValueError, match="tokens must be finite"):
+            _index(tmp_path, 3).search(tokens, 2)
+
+    def test_search__candidates_are_positive(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
+            _index(tmp_path, 3).search(_tokens(1)[0], 2, candidates=0)
+
+    def test_search__with_gradient(self, tmp_path: Path) -> None:
+        index, tokens = _index(tmp_path, 3), _tokens(1)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = index.search(tokens.clone().requires_grad_(), 2)
+        assert found == index.search(tokens, 2)
+
     def test_search__order_of_writing_and_changes(self, tmp_path: Path) -> None:
         names, tokens = _names(30), _tokens(30)
         tokens[20] = tokens[4]  # equal images: the first by name comes first
@@ -293,6 +312,8 @@ class TestHistory:
         [
             (torch.tensor([0.5, -0.1, 0.6]), "maxsim", None, "at least 0"),
             (torch.zeros(3), "maxsim", None, "one of them more"),
+            (torch.full((3,), torch.inf), "maxsim", None, "weights must be finite"),
+            (None, "mean", torch.full((DIM,), torch.nan), "pooled must be finite"),
             (None, "cls", None, r"pooled must be \(5,\) by cls, got None"),
             (None, "median", None, "must be one of maxsim, mean, cls"),
             (None, "maxsim", torch.ones(80), "leave it out"),
