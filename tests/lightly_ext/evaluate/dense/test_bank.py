@@ -96,3 +96,16 @@ class TestBank:
             [[0.25, 0, 0.75], [1, 0, 0]]
         ]
         assert bank.classes.tolist() == [True, False, True]
+
+
+def test_known_crop__any_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(bank_module.known_crop(224))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    assert found[0].shape == (1, 3, 224, 224) and found[0].dtype == torch.uint8
+    assert len(found[0].unique()) > 100
