@@ -101,6 +101,7 @@ class Devices:
         images: Items[T],
         chosen: Sequence[Any] | None = None,
         batch_size: int | None = None,
+        start_method: Literal["fork", "forkserver"] | None = None,
     ) -> DataLoader[T]:
         """Loads images in the given order; batches are their items with tensors.
 
@@ -112,14 +113,18 @@ class Devices:
                 of this process, every `world_size`-th image.
             batch_size:
                 Images in a batch, `self.batch_size` by default.
+            start_method:
+                How reading processes begin. None takes that of the system.
         """
         if chosen is None:
             chosen = range(self.rank, len(images), self.world_size)
         dataset: Any = images
+        num_workers = self.num_workers if len(chosen) > self.batch_size else 0
         return DataLoader(
             Subset(dataset, chosen),
             batch_size=batch_size or self.batch_size,
-            num_workers=self.num_workers if len(chosen) > self.batch_size else 0,
+            num_workers=num_workers,
+            multiprocessing_context=start_method if num_workers else None,
             pin_memory=self.device.type == "cuda",
         )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -341,11 +341,11 @@ def _fill(index: ImageIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequen
     """Computes images, each process its share; returns numbers of unreadable ones."""
     devices = encoder.devices
     images = IndexedImages(EvaluationImages(files, encoder.transform))
-    loader = devices.loader(images)
+    # Forks of this process may hang: threads of LanceDB hold locks as they begin.
+    multiprocessing.set_forkserver_preload([IndexedImages.__module__])
+    loader = devices.loader(images, start_method="forkserver")
     unreadable = torch.zeros(len(files), dtype=torch.int32)
-    with Writer(index) as writer, warnings.catch_warnings():
-        # Of workers, which are forks and read files alone.
-        warnings.filterwarnings("ignore", "lancedb fork support")
+    with Writer(index) as writer:
         batches: Iterable[Any] = devices.progress(loader, "images", len(loader))
         for batch in batches:
             readable = batch.sample.readable

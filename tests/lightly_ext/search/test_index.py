@@ -222,6 +222,17 @@ class TestRunIndex:
         path.symlink_to("nowhere")
         assert indexing(data) == []
 
+    @pytest.mark.slow
+    def test_readers__are_no_forks(
+        self, data: Path, indexing: Indexing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fork() -> int:
+            raise AssertionError("LanceDB has threads that may hold locks.")
+
+        monkeypatch.setattr(os, "fork", fork)
+        readers = Devices(accelerator="cpu", num_workers=1, batch_size=3)
+        assert indexing(data, devices=readers) == _names(data)
+
     def test_no_image_is_readable(self, tmp_path: Path, indexing: Indexing) -> None:
         data = tmp_path / "images"
         data.mkdir()
