@@ -19,6 +19,7 @@ from lightly_ext.evaluate.report.tables import (
 )
 from lightly_ext.evaluate.result import escaped, markdown_table, shown_value
 from lightly_ext.pages.page import render_page
+from stellar_plugin.protocols import FEATURES
 
 READING = (
     "A column is one data set under one card: only equal cards share it. Published "
@@ -215,8 +216,9 @@ def _column_title(column: Column, letters: Mapping[str, str]) -> str:
     if column.at:
         return column.at
     letter = f"{letters[column.digest]}. " if len(letters) > 1 else ""
-    feature = column.card.get("features", "auto")
-    of_feature = "" if feature == "auto" else f", {feature}"
+    feature = column.card.get("features")
+    # The card of retrieval has all that is compared, which its rows name.
+    of_feature = f", {feature}" if feature in FEATURES else ""
     return f"{letter}{column.data}{of_feature}: {score_title(column.score)}"
 
 

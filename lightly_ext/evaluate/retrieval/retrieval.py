@@ -48,7 +48,10 @@ def check_retrieval(
     check_positive(queries=queries, clusters=clusters, neighbours=neighbours)
     unknown = [name for name in by or () if name not in RETRIEVAL_FORMS]
     if unknown or by == []:
-        raise ValueError(f"by must be some of {', '.join(RETRIEVAL_FORMS)}, got {by}.")
+        raise ValueError(
+            f"by must be some of {', '.join(RETRIEVAL_FORMS)}, each with a --by of its "
+            f"own, got {by}."
+        )
     name, files = find_labelled_images(data, results.limit)
     labels = files.label_tensor
     if len(files.classes) < 2:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightly_ext.evaluate.report.scores import RETRIEVAL_MEASURES
-from lightly_ext.evaluate.result import Result, is_untrained, markdown_table
+from lightly_ext.evaluate.result import Result, markdown_table
 from lightly_ext.evaluate.retrieval.locations import Locations, whole_crops
 from lightly_ext.evaluate.retrieval.queries import Asked, Measured
 from lightly_ext.evaluate.retrieval.ranking import random_precision
@@ -124,9 +124,11 @@ def classes_csv(measured: Mapping[str, Measured], asked: Asked) -> str:
 def retrieval_table(result: Result, names: Sequence[str]) -> str:
     """The scores as a Markdown table: a row for each form of an image.
 
+    Its columns stand below each other in a terminal, too.
+
     Args:
         result:
-            The result, with chance and the untrained scores.
+            The result, with chance, and with the untrained scores if there are any.
         names:
             The forms.
     """
@@ -136,10 +138,10 @@ def retrieval_table(result: Result, names: Sequence[str]) -> str:
         if any(f"{name}_{measure}" in result.scores for name in names)
         and measure != "query_map"
     }
-    untrained = [] if is_untrained(result) else ["untrained"]
+    untrained = ["untrained"] if result.untrained else []
     head = [result.model]
     for title in found.values():
-        head += [title, *(f"{title}, {u}" for u in untrained)]
+        head += [title, *untrained]
     rows = [head]
     for name in names:
         rows.append([name])
@@ -150,7 +152,13 @@ def retrieval_table(result: Result, names: Sequence[str]) -> str:
     rows.append(["chance"])
     for value in chance:
         rows[-1] += [_percent(value), *([""] * len(untrained))]
-    return markdown_table(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return markdown_table(
+        [
+            [f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]
+            for row in rows
+        ]
+    )
 
 
 def _percent(value: Any) -> str:

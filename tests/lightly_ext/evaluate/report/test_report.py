@@ -33,6 +33,7 @@ from stellar_plugin.protocols import (
     LINEAR_PAPER,
     NOT_TOLD,
     RECONSTRUCTION,
+    RETRIEVAL,
     SEGMENTATION_ADE20K,
     SEGMENTATION_PAPER_ADE20K,
     Protocol,
@@ -703,6 +704,16 @@ class TestPages:
         )
         assert "| limit | - | 8 |" in lines
         assert "- neighbours: 20" in lines
+
+    def test_to_markdown__columns_name_one_feature(self) -> None:
+        protocols = (BOARDS.replace(features="dense"), RETRIEVAL.replace(data="boards"))
+        results = [
+            make_result("m", 0.5, p, task=p.name, score=score)
+            for p, score in zip(protocols, ("accuracy", "cls_map"), strict=True)
+        ]
+        text = to_markdown(Report(build_tables(results), [], len(results)))
+        assert "| model | boards, dense: accuracy, % |" in text
+        assert "| model | boards: mAP, % |" in text  # whose rows name what is compared
 
     def test_to_json__unrounded(self) -> None:
         (table,) = to_json(self._report())["tables"]

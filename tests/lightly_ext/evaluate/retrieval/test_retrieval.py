@@ -21,6 +21,7 @@ from lightly_ext.evaluate.result import RESULT_NAME, Result
 from lightly_ext.evaluate.retrieval import retrieval
 from lightly_ext.evaluate.retrieval.ranking import average_precision, random_precision
 from lightly_ext.evaluate.retrieval.retrieval import run_retrieval
+from lightly_ext.evaluate.retrieval.scores import retrieval_table
 from stellar_plugin.encoder import Factorization
 from tests import distributed
 from tests.lightly_ext.evaluate.retrieval.loops import Seen, brute_force, forms
@@ -299,7 +300,12 @@ class TestRunRetrieval:
         scores = [trained.scores, untrained.scores]
         measures = ("map", "location", "location_of_class", "location_oracle")
         cells = [f"{100 * s[f'tokens_{m}']:.2f}" for m in measures for s in scores]
-        assert f"| tokens | {' | '.join(cells)} |" in table
+        head, _, tokens, _ = (line.split("|") for line in table.splitlines())
+        assert [cell.strip() for cell in tokens[1:-1]] == ["tokens", *cells]
+        assert [cell.strip() for cell in head[2:8]] == [
+            *("mAP", "untrained", "location", "untrained"),
+            *("location, right class", "untrained"),
+        ]
         assert table in said
         chance = trained.chance["tokens_map"]
         n, r = 11, 3
@@ -307,6 +313,31 @@ class TestRunRetrieval:
         assert chance == pytest.approx(
             (harmonic + (r - 1) / (n - 1) * (n - harmonic)) / n
         )
+
+
+class TestRetrievalTable:
+    SCORES = {"tokens_map": 0.5, "cls_map": 0.25}
+    CHANCE = {"tokens_map": 0.125}
+
+    def _table(self, **known: Any) -> str:
+        result = Result(
+            *("retrieval", "m", "photos", self.SCORES, {}, {}),
+            chance=self.CHANCE,
+            **known,
+        )
+        return retrieval_table(result, ["tokens", "cls"])
+
+    def test_retrieval_table__columns(self) -> None:
+        assert self._table(untrained={"tokens_map": 0.1}) == (
+            "| m      |   mAP | untrained |\n"
+            "| --- | --- | --- |\n"
+            "| tokens | 50.00 |     10.00 |\n"
+            "| cls    | 25.00 |         – |\n"
+            "| chance | 12.50 |           |"
+        )
+
+    def test_retrieval_table__without_control(self) -> None:
+        assert self._table().startswith("| m      |   mAP |\n")
 
 
 class TestRandomPrecision:
