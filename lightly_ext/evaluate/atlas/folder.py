@@ -126,11 +126,11 @@ class AtlasFolder:
     def folders(self) -> tuple[list[str], Tensor | None]:
         """Names of the folders of the images, and the number of each image's.
 
-        No folders where there is but one, or an image lies in none.
+        No folders where there is but one. Images that lie in none are in ".".
         """
         parents = [str(PurePosixPath(n).parent) for n in self.table.files.names]
         names = sorted(set(parents))
-        if len(names) < 2 or "." in names:
+        if len(names) < 2:
             return [], None
         numbers = {name: number for number, name in enumerate(names)}
         return names, torch.tensor([numbers[parent] for parent in parents])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightly_ext.durable import PARTIAL
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.atlas import folder as folder_module
 from lightly_ext.evaluate.atlas.atlas import run_atlas
+from lightly_ext.evaluate.atlas.folder import AtlasFolder
 from lightly_ext.evaluate.atlas.sheets import lit_region, square
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.results import Results
@@ -269,6 +271,27 @@ class TestPage:
         monkeypatch.setattr(Results, "save", changing)
         with pytest.raises(RuntimeError, match=r"0002.png' cannot be read any more"):
             run_atlas(*given, str(data), concepts=2)
+
+
+@pytest.mark.parametrize(
+    ("files", "folders", "labels"),
+    [
+        (["0.png", "1.png"], [], None),
+        (["a/0.png", "a/1.png"], [], None),
+        (["0.png", "a/0.png", "b/c/0.png", "a/1.png"], [".", "a", "b/c"], [0, 1, 2, 1]),
+    ],
+)
+def test_folders(
+    files: list[str], folders: list[str], labels: list[int] | None
+) -> None:
+    table = SimpleNamespace(files=SimpleNamespace(names=files))
+    others = dict.fromkeys(
+        ("model", "devices", "concepts", "cut", "protocol", "result")
+    )
+    values: dict[str, Any] = {**others, "table": table}
+    found, numbers = AtlasFolder(**values).folders
+    assert found == folders
+    assert (None if numbers is None else numbers.tolist()) == labels
 
 
 @pytest.mark.parametrize(
