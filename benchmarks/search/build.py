@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
 def _processors() -> float:
     """Seconds of this process and its children, of those that have ended too.
 
-    Linux tells. Readers are children of a child, which has not ended yet.
+    Linux tells.
     """
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):

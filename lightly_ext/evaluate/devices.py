@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -101,7 +103,7 @@ class Devices:
         images: Items[T],
         chosen: Sequence[Any] | None = None,
         batch_size: int | None = None,
-        start_method: Literal["fork", "forkserver"] | None = None,
+        start_method: Literal["fork", "spawn"] | None = None,
     ) -> DataLoader[T]:
         """Loads images in the given order; batches are their items with tensors.
 
@@ -125,6 +127,7 @@ class Devices:
             batch_size=batch_size or self.batch_size,
             num_workers=num_workers,
             multiprocessing_context=start_method if num_workers else None,
+            worker_init_fn=_end_without_parent,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -147,3 +150,10 @@ class Devices:
         """Prints in the first process."""
         if self.rank == 0:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _end_without_parent(_: int) -> None:
+    """Ends a reading process whose parent was killed before; torch sees later kills."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -341,9 +340,9 @@ def _fill(index: ImageIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequen
     """Computes images, each process its share; returns numbers of unreadable ones."""
     devices = encoder.devices
     images = IndexedImages(EvaluationImages(files, encoder.transform))
-    # Forks of this process may hang: threads of LanceDB hold locks as they begin.
-    multiprocessing.set_forkserver_preload([IndexedImages.__module__])
-    loader = devices.loader(images, start_method="forkserver")
+    # Forks of this process may hang: threads of LanceDB hold locks as they begin. Those
+    # of a fork server would outlive a run that is killed.
+    loader = devices.loader(images, start_method="spawn")
     unreadable = torch.zeros(len(files), dtype=torch.int32)
     with Writer(index) as writer:
         batches: Iterable[Any] = devices.progress(loader, "images", len(loader))
