@@ -15,7 +15,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 # Seconds that a condition of a page may take to come true.
-PATIENCE = 20
+PATIENCE = 60
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "/": (191, "/")}
 
 

@@ -154,19 +154,21 @@ class TestKeys:
         opened.until(f"{_count('ul.concepts > li')} === 3")
         active = "document.activeElement"
         opened.press("ArrowDown")
-        assert opened.value(f"{active}.hash") == "#concept=0"
-        assert opened.value(f"getComputedStyle({active}).outlineStyle") == "solid"
+        opened.until(f"{active}.hash === '#concept=0'")
+        opened.until(f"getComputedStyle({active}).outlineStyle === 'solid'")
         opened.press("ArrowRight")
-        assert opened.value(f"{active}.hash") == "#concept=1"
+        opened.until(f"{active}.hash === '#concept=1'")
         opened.press("Enter")
         opened.until(f"{_text('h2')} === 'Concept 1'")
-        assert opened.value(f"{active}.tagName") == "H2"
+        opened.until(f"{active}.tagName === 'H2'")
         opened.press("ArrowLeft")
         opened.until(f"{_text('h2')} === 'Concept 0'")
+        opened.until(f"{active}.tagName === 'H2'")
         opened.press("Tab")
         opened.press("Enter")
         opened.until(f"{HERE}.startsWith('#image=')")
         opened.until(f"{_count('ul.parts li')} === 2")
+        opened.until(f"{active}.tagName === 'H2'")
         opened.press("ArrowDown")
         for _ in range(2):  # past the link to the concept of the first part
             opened.press("ArrowRight")
@@ -174,7 +176,7 @@ class TestKeys:
         opened.press("Enter")
         opened.until(f"{HERE}.endsWith('&token={second}')")
         opened.until(f"{_text('section h3')}.includes('part {second} ')")
-        assert opened.value(_count("section ul.grid li")) == 24
+        opened.until(f"{_count('section ul.grid li')} === 24")
         opened.press("Escape")
         opened.until(f"{HERE} === '#images'")
         opened.press("Escape")
