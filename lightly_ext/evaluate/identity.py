@@ -37,7 +37,7 @@ ON_THE_CARD = {
 BY_CONTENT = {
     *("data", "images", "train", "masks", "split", "others", "zero_shot", "boxes"),
     *("class_names", "retrieval", "retrieval_images", "winoground", "mmvp"),
-    *("boxes", "class_masks"),
+    "class_masks",
 }
 # Folders of parts that are trained already.
 TRAINED_PARTS = {"decoder", "probe"}

@@ -207,7 +207,7 @@ class TestIdentity:
         # Text that names a file decides by what is in the file.
         is_text = str(parameter.annotation) in ("str", "str | None", "list[str] | None")
         if name not in said | TRAINED_PARTS and is_text:
-            assert name in ("features", "text_model", "query", "prototypes", "by")
+            assert name in ("features", "text_model", "by", "parts")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", known_protocols())
