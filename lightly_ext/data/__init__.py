@@ -2,6 +2,7 @@
 
 from lightly_ext.data.datamodule import StellarDataModule, num_cpus
 from lightly_ext.data.image_folder import ImageFolderDataset
+from lightly_ext.data.jpeg import JPEG_DECODER, jpeg_decoder
 from lightly_ext.data.listing import list_images, printable
 from lightly_ext.data.reading import MAX_PIXELS, read_image
 from lightly_ext.data.views import (
@@ -16,6 +17,7 @@ from lightly_ext.data.views import (
 )
 
 __all__ = [
+    "JPEG_DECODER",
     "MAX_PIXELS",
     "EpochSampler",
     "ImageFolderDataset",
@@ -27,6 +29,7 @@ __all__ = [
     "ViewBatch",
     "collate_views",
     "epoch_order",
+    "jpeg_decoder",
     "list_images",
     "num_cpus",
     "printable",

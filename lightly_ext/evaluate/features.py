@@ -27,7 +27,12 @@ from lightly_ext.evaluate.images import (
     Sample,
     centre_crop,
 )
-from lightly_ext.evaluate.numerics import known_image, numerics, numerics_folder
+from lightly_ext.evaluate.numerics import (
+    image_versions,
+    known_image,
+    numerics,
+    numerics_folder,
+)
 from lightly_ext.evaluate.resumable import (
     DONE,
     STATE,
@@ -136,7 +141,7 @@ class FeatureCache:
             "resize": protocol.resize,
             "crop": protocol.crop,
         }
-        cache = numerics_folder(self.folder, devices, identity, known)
+        cache = numerics_folder(self.folder, devices, identity, known, image_versions())
         folder = cache / hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
         shapes = {n: (v.dtype, (len(files), *v.shape[1:])) for n, v in known.items()}
         arrays = {**shapes, HASHES: (hashes.dtype, hashes.shape)}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lightly_ext.data import JPEG_DECODER, jpeg_decoder
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from stellar_plugin.checkpoints import WEIGHTS_NAME
@@ -118,6 +119,7 @@ def run_provenance(model: FrozenModel, devices: Devices) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
+            JPEG_DECODER: str(jpeg_decoder()),
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(
             timespec="seconds"

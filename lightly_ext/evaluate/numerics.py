@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightly_ext.data import JPEG_DECODER, jpeg_decoder
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from stellar_plugin.hashes import architecture_sha256
 from stellar_plugin.protocols import NOT_TOLD
 
-# They read, resize and encode images, each version a little differently.
+# Each version a little differently.
 PACKAGES = ("stellar-plugin", "torch", "torchvision", "timm", "pillow")
 KNOWN = "known.npz"
 # How far rounding moves features, as a fraction of the largest one.
@@ -47,7 +48,7 @@ def numerics_folder(
     devices: Devices,
     identity: Mapping[str, Any],
     known: Mapping[str, NDArray[Any]],
-    packages: Sequence[str] = PACKAGES,
+    versions: Mapping[str, str],
 ) -> Path:
     """Folder of all features that are computed in the same way.
 
@@ -63,13 +64,13 @@ def numerics_folder(
             What decides on them, with the "precision".
         known:
             Features of an input that is always the same.
-        packages:
-            Packages whose versions decide too.
+        versions:
+            Versions that decide too, by name.
     """
     identity = {
         **identity,
         "device": devices.device.type,
-        "versions": versions(packages),
+        "versions": dict(versions),
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     tolerance = TOLERANCE.get(identity["precision"], HALF_TOLERANCE)
@@ -85,9 +86,14 @@ def known_image() -> Tensor:
     return values.view(1, 3, 8, 8).byte()
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of packages, by name."""
     return {name: _version(name) for name in packages}
+
+
+def image_versions() -> dict[str, str]:
+    """Versions of what reads, resizes and encodes images, by name."""
+    return versions(PACKAGES) | {JPEG_DECODER: str(jpeg_decoder())}
 
 
 def _version(name: str) -> str:

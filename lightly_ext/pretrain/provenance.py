@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lightly_ext.data import ImageFolderDataset
+from lightly_ext.data import JPEG_DECODER, ImageFolderDataset, jpeg_decoder
 
 PACKAGES = (
     *("stellar-plugin", "torch", "torchvision", "timm"),
@@ -21,14 +21,14 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide on a training."""
+    """Versions of Python and of what decides on a training, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return found | {JPEG_DECODER: str(jpeg_decoder())}
 
 
 def git_revision(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from lightly_ext.evaluate.finite import not_finite
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import centre_crop
 from lightly_ext.evaluate.loading import load_frozen_model
-from lightly_ext.evaluate.numerics import known_image, numerics, versions
+from lightly_ext.evaluate.numerics import image_versions, known_image, numerics
 from lightly_ext.evaluate.parts import Cut, Parts, choose_cut
 from lightly_ext.evaluate.sizes import image_sizes
 from lightly_ext.search.index_card import IndexCard
@@ -191,7 +191,7 @@ class ImageEncoder:
             images=str(images.resolve()),
             model=dict(model),
             known=[round(value, 6) for value in known.tolist()],
-            versions=versions(),
+            versions=image_versions(),
         )
 
 

@@ -22,7 +22,12 @@ from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import UNREADABLE
 from lightly_ext.evaluate.frozen_model import FrozenModel, select_tokens
 from lightly_ext.evaluate.masks import MaskedSample
-from lightly_ext.evaluate.numerics import known_image, numerics, numerics_folder
+from lightly_ext.evaluate.numerics import (
+    image_versions,
+    known_image,
+    numerics,
+    numerics_folder,
+)
 from lightly_ext.evaluate.reduction import count_unreadable
 from lightly_ext.evaluate.results import Results
 from lightly_ext.evaluate.resumable import DONE, Arrays, Filled, ResumableArrays
@@ -249,7 +254,7 @@ def _folder(filling: _Filling, results: Results) -> Path:
         "crop": protocol.crop,
     }
     known = {FEATURES: filling.known.cpu().numpy()}
-    cache = numerics_folder(results.cache, devices, identity, known)
+    cache = numerics_folder(results.cache, devices, identity, known, image_versions())
     images = filling.images
     inputs = results.fingerprint(images.files, images.maps)
     classes = sorted(images.values.class_of.items())

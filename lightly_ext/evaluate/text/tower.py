@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.numerics import numerics_folder
+from lightly_ext.evaluate.numerics import numerics_folder, versions
 from lightly_ext.evaluate.resumable import DONE, Filled, ResumableArrays
 from stellar_plugin.hashes import weights_sha256
 
@@ -136,7 +136,7 @@ def embed_texts(
     """
     known = {EMBEDDINGS: tower(KNOWN_TEXTS).cpu().numpy()}
     identity = {"text": tower.sha256, "precision": "32-true"}
-    place = numerics_folder(cache, devices, identity, known, PACKAGES)
+    place = numerics_folder(cache, devices, identity, known, versions(PACKAGES))
     folder = place / _digest(texts)
     arrays = {EMBEDDINGS: (np.dtype(np.float32), (len(texts), tower.dim))}
     num_chunks = math.ceil(len(texts) / CHUNK)

@@ -182,15 +182,6 @@ class TestReadImage:
         actual = read_image(tmp_path / "image.jpg").permute(1, 2, 0).numpy()
         assert np.abs(actual.astype(int) - expected).max() <= 1
 
-    def test_read_image__without_torchvision_decoder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        write_noise(tmp_path / "image.jpg")
-        expected = read_image(tmp_path / "image.jpg")
-        monkeypatch.delattr("torchvision.io.decode_jpeg")
-        actual = read_image(tmp_path / "image.jpg")
-        assert int((actual.int() - expected.int()).abs().max()) <= 1
-
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
     def test_read_image__other_modes(self, tmp_path: Path, mode: str) -> None:
         expected = write_noise(tmp_path / "image.png", mode=mode)
