@@ -107,6 +107,6 @@ def _measure_knn(sizes: Sizes, arguments: argparse.Namespace, report: Report) ->
         knn_rows_at_once=voters.rows_at_once,
         knn_queries_per_s=1000 * num_queries / ms,
         knn_extra_gib=extra_gib(vote, device),
-        knn_bank_gib=voters.bank.nbytes / 2**30,
+        knn_bank_gib=(voters.features.nbytes + voters.offsets.nbytes) / 2**30,
         knn_50000_queries_s=ms / 1000 * 50_000 / num_queries,
     )

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightly_ext.metrics import Voters, knn_accuracy
+from lightly_ext.metrics.knn import rounding
 
 
 def numbers(*shape: int, seed: int) -> torch.Tensor:
@@ -13,11 +19,11 @@ def numbers(*shape: int, seed: int) -> torch.Tensor:
 
 
 class TestKnnAccuracy:
-    @pytest.mark.parametrize("at_once", [1, 60 * 7, 2**26])
+    @pytest.mark.parametrize("at_once", [1, 20 * 39 * 8 * 7, 2**29])
     def test_knn_accuracy__against_brute_force(
         self, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lightly_ext.metrics.knn.NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr("lightly_ext.metrics.knn.BYTES_AT_ONCE", at_once)
         generator = torch.Generator().manual_seed(0)
         train = torch.randn(60, 8, generator=generator)
         test = torch.randn(40, 8, generator=generator)
@@ -75,7 +81,7 @@ class TestKnnAccuracy:
 
     def test_rows_at_once__votes_of_many_classes_fit(self) -> None:
         voters = Voters(torch.eye(8), 100_000 * torch.arange(8), 8, 0.07)
-        assert voters.rows_at_once == 2**26 // 700_001
+        assert voters.rows_at_once == 2**29 // (12 * 700_001)
 
     @pytest.mark.parametrize("num_neighbours", [1, 4, 5, 9, 21])
     def test_knn_accuracy__ties(self, num_neighbours: int) -> None:
@@ -129,3 +135,142 @@ class TestKnnAccuracy:
         features, labels = torch.eye(5), torch.arange(5)
         with pytest.raises(ValueError, match="temperature must be positive"):
             knn_accuracy(features, labels, features, labels, 3, temperature)
+
+
+def brute_force(
+    train: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, num: int
+) -> torch.Tensor:
+    """Classes by all products in float64, compared in float32, the first of equals."""
+    unit, asked = (torch.nn.functional.normalize(x.double()) for x in (train, queries))
+    similarities = (asked @ unit.T).float()
+    order = similarities.argsort(dim=1, descending=True, stable=True)[:, :num]
+    weights = (similarities.gather(1, order).double() / 0.07 - 1 / 0.07).exp()
+    votes = weights.new_zeros(len(queries), int(labels.max()) + 1)
+    return votes.scatter_add(1, labels[order], weights).float().argmax(dim=1)
+
+
+def hard(kind: str) -> torch.Tensor:
+    """Training features whose order float32 does not tell."""
+    features = numbers(600, 24, seed=0)
+    if kind == "copies":
+        return features[torch.arange(600) % 9]
+    if kind == "all alike":
+        return features[:1].repeat(600, 1)
+    if kind == "almost alike":
+        return features[:1] + 1e-6 * features
+    if kind == "a zero":
+        return features * (torch.arange(600) % 7 > 0)[:, None]
+    return features + {"random": 0.0, "one direction": 100.0}[kind]
+
+
+class TestVoters:
+    @pytest.mark.parametrize("spare", [0, 3, 32])
+    @pytest.mark.parametrize(
+        "kind",
+        ["random", "one direction", "copies", "all alike", "almost alike", "a zero"],
+    )
+    def test_classes__as_by_brute_force_in_float64(
+        self, kind: str, spare: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightly_ext.metrics.knn.SPARE", spare)
+        train, labels = hard(kind), (7 * torch.arange(600)) % 11
+        queries = torch.cat([numbers(50, 24, seed=1), train[:50], -train[:3]])
+        for num in (1, 20):
+            found = Voters(train, labels, num, 0.07).classes(queries)
+            expected = brute_force(train, labels, queries, num)
+            assert found.tolist() == expected.tolist()
+
+    def test_classes__few_queries_need_all_products(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train, queries = numbers(3000, 64, seed=0), numbers(200, 64, seed=1)
+        labels, asked = torch.arange(3000) % 7, []
+        among_all = Voters._among_all
+        monkeypatch.setattr(
+            Voters,
+            "_among_all",
+            lambda s, q: (asked.append(len(q)), among_all(s, q))[1],
+        )
+        Voters(train, labels, 20, 0.07).classes(queries)
+        assert asked == []
+        # 60 copies of a sample: who has it among 20 neighbours cannot tell them apart.
+        train[1000:1060] = train[0]
+        queries[:3] = train[0] + 0.1 * queries[:3]
+        cosines = torch.cosine_similarity(queries[:, None], train[None], dim=2)
+        best = cosines.sort(dim=1, descending=True).values
+        expected = int((best[:, 19] - best[:, 51] < 1e-5).sum())
+        Voters(train, labels, 20, 0.07).classes(queries)
+        assert asked == [expected]
+        assert 3 <= expected < 20
+
+    def test_classes__whatever_precision_the_process_allows(self) -> None:
+        train, queries = hard("one direction"), numbers(200, 24, seed=1)
+        labels = torch.arange(600) % 11
+        torch.set_float32_matmul_precision("medium")
+        try:
+            found = Voters(train, labels, 5, 0.07).classes(queries)
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert found.tolist() == brute_force(train, labels, queries, 5).tolist()
+
+    @pytest.mark.parametrize("dim", [1, 24, 768])
+    def test_rounding__bounds_what_float32_does(self, dim: int) -> None:
+        a, b = (
+            torch.nn.functional.normalize(numbers(500, dim, seed=seed).double().abs())
+            for seed in (0, 1)
+        )
+        error = ((a.float() @ b.float().T).double() - a @ b.T).abs().max().item()
+        assert error <= rounding(dim)
+        # One after the other they reach farther, as the bound allows.
+        terms = np.full(dim, (2 / 3) / dim, dtype=np.float32)
+        one_by_one = float(np.add.accumulate(terms)[-1])
+        error = abs(one_by_one - float(terms.astype(np.float64).sum()))
+        assert error <= rounding(dim)
+        assert dim < 768 or error > rounding(12)
+
+    @pytest.mark.parametrize("kind", ["random", "all alike"])
+    def test_memory__is_bounded(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Beside both tensors of the bank; as large for any number of queries."""
+        monkeypatch.setattr("lightly_ext.metrics.knn.BYTES_AT_ONCE", 2**20)
+        train, labels = hard(kind).repeat(30, 1), torch.arange(18_000) % 11
+        train += 0.01 * numbers(18_000, 24, seed=1) * (kind == "random")
+        with PeakBytes() as making:
+            voters = Voters(train, labels, 20, 0.07)
+        assert train.nbytes <= making.peak < train.nbytes + 2**20
+        assert voters.rows_at_once == 14
+        queries = train[: 4 * voters.rows_at_once]
+        with PeakBytes() as voting:
+            for block in queries.split(voters.rows_at_once):
+                voters.classes(block)
+        assert 2**19 < voting.peak < 2**21
+
+
+class PeakBytes(TorchDispatchMode):
+    """Most bytes that new tensors held at once."""
+
+    def __enter__(self) -> PeakBytes:
+        self.held: dict[int, int] = {}
+        self.peak = 0
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = {
+            id(x.untyped_storage())
+            for x in tree_leaves((args, kwargs))
+            if isinstance(x, torch.Tensor)
+        }
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in self.held and id(storage) not in before:
+                    self.held[id(storage)] = storage.nbytes()
+                    weakref.finalize(storage, self.held.pop, id(storage))
+        self.peak = max(self.peak, sum(self.held.values()))
+        return result
