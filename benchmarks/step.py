@@ -147,8 +147,9 @@ class Step:
     ) -> None:
         self.sizes, self.batch_size, self.device = sizes, batch_size, device
         self.bf16 = bf16
-        self.module = StellarPretraining(**sizes.recipe).to(device)
-        self.module.model.encoder.set_grad_checkpointing(checkpointing)
+        self.module = StellarPretraining(
+            **sizes.recipe, grad_checkpointing=checkpointing
+        ).to(device)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         groups = parameter_groups(self.module, 0.04)
         self.optimizer = torch.optim.AdamW(groups, 1e-4, fused=device == "cuda")

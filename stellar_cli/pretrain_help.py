@@ -57,6 +57,7 @@ OPTIONS = {
         "trainer.accelerator auto": "cpu, gpu, ...",
         "trainer.precision bf16-mixed": "16-mixed, 32-true, ...",
         "model.compile auto": "compile the transformer blocks: true, false, auto",
+        "model.grad_checkpointing": "compute blocks twice: less memory, slower",
     },
 }
 _COLUMN = 36

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -95,6 +96,11 @@ class LatentDecoder(nn.Module):
             ]
         )
         self.norm = norm_layer(decoder_dim)
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades computation for memory: block activations are recomputed."""
+        self.grad_checkpointing = enable
 
     def forward_features(self, lowrank: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """What the head reads, (batch_size, height * width, decoder_dim).
@@ -115,6 +121,8 @@ class LatentDecoder(nn.Module):
             )
         x = self.proj(lowrank)
         x = x + self.position(grid_size).to(x.dtype)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return self.norm(checkpoint_seq(self.blocks, x))
         return self.norm(self.blocks(x))
 
 

@@ -261,6 +261,16 @@ class Stellar(
         """
         return visual_tokens(self(images))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades computation for memory: block activations are recomputed.
+
+        The backward pass computes each block of encoder and decoder once more; results
+        and gradients stay as they are.
+        """
+        self.encoder.set_grad_checkpointing(enable)
+        if self.decoder is not None:
+            self.decoder.set_grad_checkpointing(enable)
+
     def load_tokenizer(self, path: str | Path) -> None:
         """Brings in the frozen tokenizer; `save_pretrained` then saves it too.
 

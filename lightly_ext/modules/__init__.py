@@ -1,6 +1,10 @@
 from lightly_ext.modules.heads import STELLARProjectionHead
 from lightly_ext.modules.masked_autoencoder import MaskedAutoencoder, MaskedPrediction
-from lightly_ext.modules.masking import focal_bump, random_focal_mask
+from lightly_ext.modules.masking import (
+    focal_bump,
+    num_kept_patches,
+    random_focal_mask,
+)
 from lightly_ext.modules.token_batch_norm import TokenBatchNorm
 
 __all__ = [
@@ -9,5 +13,6 @@ __all__ = [
     "STELLARProjectionHead",
     "TokenBatchNorm",
     "focal_bump",
+    "num_kept_patches",
     "random_focal_mask",
 ]

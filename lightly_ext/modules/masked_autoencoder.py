@@ -12,6 +12,7 @@ from lightly.models.modules.masked_vision_transformer_timm import (
     MaskedVisionTransformerTIMM,
 )
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -121,12 +122,18 @@ class MaskedAutoencoder(nn.Module):
             num_prefix_tokens=self.encoder.vit.num_prefix_tokens,
         )
         self.predict = nn.Linear(decoder_dim, 3 * patch_size**2)
+        self.grad_checkpointing = False
         for layer in (self.embed, self.predict):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         for name, value in images.items():
             channels = torch.tensor(value, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, channels, persistent=False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades computation for memory, see `Stellar.set_grad_checkpointing`."""
+        self.encoder.set_grad_checkpointing(enable)
+        self.grad_checkpointing = enable
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalises images (..., 3, height, width) in [0, 1]."""
@@ -150,8 +157,14 @@ class MaskedAutoencoder(nn.Module):
         index = torch.cat([first, keep + prefix], dim=1)
         size = (len(images), self.decoder.sequence_length)
         x = utils.repeat_token(self.decoder.mask_token, size).to(seen.dtype)
-        x = self.decoder(utils.set_at_index(x, index, seen))
+        x = self._decode(utils.set_at_index(x, index, seen))
         return MaskedPrediction(self.predict(x[:, prefix:]), tokens)
+
+    def _decode(self, x: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return self.decoder(x)
+        decoder = self.decoder
+        return decoder.norm(checkpoint_seq(decoder.blocks, decoder.preprocess(x)))
 
 
 def _check_grid(encoder: StellarEncoder) -> None:

@@ -9,6 +9,13 @@ from lightly_ext.randomness import Stream, seeded_uniform
 from lightly_ext.transforms.color_functional import to_device
 
 
+def num_kept_patches(grid_size: tuple[int, int], mask_ratio: float) -> int:
+    """Number of patches of a grid that a mask keeps, see `random_focal_mask`."""
+    height, width = grid_size
+    # The small term undoes rounding: 100 * (1 - 0.9) is 9.999...
+    return int(height * width * (1 - mask_ratio) + 1e-9)
+
+
 def random_focal_mask(
     batch_size: int,
     grid_size: tuple[int, int],
@@ -52,8 +59,7 @@ def random_focal_mask(
         ValueError: If a ratio is out of range or no patch would be kept.
     """
     height, width = grid_size
-    # The small term undoes rounding: 100 * (1 - 0.9) is 9.999...
-    num_keep = int(height * width * (1 - mask_ratio) + 1e-9)
+    num_keep = num_kept_patches(grid_size, mask_ratio)
     if not 0 <= mask_ratio < 1 or num_keep < 1:
         raise ValueError(
             f"mask_ratio {mask_ratio} keeps none of the {height} x {width} patches; "

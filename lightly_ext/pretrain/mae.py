@@ -64,6 +64,8 @@ class MAEPretraining(Pretraining):
             Coefficients of AdamW.
         compile:
             Whether torch compiles the transformer blocks, see `StellarPretraining`.
+        grad_checkpointing:
+            Whether the backward pass computes them once more, see the same.
         on_nonfinite:
             What to do in a step that is not finite: "stop" or "skip".
         nonfinite_limit:
@@ -93,6 +95,7 @@ class MAEPretraining(Pretraining):
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.95),
         compile: bool | Literal["auto"] = "auto",
+        grad_checkpointing: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         nonfinite_limit: int = 10,
     ) -> None:
@@ -117,6 +120,7 @@ class MAEPretraining(Pretraining):
         self.hparams["model"] = self.model.config
         if checkpoint is not None:
             load_encoder_weights(self.model.encoder, checkpoint)
+        self.model.set_grad_checkpointing(grad_checkpointing)
 
     def normalize(self, images: Tensor) -> Tensor:
         """As the model says."""

@@ -15,7 +15,11 @@ from torch.optim import AdamW, Optimizer
 
 from lightly_ext.data import StellarDataModule
 from lightly_ext.pretrain.checks import check_optimization, check_trainer
-from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
+from lightly_ext.pretrain.compilation import (
+    CompilationReport,
+    compile_blocks,
+    compiler_error,
+)
 from lightly_ext.pretrain.continuation import Continuation
 from lightly_ext.pretrain.health import HealthMonitor
 from lightly_ext.pretrain.knn import OnlineKNN
@@ -91,6 +95,7 @@ class Pretraining(LightningModule):
         check_optimization(**{name: given[name] for name in names})
         self.continuation = Continuation()
         self.health = HealthMonitor()
+        self.compilation = CompilationReport()
         self.nonfinite = NonFiniteGuard(given["on_nonfinite"], given["nonfinite_limit"])
 
     def setup(self, stage: str) -> None:
@@ -106,6 +111,7 @@ class Pretraining(LightningModule):
         error = compiler_error(self.device)
         if error is None:
             self.compile_parts()
+            self.compilation.wanted = True
             self.print("Transformer blocks are compiled: the first step takes longer.")
         elif choice == "auto":
             self.print(f"Transformer blocks are not compiled. {error}")
@@ -190,7 +196,8 @@ class Pretraining(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What reads validation steps and figures, and goes on after a restart."""
-        return [OnlineKNN(), self.continuation, self.nonfinite, self.health]
+        own = [self.continuation, self.nonfinite, self.health, self.compilation]
+        return [OnlineKNN(), *own]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Lets the figures be read, behind all callbacks."""

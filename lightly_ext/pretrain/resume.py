@@ -20,7 +20,10 @@ from stellar_plugin.checkpoints import NUMERICS
 # Options that name weights to begin with, the stronger one first.
 STARTS = ("weights", "prior")
 # Options that name files or change nothing that is learned.
-_LEFT_OUT = (*STARTS, "tokenizer", "compile", "on_nonfinite", "nonfinite_limit")
+_LEFT_OUT = (
+    *(*STARTS, "tokenizer", "compile", "grad_checkpointing"),
+    *("on_nonfinite", "nonfinite_limit"),
+)
 _TRAINER = (
     *("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches"),
     *("precision", "gradient_clip_val", "gradient_clip_algorithm"),

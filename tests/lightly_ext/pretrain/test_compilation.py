@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from torch._dynamo.utils import counters
 
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import pretraining as pretraining_module
-from lightly_ext.pretrain.compilation import compile_blocks, compiler_error
+from lightly_ext.pretrain.compilation import (
+    CompilationReport,
+    compile_blocks,
+    compiler_error,
+)
 from stellar_plugin import Stellar
 from tests.pretraining import (
     StopAfterTwoEpochs,
@@ -21,6 +26,10 @@ from tests.pretraining import (
 )
 
 CPU = torch.device("cpu")
+SAID = (
+    r"The first step took (\S+) s, with compilation\. A block of the encoder takes "
+    r"(\S+) ms instead of (\S+) \(masked views, forward and backward\): (\S+) times"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +46,10 @@ def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining_module, "compiler_error", lambda _: None)
 
 
+def nothing(*_: Any) -> None:
+    pass
+
+
 def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
@@ -44,10 +57,15 @@ def num_graphs() -> int:
 class TestCompile:
     @pytest.mark.slow
     def test_fit__like_the_plain_step(
-        self, tmp_path: Path, request: pytest.FixtureRequest
+        self,
+        tmp_path: Path,
+        request: pytest.FixtureRequest,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         if compiler_error(CPU) is not None:
             request.getfixturevalue("graphs_alone")
+        torch.compiler.reset()
+        counters.clear()
         runs = []
         for choice in (False, True):
             module = tiny(compile=choice, teacher_momentum=0.9)
@@ -55,6 +73,13 @@ class TestCompile:
             fit.fit(module, loader())
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             runs.append((fit.callback_metrics["loss"], gradients))
+        assert num_graphs() == 5 + 1  # and the trial of the compiler
+        assert not counters["graph_break"]
+        said = re.findall(SAID, capsys.readouterr().out)
+        assert len(said) == 1  # of the compiled one
+        seconds, compiled_ms, plain_ms, gain = map(float, said[0])
+        assert seconds > 1
+        assert gain == pytest.approx(plain_ms / compiled_ms, rel=0.02)
         (plain, expected), (compiled, gradients) = runs
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=0)
         for ours, theirs in zip(gradients, expected, strict=True):
@@ -102,6 +127,38 @@ class TestCompile:
         trainer(tmp_path, max_epochs=4).fit(second, loader(), **half)
         assert num_graphs() == 5
         assert_same_training(second, whole)
+
+    @pytest.mark.slow
+    def test_fit__measuring_changes_nothing(
+        self, graphs_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drops = {**tiny().hparams["model"], "proj_drop_rate": 0.2}
+        states = []
+        for measured in (True, False):
+            if not measured:
+                monkeypatch.setattr(CompilationReport, "on_train_batch_end", nothing)
+            module = tiny(model=drops, compile=True)
+            trainer(tmp_path, max_epochs=2).fit(module, loader())
+            states.append((module.state_dict(), torch.get_rng_state()))
+        torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+    @pytest.mark.slow
+    def test_fit__rotary_blocks(
+        self, graphs_alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = {
+            **tiny().hparams["model"],
+            "model_name": "vit_tiny_patch16_dinov3_qkvb",
+        }
+        runs = []
+        for choice in (False, True):
+            module = tiny(model=model, compile=choice)
+            trainer(tmp_path, max_steps=1).fit(module, loader())
+            runs.append(module)
+        assert_same_training(*runs)
+        assert num_graphs() == 4
+        assert not counters["graph_break"]
+        assert re.search(r"took \S+ s, with compilation\.\n", capsys.readouterr().out)
 
     def test_fit__auto_is_off_on_a_cpu(self, tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=1).fit(tiny(), loader())
