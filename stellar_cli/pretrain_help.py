@@ -24,9 +24,11 @@ OPTIONS = {
         "seed_everything 0": "seed of weights, order, views and masks",
     },
     "Images": {
-        "data.path FOLDER": "images to train on, nested to any depth, without labels",
+        "data.path FOLDER": "images to train on, nested to any depth, without labels;"
+        " or tars, parquet, arrow: 'shards/*.tar', hf:NAME (see docs/data.md)",
         "data.batch_size 128": "images per process and step",
         "data.num_workers null": "loaders per process; null shares the CPU cores",
+        "data.shuffle_buffer 4096": "images of tars, parquet, hf: that are shuffled",
         "data.knn_train null": "folder with a subfolder per class: bank of online kNN",
         "data.knn_val null": "folder with the same subfolders: its queries",
     },

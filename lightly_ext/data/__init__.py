@@ -2,6 +2,7 @@
 
 from lightly_ext.data.datamodule import StellarDataModule, num_cpus
 from lightly_ext.data.image_folder import ImageFolderDataset
+from lightly_ext.data.images import ImageDataset, epoch_order
 from lightly_ext.data.jpeg import JPEG_DECODER, jpeg_decoder
 from lightly_ext.data.listing import list_images, printable
 from lightly_ext.data.reading import MAX_PIXELS, read_image
@@ -13,13 +14,13 @@ from lightly_ext.data.views import (
     TrainingViews,
     ViewBatch,
     collate_views,
-    epoch_order,
 )
 
 __all__ = [
     "JPEG_DECODER",
     "MAX_PIXELS",
     "EpochSampler",
+    "ImageDataset",
     "ImageFolderDataset",
     "SampleKey",
     "SeededViews",

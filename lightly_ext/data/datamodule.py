@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from lightly_ext.data.image_folder import ImageFolderDataset
 from lightly_ext.data.reading import MAX_PIXELS
+from lightly_ext.data.streams import SHUFFLE_BUFFER, StreamDataset, find_source
 from lightly_ext.data.views import (
     EpochSampler,
     SingleViewTransform,
@@ -40,7 +42,8 @@ class StellarDataModule(LightningDataModule):
 
     Args:
         path:
-            Folder with the training images, nested to any depth, without labels.
+            The training images, without labels: a folder, nested to any depth, or
+            tars, parquet or a data set of the hub, see `find_source`.
         knn_train:
             Folder with a subfolder of images per class, the bank of online kNN.
         knn_val:
@@ -54,6 +57,9 @@ class StellarDataModule(LightningDataModule):
             What makes the views, with `normalize=None`. None is STELLARTransform().
         max_pixels:
             Images with more pixels are skipped, as unreadable ones are.
+        shuffle_buffer:
+            Images of tars, parquet or of the hub that are shuffled with each other, of
+            all processes; of parquet, so many encoded ones are in their memory.
 
     Raises:
         ValueError: If a number is impossible, only one kNN folder is given, or the
@@ -78,6 +84,7 @@ class StellarDataModule(LightningDataModule):
         num_workers: int | None = None,
         transform: STELLARTransform | None = None,
         max_pixels: int = MAX_PIXELS,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -102,12 +109,20 @@ class StellarDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.transform = transform
         self.max_pixels = max_pixels
+        self.shuffle_buffer = shuffle_buffer
         self._start = (0, 0)
 
     @cached_property
-    def train_dataset(self) -> ImageFolderDataset:
+    def train_dataset(self) -> ImageFolderDataset | StreamDataset:
         """The training images; samples are (views, index)."""
-        return ImageFolderDataset(self.path, self.transform, max_pixels=self.max_pixels)
+        source = find_source(self.path)
+        if source is None:
+            return ImageFolderDataset(
+                self.path, self.transform, max_pixels=self.max_pixels
+            )
+        return StreamDataset(
+            source, self.transform, self.shuffle_buffer, self.max_pixels
+        )
 
     @cached_property
     def knn_datasets(self) -> list[ImageFolderDataset]:
@@ -132,6 +147,8 @@ class StellarDataModule(LightningDataModule):
         with torch.random.fork_rng(devices=[]):
             for dataset in (self.train_dataset, *self.knn_datasets):
                 dataset[0]
+        if isinstance(self.train_dataset, StreamDataset):
+            rank_zero_only(print)(self.train_dataset.how_it_is_read())
 
     def continue_from(self, epoch: int, num_images: int) -> None:
         """Makes training go on in an epoch, behind the images seen.

@@ -84,17 +84,19 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         return to_uint8_rgb(image)
 
 
-def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+def image_size(
+    source: Path | bytes, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int] | None:
     """Width and height of an image, by its header; None if it cannot be read.
 
     Args:
-        path:
-            The file.
+        source:
+            The file, or what is in one.
         max_pixels:
             Images that say to be larger are not read.
     """
     try:
-        with _opened(path, max_pixels) as (_, image):
+        with _opened(source, max_pixels) as (_, image):
             return image.size
     except Exception:  # decoders raise anything on broken files
         return None

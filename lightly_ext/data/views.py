@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, DistributedSampler, default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from lightly_ext.data.images import ImageDataset, epoch_order
 from lightly_ext.randomness import Stream, mix_seeds
 from lightly_ext.transforms.image_conversion import cut_ends, to_uint8_rgb
 
@@ -48,11 +50,14 @@ class SampleKey(NamedTuple):
             Number of the epoch, >= 0.
         number:
             Number of the image.
+        encoded:
+            What is in its file, if the main process has read that ahead.
 
     """
 
     epoch: int
     number: int
+    encoded: bytes | Path | None = None
 
 
 class SingleViewTransform:
@@ -143,20 +148,45 @@ class SeededViews(Dataset[T]):
             torch.random.default_generator.manual_seed(
                 self.sample_seed(key) + Stream.VIEWS
             )
-            return self.images[key.number]
+            return self._sample(key)
 
     def sample_seed(self, key: SampleKey) -> int:
         """Returns what everything random in a sample is drawn with, an int64."""
-        return mix_seeds(self.seed, *key)
+        return mix_seeds(self.seed, key.epoch, key.number)
+
+    def order(self, epoch: int) -> Tensor:
+        """Order of the images in an epoch, int64 with shape (len(self),)."""
+        return epoch_order(len(self), self.seed, epoch)
+
+    def keys(self, epoch: int, numbers: list[int]) -> Iterator[SampleKey]:
+        """Yields what asks for the views of images of an epoch."""
+        return map(partial(SampleKey, epoch), numbers)
+
+    def _sample(self, key: SampleKey) -> T:
+        return self.images[key.number]
 
 
 class TrainingViews(SeededViews[Any]):
-    """Samples of an `ImageFolderDataset` with their seeds: (views, index, seed)."""
+    """Samples of an `ImageDataset` with their seeds: (views, index, seed)."""
+
+    images: ImageDataset
 
     def __getitem__(self, key: SampleKey) -> tuple[list[Tensor], int, int]:
         """Returns the views, the number of the image that was read, and the seed."""
         views, index = super().__getitem__(key)
         return views, index, self.sample_seed(key)
+
+    def order(self, epoch: int) -> Tensor:
+        """Order of the images in an epoch, int64 with shape (len(self),)."""
+        return self.images.order(self.seed, epoch)
+
+    def keys(self, epoch: int, numbers: list[int]) -> Iterator[SampleKey]:
+        """Yields what asks for the views, with images that are read ahead."""
+        ahead = self.images.read_ahead(numbers, self.seed, epoch)
+        return map(partial(SampleKey, epoch), numbers, ahead)
+
+    def _sample(self, key: SampleKey) -> tuple[Any, int]:
+        return self.images.read(key.number, key.encoded)
 
 
 class EpochSampler(DistributedSampler[SampleKey]):
@@ -191,6 +221,7 @@ class EpochSampler(DistributedSampler[SampleKey]):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(views, world_size, rank, seed=views.seed)
+        self.views = views
         self.batch_size = batch_size
         self.start = 0
 
@@ -209,13 +240,7 @@ class EpochSampler(DistributedSampler[SampleKey]):
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of the images of this process."""
         num_images = len(self.dataset)  # type: ignore[arg-type] # SeededViews
-        order = epoch_order(num_images, self.seed, self.epoch)
+        order = self.views.order(self.epoch)
         positions = torch.arange(self.start, len(self) * self.num_replicas)
         dealt = order[positions % num_images][self.rank :: self.num_replicas]
-        return map(partial(SampleKey, self.epoch), dealt.tolist())
-
-
-def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """Random order of the images in an epoch, int64 with shape (num_images,)."""
-    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
-    return torch.randperm(num_images, generator=generator)
+        return self.views.keys(self.epoch, dealt.tolist())

@@ -17,9 +17,10 @@ from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lightly_ext.data import num_cpus
-from lightly_ext.data.listing import list_images, printable
+from lightly_ext.data import ImageDataset, ImageFolderDataset, num_cpus
+from lightly_ext.data.listing import printable
 from lightly_ext.data.reading import MAX_PIXELS, image_size
+from lightly_ext.data.streams import StreamDataset, find_source
 from lightly_ext.pretrain.recipes import RUN_RECIPE
 from stellar_cli.errors import OptionError, did_you_mean
 from stellar_plugin.checkpoints import NUMERICS, inherited, read_checkpoint
@@ -84,11 +85,11 @@ class Derived(NamedTuple):
 
 
 class Photos(NamedTuple):
-    """What is known of a folder of images.
+    """What is known of the images.
 
     Attributes:
         path:
-            The folder.
+            Their folder, or what else names them.
         number:
             Number of images.
         side:
@@ -373,23 +374,24 @@ def _method(options: Mapping[str, Any]) -> str:
 
 
 def _photos(options: Mapping[str, Any]) -> Photos:
-    path = Path(options["data.path"])
+    path, limit = options["data.path"], options.get("data.max_pixels", MAX_PIXELS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run says it, and its page
-        names = list_images(path)
-    if len(names) < MIN_IMAGES:
+        source = find_source(path)
+        images: ImageDataset = (
+            StreamDataset(source) if source else ImageFolderDataset(path)
+        )
+    if len(images) < MIN_IMAGES:
         raise ValueError(
-            f"There are {len(names)} images below {printable(path)}: with fewer than "
+            f"There are {len(images)} images below {printable(path)}: with fewer than "
             f"{MIN_IMAGES} nothing can be learned from them alone. Add images, or use "
             "public weights as they are: `stellar evaluate knn --model timm:NAME`."
         )
-    looked_at = names[:: -(-len(names) // LOOKED_AT)]
-    limit = options.get("data.max_pixels", MAX_PIXELS)
-    sizes = (image_size(path / name, limit) for name in looked_at)
+    sizes = [image_size(encoded, limit) for encoded in images.spread(LOOKED_AT)]
     sides = [min(size) for size in sizes if size is not None]
     if not sides:
         raise ValueError(
-            f"None of {len(looked_at)} images below {printable(path)} can be read: is "
+            f"None of {len(sizes)} images below {printable(path)} can be read: is "
             "the folder complete?"
         )
     side = int(statistics.median(sides))
@@ -401,7 +403,7 @@ def _photos(options: Mapping[str, Any]) -> Photos:
             f"from. Use larger images, or name the size that they shall be enlarged to:"
             f" --{shown(CROP)} {least}."
         )
-    return Photos(str(path), len(names), side)
+    return Photos(str(path), len(images), side)
 
 
 def _machine(options: Mapping[str, Any]) -> Machine:

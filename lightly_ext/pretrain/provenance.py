@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightly_ext.data import JPEG_DECODER, ImageFolderDataset, jpeg_decoder
+from lightly_ext.data import JPEG_DECODER, ImageDataset, jpeg_decoder
 
 PACKAGES = (
     *("stellar-plugin", "torch", "torchvision", "timm"),
@@ -58,23 +57,17 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()})"
 
 
-def fingerprint(images: ImageFolderDataset) -> dict[str, Any]:
-    """Number of images, their bytes, and a digest of their names and sizes.
+def fingerprint(images: ImageDataset) -> dict[str, Any]:
+    """Number of images, bytes of their files, and a digest of names and sizes.
 
     Contents are not read. A file that is gone has the size -1.
     """
     digest, total = hashlib.sha256(), 0
-    skipped = len(os.fsencode(images.path)) + 1
-    for index in range(len(images)):
-        path = os.fsencode(images.file(index))
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = -1
+    for name, size in images.files():
         total += max(size, 0)
-        digest.update(path[skipped:] + f"\0{size}\0".encode())
+        digest.update(name + f"\0{size}\0".encode())
     return {
-        "path": str(images.path.resolve()),
+        "path": images.location,
         "images": len(images),
         "bytes": total,
         "digest": digest.hexdigest(),

@@ -13,6 +13,7 @@ import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.data import StellarDataModule
+from lightly_ext.data.streams import StreamDataset
 from lightly_ext.pretrain.recipes import RUN_RECIPE
 from lightly_ext.randomness import run_seed
 from stellar_plugin.checkpoints import NUMERICS
@@ -62,6 +63,8 @@ def options(trainer: Any) -> dict[str, Any]:
             "batch_size": data.batch_size,
             "max_pixels": data.max_pixels,
         }
+        if isinstance(data.train_dataset, StreamDataset):
+            groups["data."]["shuffle_buffer"] = data.shuffle_buffer
         groups["data.transform."] = {
             name: value
             for name, value in vars(data.transform).items()

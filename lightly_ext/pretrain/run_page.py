@@ -129,7 +129,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     images = "being counted"
     if data:
         images = (
-            f"{data['images']} files, {data['bytes'] / 1e6:.1f} MB in {data['path']}; "
+            f"{data['images']} images, {data['bytes'] / 1e6:.1f} MB in {data['path']}; "
             f"names and sizes: sha256 {data['digest'][:16]}"
         )
     return {

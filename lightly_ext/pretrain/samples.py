@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightly_ext.data import ImageFolderDataset, SingleViewTransform
+from lightly_ext.data import ImageDataset, SingleViewTransform
 from lightly_ext.data.listing import printable
 from lightly_ext.durable import replacing
 from stellar_plugin.visualize import Uint8Array, tile_pictures
@@ -32,18 +32,18 @@ def moments(total: int) -> list[int]:
     return sorted({round(total * part) for part in MOMENTS})
 
 
-def sample_images(images: ImageFolderDataset, size: int) -> tuple[Tensor, list[str]]:
-    """Images spread evenly over a folder, the next readable one of each.
+def sample_images(images: ImageDataset, size: int) -> tuple[Tensor, list[str]]:
+    """Images spread evenly over a data set, the next readable one of each.
 
     Args:
         images:
-            The folder.
+            The data set.
         size:
             Side of their plain views in pixels.
 
     Returns:
-        uint8 tensor with shape (num_images, 3, size, size), and their paths in the
-        folder.
+        uint8 tensor with shape (num_images, 3, size, size), and their paths below
+        that of the data set.
     """
     plain = copy.copy(images)
     plain.transform = SingleViewTransform(size)

@@ -1,0 +1,361 @@
+"""Encoded images of a shard, by their numbers: a tar, a parquet or an arrow file."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+import posixpath
+import tarfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lightly_ext.data.listing import EXTENSIONS, printable
+from lightly_ext.data.streams.columns import image_column
+from lightly_ext.data.streams.sources import Source
+
+# Files that are opened at once to count images, and images between two looks.
+_THREADS, _ROWS_AT_ONCE = 16, 16
+# Seconds between two words on the counting.
+_PATIENCE = 5.0
+# Its zero byte is the mark of the end of a tar.
+_TAR_BLOCK = 512
+
+
+class Shard(ABC):
+    """A file with images, each of them readable by its number.
+
+    Attributes:
+        path:
+            The file, or an address that `fsspec` opens.
+        num_bytes:
+            Size of the file.
+        without_image:
+            Names of samples that have no image and are left out.
+    """
+
+    path: str
+    num_bytes: int
+    without_image: Sequence[str] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of images."""
+
+    @abstractmethod
+    def read(self, number: int) -> bytes | Path:
+        """Reads an encoded image; the file where the shard only names one.
+
+        Raises:
+            OSError: If the shard cannot be read.
+        """
+
+    def read_from(self, number: int) -> Iterator[bytes | Path]:
+        """Yields the images from one on."""
+        return map(self.read, range(number, len(self)))
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """Returns the name of an image within the shard."""
+
+
+class TarShard(Shard):
+    """A tar as WebDataset writes it: the files of a sample share a name.
+
+    Of a sample `KEY.jpg`, or what comes first in `EXTENSIONS`, is read; where no file
+    is called so (`KEY.left.jpg`), every image is one of its own.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.num_bytes = os.stat(path).st_size
+        members, self.without_image = _tar_images(path)
+        # Names are read again when one is wanted: there may be millions.
+        self._starts = np.array([member.start for member in members], np.int64)
+        self._sizes = np.array([member.num_bytes for member in members], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, number: int) -> bytes:
+        """Reads an encoded image; see :class:`Shard`."""
+        size = int(self._sizes[number])
+        with _named(self.path), open(self.path, "rb") as file:
+            file.seek(int(self._starts[number]))
+            data = file.read(size)
+            if len(data) < size:
+                raise OSError(f"it ends within {self.name(number)}")
+        return data
+
+    def name(self, number: int) -> str:
+        """Returns the name of the file in the tar."""
+        with _named(self.path):
+            return _tar_names(self.path)[number]
+
+
+class ParquetShard(Shard):
+    """A parquet file with one column of images; it is read forward."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _named(path), _opened(path) as file:
+            self.num_bytes = file.seek(0, os.SEEK_END)
+            found = _parquet_file(file)
+            meta, schema = found.metadata, found.schema_arrow
+            groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        self._column = image_column(schema, path)
+        # The first row of every row group, and the end.
+        self._groups = [0, *itertools.accumulate(groups)]
+
+    def __len__(self) -> int:
+        return self._groups[-1]
+
+    def read(self, number: int) -> bytes | Path:
+        """Reads an encoded image, which takes reading what lies before it."""
+        return next(self.read_from(number))
+
+    def read_from(self, number: int) -> Iterator[bytes | Path]:
+        """Yields the images from one on; few of them are in memory at a time."""
+        group = bisect.bisect_right(self._groups, number) - 1
+        skipped = number - self._groups[group]
+        with _named(self.path), _opened(self.path) as file:
+            batches = _parquet_file(file).iter_batches(
+                _ROWS_AT_ONCE,
+                row_groups=range(group, len(self._groups) - 1),
+                columns=[self._column],
+                use_threads=False,
+            )
+            for batch in batches:
+                if skipped < len(batch):
+                    yield from map(_encoded, batch.column(0)[skipped:])
+                skipped = max(0, skipped - len(batch))
+
+    def name(self, number: int) -> str:
+        """Returns which row it is, from 0 on."""
+        return f"row {number}"
+
+
+class ArrowShard(Shard):
+    """A local arrow file, as `save_to_disk` and the caches of `datasets` have them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _named(path):
+            self.num_bytes = os.stat(path).st_size
+            table = _arrow_table(path)
+        self._len = len(table)
+        self._column = image_column(table.schema, path)
+
+    def __len__(self) -> int:
+        return self._len
+
+    def read(self, number: int) -> bytes | Path:
+        """Reads an encoded image; see :class:`Shard`."""
+        with _named(self.path):
+            return _encoded(_arrow_table(self.path)[self._column][number])
+
+    def name(self, number: int) -> str:
+        """Returns which row it is, from 0 on."""
+        return f"row {number}"
+
+
+KINDS: dict[str, type[Shard]] = {
+    "webdataset": TarShard,
+    "parquet": ParquetShard,
+    "arrow": ArrowShard,
+}
+
+
+@lru_cache(maxsize=4)
+def open_shards(source: Source) -> tuple[Shard, ...]:
+    """Looks into all shards, for the number of their images.
+
+    Of tars every header is read, of others little but the last bytes.
+
+    Args:
+        source:
+            The shards.
+
+    Returns:
+        Those that hold an image, in the order of their files.
+
+    Raises:
+        ValueError: If images of this kind, or from afar, cannot be told apart without
+            reading all of them, if a column does not tell that it holds images, or if
+            there is no image.
+        OSError: If a shard is broken or cannot be read.
+        ImportError: If the extra [stream] is needed and missing.
+    """
+    _check_kind(source)
+    shards = list[Shard]()
+    with ThreadPoolExecutor(_THREADS, "count") as pool:
+        said = time.monotonic()
+        for shard in pool.map(KINDS[source.builder], source.files):
+            shards.append(shard)
+            if time.monotonic() > said + _PATIENCE:
+                said = time.monotonic()
+                rank_zero_only(print)(
+                    f"Looked into {len(shards)} of {len(source.files)} files of "
+                    f"{printable(source.name)}: {sum(map(len, shards))} images.",
+                    flush=True,
+                )
+    _warn_of_samples_without_image(source, shards)
+    if not any(map(len, shards)):
+        raise ValueError(f"There is no image in {printable(source.name)}.")
+    return tuple(shard for shard in shards if len(shard))
+
+
+def _check_kind(source: Source) -> None:
+    name, first = printable(source.name), printable(source.files[0])
+    afar = "://" in source.files[0]
+    if source.builder in KINDS and not (afar and source.builder != "parquet"):
+        return
+    if source.builder in KINDS:
+        reason = f"{first} would have to be read as a whole to find its images"
+    else:
+        reason = f"it is stored as {source.builder}, which is no shard of images"
+    fetch = f"hf download {printable(source.dataset or 'NAME')} --repo-type dataset"
+    raise ValueError(
+        f"{name} cannot be streamed: {reason}. Download it ({fetch} --local-dir FOLDER)"
+        " and give the folder, or store it as parquet, which can."
+    )
+
+
+def _warn_of_samples_without_image(source: Source, shards: list[Shard]) -> None:
+    found = [(shard, name) for shard in shards for name in shard.without_image]
+    if not found:
+        return
+    shard, name = found[0]
+    rank_zero_warn(
+        f"{len(found)} samples of {printable(source.name)} have no image and are left "
+        f"out: {printable(f'{shard.path}/{name}')}{', ...' if found[1:] else ''}."
+    )
+
+
+class _Member(NamedTuple):
+    """An image in a tar: its name, and where its bytes are."""
+
+    name: str
+    start: int
+    num_bytes: int
+
+
+def _tar_images(path: str) -> tuple[list[_Member], list[str]]:
+    """Images of a tar by its headers, in their order, and samples without one."""
+    images, without = list[_Member](), list[str]()
+    for key, group in itertools.groupby(_tar_files(path), lambda file: _key(file.name)):
+        files = list(group)
+        found = [file for file in files if _suffix(file.name) in EXTENSIONS]
+        plain = [f for f in found if f.name[len(key) :].lower() == _suffix(f.name)]
+        plain.sort(key=lambda file: EXTENSIONS.index(_suffix(file.name)))
+        images += plain[:1] or found
+        if not found:
+            without.append(files[0].name)
+    return images, without
+
+
+@lru_cache(maxsize=64)
+def _tar_names(path: str) -> list[str]:
+    return [image.name for image in _tar_images(path)[0]]
+
+
+def _key(name: str) -> str:
+    """What the files of a sample share: all up to the first dot."""
+    folder, file = posixpath.split(name)
+    return posixpath.join(folder, file.split(".", 1)[0])
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name.lower())[1]
+
+
+def _tar_files(path: str) -> Iterator[_Member]:
+    """Files of a tar but hidden ones; their contents are passed over."""
+    with _named(path), tarfile.open(path, "r:") as tar:
+        member, last = tar.next(), "its start"
+        while member is not None:
+            last = member.name
+            if member.isreg() and not posixpath.basename(last).startswith("."):
+                yield _Member(last, member.offset_data, member.size)
+            tar.members = []  # type: ignore[attr-defined] # it would keep all headers
+            member = tar.next()
+        # A broken header ends a tar in silence.
+        with open(path, "rb") as file:
+            file.seek(tar.offset)
+            if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+                raise OSError(f"it is cut off or broken behind {last}")
+
+
+def _parquet_file(file: Any) -> Any:
+    """An open parquet file of which little is in memory, whatever its row groups."""
+    _, parquet = _pyarrow()
+    return parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+
+
+@lru_cache(maxsize=256)
+def _arrow_table(path: str) -> Any:
+    """An arrow file as a table that lies in the memory of no process."""
+    pa, _ = _pyarrow()
+    try:
+        return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def _encoded(value: Any) -> bytes | Path:
+    """Bytes of an image, or the file with them; none where there is no image."""
+    image = value.as_py()
+    if isinstance(image, dict):
+        data, path = image.get("bytes"), image.get("path")
+        return Path(path) if data is None and path else data or b""
+    return image or b""
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    if "://" not in path:
+        with open(path, "rb") as file:
+            yield file
+        return
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Tells of all errors in which shard they are."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and str(error).startswith(printable(path)):
+            raise
+        raise OSError(
+            f"{printable(path)} cannot be read: {error}. Copy it again, or leave it "
+            "out."
+        ) from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "Parquet and arrow files need the library `datasets`: "
+            "pip install 'stellar-plugin[stream]'."
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,79 @@
+"""Shards for tests, in the layouts that others write."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def encoded_images(count: int, size: tuple[int, int] = (48, 40)) -> list[bytes]:
+    """PNGs of noise, all different."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        file = io.BytesIO()
+        pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file, "png")
+        found.append(file.getvalue())
+    return found
+
+
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def image_table(images: Sequence[bytes | None], **columns: list[Any]) -> Any:
+    """As `datasets` writes a column of images, and others beside it."""
+    import pyarrow as pa
+
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"bytes": data, "path": None} for data in images]
+    features = {"image": {"_type": "Image"}}
+    noted = json.dumps({"info": {"features": features}})
+    table = pa.table({"image": pa.array(rows, struct), **columns})
+    return table.replace_schema_metadata({"huggingface": noted})
+
+
+def write_parquet(path: Path, images: Sequence[bytes | None], group: int = 3) -> Path:
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = image_table(images, label=list(range(len(images))))
+    parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+def write_arrow(path: Path, images: Sequence[bytes | None], batch: int = 3) -> Path:
+    import pyarrow as pa
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = image_table(images)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as w:
+        w.write_table(table, batch)
+    return path
+
+
+def write_shards(folder: Path, kind: str, shards: Sequence[Sequence[bytes]]) -> str:
+    """Writes shards of one kind; returns a pattern for them."""
+    for number, images in enumerate(shards):
+        path = folder / f"{number:03}.{kind}"
+        if kind == "tar":
+            write_tar(path, {f"{i:03}.png": data for i, data in enumerate(images)})
+        elif kind == "parquet":
+            write_parquet(path, images)
+        else:
+            write_arrow(path, images)
+    return f"{folder}/*.{kind}"
