@@ -120,7 +120,7 @@ def images(folder: Path, **arguments: Any) -> StellarDataModule:
         (folder / "0" / "4.png").write_bytes(b"not an image")
     transform = STELLARTransform(2, 2, global_crop_size=32, local_crop_size=16)
     settings = {"batch_size": 2, "num_workers": 0, "transform": transform}
-    return StellarDataModule(str(folder), **{**settings, **arguments})
+    return StellarDataModule(**{"path": str(folder), **settings, **arguments})
 
 
 def write_classes(folder: Path, count: int) -> Path:

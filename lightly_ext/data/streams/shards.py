@@ -224,7 +224,13 @@ def _check_kind(source: Source) -> None:
         reason = f"{first} would have to be read as a whole to find its images"
     else:
         reason = f"it is stored as {source.builder}, which is no shard of images"
-    fetch = f"hf download {printable(source.dataset or 'NAME')} --repo-type dataset"
+    dataset = printable(source.dataset or "NAME")
+    if os.path.isdir(dataset):
+        raise ValueError(
+            f"{name} cannot be streamed: {reason}. To read files of images, give the "
+            f"folder as it is: {dataset}."
+        )
+    fetch = f"hf download {dataset} --repo-type dataset"
     raise ValueError(
         f"{name} cannot be streamed: {reason}. Download it ({fetch} --local-dir FOLDER)"
         " and give the folder, or store it as parquet, which can."

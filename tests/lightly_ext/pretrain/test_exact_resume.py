@@ -9,6 +9,7 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 
 from tests.exact_resume import Run, SaveAlways, assert_equal_states, write_classes
+from tests.lightly_ext.data.streams.shard_files import encoded_images, write_shards
 from tests.pretraining import MAE_VIEW, TINY, loader, tiny, tiny_mae, trainer
 
 STEPS = {"max_epochs": -1, "max_steps": 5}
@@ -74,6 +75,27 @@ class TestExactResume:
             data={"transform": MAE_VIEW},
             **STEPS,
         )
+
+    def test_fit__tars_and_parquet(self, tmp_path: Path) -> None:
+        images = encoded_images(7)
+        for kind in ("tar", "parquet"):
+            folder = tmp_path / kind
+            write_shards(folder, kind, [images[:3], [b"no image", *images[4:]]])
+            data = {"path": str(folder), "shuffle_buffer": 4}
+            with pytest.warns(UserWarning, match="unreadable"):
+                assert_exact(folder, ("batch-2", "epoch-1"), data=data, **STEPS)
+
+    @pytest.mark.slow
+    def test_fit__parquet_with_other_workers(self, tmp_path: Path) -> None:
+        images = encoded_images(7)
+        write_shards(tmp_path / "shards", "parquet", [images[:3], images[3:]])
+        data = {"path": str(tmp_path / "shards")}
+        save = SaveAlways(tmp_path)
+        whole = Run(tmp_path, callbacks=[save], data=data, **STEPS)
+        data["num_workers"] = 2
+        again = Run(tmp_path, tmp_path / "batch-2.ckpt", data=data, **STEPS)
+        assert again.seen.batches == whole.seen.batches[2:]
+        assert_equal_states(again.state, whole.state)
 
     def test_fit__from_a_loader_without_seeds(self, tmp_path: Path) -> None:
         # Nothing but epoch ends, where such a loader starts anew.

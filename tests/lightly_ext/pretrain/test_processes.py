@@ -19,6 +19,7 @@ from tests.exact_resume import (
     images,
     write_classes,
 )
+from tests.lightly_ext.data.streams.shard_files import encoded_images, write_shards
 from tests.pretraining import (
     MAE_VIEW,
     TINY,
@@ -70,10 +71,12 @@ def fit(
         teacher_momentum=0.9,
         head={**TINY["head"], **head},
     )
-    views = {}
+    views: dict[str, Any] = {}
     if method == "mae":
         module = tiny_mae(lr=1e-3, warmup_fraction=0.0)
         views["transform"] = MAE_VIEW
+    if method == "parquet":
+        views["path"] = str(folder / "shards")
     labelled = str(folder / "labelled")
     data = images(
         folder / "images",
@@ -101,7 +104,7 @@ def fit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["stellar", "batch", "mae"])
+@pytest.mark.parametrize("method", ["stellar", "batch", "mae", "parquet"])
 def test_fit__processes_like_one(method: str, tmp_path: Path) -> None:
     # From a process of its own, without threads: it forks.
     code = f"from pathlib import Path; from {__name__} import compare; "
@@ -117,11 +120,17 @@ def test_fit__processes_like_one(method: str, tmp_path: Path) -> None:
 
 def compare(tmp_path: Path, method: str) -> None:
     write_classes(tmp_path / "images", 14)
+    if method == "parquet":
+        shards = [encoded_images(5), encoded_images(6), encoded_images(3)]
+        shards[1][2] = b"no image"
+        write_shards(tmp_path / "shards", method, shards)
     write_classes(tmp_path / "labelled", 23)  # so that shares differ
     module, (record,), accuracy = fit(tmp_path, method, 1, save=True)
     assert len(record["images"]) == 6
     # Two processes from the start, and four that go on behind the fourth batch.
-    for processes, batches in ((2, 0), (4, 4))[: 2 if method == "stellar" else 1]:
+    for processes, batches in ((2, 0), (4, 4))[
+        : 1 if method in ("batch", "mae") else 2
+    ]:
         checkpoint = tmp_path / f"batch-{batches}.ckpt" if batches else None
         other, records, knn = fit(tmp_path, method, processes, checkpoint)
         dealt = zip(*(record["images"] for record in records), strict=True)

@@ -61,8 +61,8 @@ def write_arrow(path: Path, images: Sequence[bytes | None], batch: int = 3) -> P
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = image_table(images)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as w:
-        w.write_table(table, batch)
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, batch)
     return path
 
 
