@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ from benchmarks.gpu.sizes import base
 from benchmarks.step import Sizes
 from lightly_ext.data import num_cpus
 from lightly_ext.pretrain import cli
+from lightly_ext.pretrain.run_log import read_log
 
 NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"
 # Steps in which the host's waits are counted; Lightning logs at multiples of 50.
@@ -74,8 +76,9 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         start = time.perf_counter()
         trainer: Any = cli.main([f"--config={folder / 'recipe.yaml'}"])
         wall = time.perf_counter() - start
+        logged = read_log(folder / "run" / "csv").get("health/loader_wait", {})
     watch = next(c for c in trainer.callbacks if isinstance(c, StepWatch))
-    _report(trainer, watch, wall, sizes, batch_size, report)
+    _report(trainer, watch, wall, logged, sizes, batch_size, report)
 
 
 def write_photos(folder: Path, num: int, copies: int) -> None:
@@ -147,6 +150,7 @@ def _report(
     trainer: Any,
     watch: StepWatch,
     wall: float,
+    loader_wait: dict[int, float],
     sizes: Sizes,
     batch_size: int,
     report: Report,
@@ -156,14 +160,15 @@ def _report(
     later = watch.ends[steps // 3 :]
     seconds = later[-1] - later[0]
     ms = 1000 * seconds / (len(later) - 1)
+    # Of the host, which may be ahead of its device; `loader_wait` is the device's.
     waits = trainer.profiler.recorded_durations[NEXT_BATCH]
-    waited = sum(waits[steps // 3 + 1 : steps])
+    late = [x for step, x in loader_wait.items() if step >= steps // 3]
     report.values(
         steps=steps,
         wall_s=wall,
         images_per_s=1000 * batch_size / ms,
         step_ms=ms,
-        loader_wait_percent=100 * waited / seconds,
+        loader_wait_percent=100 * statistics.mean(late or [math.nan]),
         loader_wait_median_ms=1000 * statistics.median(waits),
         loader_wait_largest_ms=1000 * max(waits[1:]),
         first_batch_s=waits[0],

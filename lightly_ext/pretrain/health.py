@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -12,8 +11,10 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightly_ext.data import num_cpus
 from lightly_ext.loss import MATCHING_FIGURES, SparseViews, STELLARLossTerms
 from lightly_ext.metrics import health_figures
+from lightly_ext.pretrain.loader_wait import LoaderWait, advice
 from lightly_ext.pretrain.story import tell
 
 CROSS_ENTROPIES = (
@@ -25,8 +26,7 @@ PATIENCE = 3
 # Steps before which, or while the learning rate warms up, nothing is judged: random
 # weights look sick in every way.
 MIN_STEPS = 100
-# Logged steps whose gradient norms the next is compared with, and steps at most over
-# which the wait for data is measured.
+# Logged steps whose gradient norms the next is compared with.
 HISTORY = 50
 
 
@@ -100,11 +100,6 @@ SYMPTOMS = (
         "The gradient explodes. Likely causes: too high a learning rate, or too short "
         "a warm-up.",
     ),
-    Symptom(
-        *("loader_wait", "above", 0.5),
-        "Most of the time the device waits for images. Raise --data.num_workers, store "
-        "smaller images, or use a faster disk.",
-    ),
 )
 
 
@@ -147,7 +142,8 @@ def training_figures(
 class HealthMonitor(Callback):
     """Reads the figures of logged steps and says once when one goes wrong.
 
-    And once more when it is well again. The figures come from a module, by `note`.
+    And once more when it is well again. The figures come from a module, by `note`; the
+    wait for data is measured here, and said once.
     """
 
     def __init__(self) -> None:
@@ -157,8 +153,7 @@ class HealthMonitor(Callback):
         self._sick: set[str] = set()
         self._norms: deque[float] = deque(maxlen=HISTORY)
         self._start = MIN_STEPS
-        self._waits: deque[tuple[_Mark, _Mark]] = deque(maxlen=HISTORY)
-        self._end: _Mark | None = None
+        self._loader_wait = LoaderWait()
 
     def note(self, figures: dict[str, Tensor]) -> None:
         """Keeps figures of this step, scalars, until it ends."""
@@ -174,35 +169,50 @@ class HealthMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
         """Forgets the time between epochs, in which loaders start."""
-        self._end = None
+        self._loader_wait.forget()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the time of a validation."""
-        self._end = None
+        self._loader_wait.forget()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Ends the wait for this batch."""
-        if self._end is not None:
-            self._waits.append((self._end, _Mark(pl_module.device)))
+        self._loader_wait.batch_came(pl_module.device)
 
     def step_ended(self, module: LightningModule) -> None:
         """Judges what was noted; begins to wait for the next batch.
 
         Called behind all callbacks: a checkpoint that is saved is no wait for data.
         """
+        self._loader_wait.step_ended(module.device)
         if "gradient_norm" in self._noted:  # the last batch, if they accumulate
-            wait = self._loader_wait(module.device)
+            self._judge_loader(module)
             values = torch.stack([x.float() for x in self._noted.values()]).tolist()
             figures = dict(zip(self._noted, values, strict=True))
             self._noted = {}
-            if wait is not None:
-                module.log("health/loader_wait", wait)
-                figures["loader_wait"] = wait
             if module.global_step > self._start:
                 self._judge(figures, module)
-        self._end = _Mark(module.device)
+            self._loader_wait.begin(module.device)  # without the time of all this
+
+    def _judge_loader(self, module: LightningModule) -> None:
+        share = self._loader_wait.share()
+        if share is not None:
+            module.log("health/loader_wait", share)
+        share = self._loader_wait.too_long()
+        if share is None:
+            return
+        trainer: Any = module.trainer
+        workers = getattr(trainer.train_dataloader, "num_workers", 0)
+        cores = max(1, num_cpus() // trainer.num_devices)
+        shown = (
+            f"Warning at step {module.global_step - 1}: {share:.0%} of the time the "
+            "device waits for images (health/loader_wait). "
+            f"{advice(workers, cores, module.device.type == 'cpu')}"
+        )
+        module.print(shown)
+        tell(trainer, "health", shown)
 
     def _judge(self, figures: dict[str, float], module: LightningModule) -> None:
         norm = figures.get("gradient_norm", math.nan)
@@ -238,34 +248,3 @@ class HealthMonitor(Callback):
         self._streaks[name] = 0
         self._sick ^= {name}
         return True
-
-    def _loader_wait(self, device: torch.device) -> float | None:
-        """Share of the time since the last call in which the device had no batch."""
-        if not self._waits:
-            return None
-        waits = sum(start.seconds_to(end) for start, end in self._waits)
-        share = waits / self._waits[0][0].seconds_to(_Mark(device))
-        self._waits.clear()
-        return share
-
-
-class _Mark:
-    """A point in the work of the device: a CUDA event, or the time elsewhere.
-
-    A host that is ahead of its device may wait for data while the device has work.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.event: Any = None
-        self.time = time.perf_counter()
-        if device.type == "cuda":
-            self.event = torch.cuda.Event(enable_timing=True)
-            self.event.record()
-
-    def seconds_to(self, later: _Mark) -> float:
-        """Seconds until another mark; waits for the device."""
-        if self.event is None:
-            return later.time - self.time
-        later.event.synchronize()
-        milliseconds: float = self.event.elapsed_time(later.event)
-        return milliseconds / 1000

@@ -158,6 +158,7 @@ def _cards(
         ("loss", "train/total", "first {first:.4g}"),
         ("online kNN", "knn_top1", _compared(record["knn"])),
         ("images per second", "images_per_s", ""),
+        ("loader wait", "health/loader_wait", "of the time, in the last logged steps"),
     ):
         if points := log.get(name):
             first, last = points[min(points)], points[max(points)]

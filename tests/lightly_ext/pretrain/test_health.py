@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,12 +10,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
-from torch import Tensor
 
 from lightly_ext.loss import SparseViews, STELLARLossTerms
 from lightly_ext.pretrain import StellarPretraining, health
 from lightly_ext.pretrain.health import PATIENCE, HealthMonitor, training_figures
-from tests.pretraining import Views, loader, tiny, tiny_mae, trainer
+from tests.pretraining import loader, tiny, tiny_mae, trainer
 
 
 def fit(
@@ -147,20 +144,6 @@ class TestSickTrainings:
         assert "gradient_norm_over_median" in line and "(above 100)" in line
         assert int(line.split(":")[0].split()[-1]) + 1 >= 21 + PATIENCE
 
-    @pytest.mark.slow
-    def test_fit__slow_loader(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        class SlowViews(Views):
-            def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-                time.sleep(0.1)
-                return super().__getitem__(index)
-
-        data = torch.utils.data.DataLoader(SlowViews(length=16), 4)
-        figures, said = fit(tmp_path, capsys, fast(), steps=9, data=data)
-        assert 0.5 < figures["loader_wait"] < 1
-        assert any("the device waits for images" in x for x in said)
-
 
 class TestWellTrainings:
     @pytest.mark.slow
@@ -225,7 +208,8 @@ class TestHealthMonitor:
         assert said[1][1] == "Well again at step 215: health/token_cosine 0.9."
 
     def test_step_ended__one_sentence_for_one_cause(self) -> None:
-        sick = {"token_cosine": 0.99, "token_distance": 0.01, "loader_wait": 0.9}
+        sick = {"token_cosine": 0.99, "token_distance": 0.01, "token_rank": 2.0}
+        sick["prototype_usage"] = 0.01
         said = monitored(HealthMonitor(), [sick] * 9)
         assert len(said) == 2
         both = "token_cosine 0.99 (above 0.95), health/token_distance 0.01 (below 0.02)"
@@ -263,24 +247,3 @@ class TestHealthMonitor:
             monitor.note({"token_cosine": one, "gradient_norm": one})
             monitor.step_ended(module)
             assert monitor._turns.called == (step > start)
-
-    def test_loader_wait__share_of_the_time(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Batches come 1 s and 3 s after the steps before them; a step takes 2 s.
-        # The first of an epoch does not count, nor does the time of a validation.
-        times = itertools.chain([10.0, 11.0, 13.0, 16.0, 18.0, 18.0, 118.0])
-        monkeypatch.setattr("time.perf_counter", lambda: next(times))
-        monitor, module = HealthMonitor(), Mock(device=torch.device("cpu"))
-        module.global_step = 3
-        start = (Mock(), module, None, 0)
-        monitor.on_train_epoch_start(Mock(), module)
-        for _ in range(3):
-            monitor.on_train_batch_start(*start)
-            if _ == 2:
-                monitor.note({"gradient_norm": torch.tensor(1.0)})
-            monitor.step_ended(module)
-        module.log.assert_called_once_with("health/loader_wait", (1 + 3) / (18 - 10))
-        monitor.on_validation_end(Mock(), module)
-        monitor.on_train_batch_start(*start)
-        assert not monitor._waits
