@@ -102,6 +102,11 @@ def loader(batch_size: int = 4, **kwargs: Any) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(Views(**kwargs), batch_size)
 
 
+def first_view(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, None]:
+    """Batches of `Views` for a method that reads one view."""
+    return torch.stack([views[:1] for views, _ in items]), None
+
+
 def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
     settings = {
         "max_epochs": 1,

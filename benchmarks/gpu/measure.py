@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
 # Not the place of a synchronisation, but what it goes through.
 TORCH = str(Path(torch.__file__).parent)
 THROUGH = (TORCH, warnings.__file__)
-# On a CPU only: draws of the colours stay there, and AdamW is another one on a GPU.
-CPU_ONLY = ("/transforms/color_", "/torch/optim/")
+# What reads values on the CPU, on a GPU as well: seeds, draws of the colours, copies of
+# what was found two steps ago.
+CPU_ONLY = ("/randomness.py", "/transforms/color_", "/pretrain/nonfinite.py")
 
 
 class Mark:
@@ -91,7 +93,7 @@ def host_syncs(device: str) -> Iterator[Counter[str]]:
     """
     found: Counter[str] = Counter()
     if device == "cpu":
-        with _WouldWait(found):
+        with _WouldWait(found), _WouldRead(found):
             yield found
         return
     with warnings.catch_warnings():
@@ -110,15 +112,16 @@ def _count_sync(found: Counter[str], message: object, *_: Any) -> None:
 
 
 class _WouldWait(TorchDispatchMode):
-    """Counts operations whose result the host has to wait for.
+    """Counts operations whose result, or whose size, the host has to wait for.
 
     A tensor made of Python numbers is copied to the device, for which the host waits.
     """
 
     NAMES = (
         *("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"),
-        "lift_fresh",
+        *("lift_fresh", "unique_dim", "unique_consecutive", "bincount"),
     )
+    MASKED = ("index", "index_put", "index_put_", "_unsafe_index")
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()
@@ -127,11 +130,36 @@ class _WouldWait(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func.overloadpacket.__name__ in self.NAMES:
-            stack = traceback.extract_stack()
-            if not any(word in f.filename for f in stack for word in CPU_ONLY):
-                self.found[_place(stack)] += 1
+        name = func.overloadpacket.__name__
+        masked = name in self.MASKED and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if masked or name in self.NAMES:
+            _count_read(self.found)
         return func(*args, **(kwargs or {}))
+
+
+class _WouldRead(TorchFunctionMode):
+    """Counts what copies values to the host, which on a CPU is no operation."""
+
+    NAMES = ("cpu", "tolist", "numpy", "__array__")
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self.NAMES:
+            _count_read(self.found)
+        return func(*args, **(kwargs or {}))
+
+
+def _count_read(found: Counter[str]) -> None:
+    stack = traceback.extract_stack()
+    if not any(word in f.filename for f in stack for word in CPU_ONLY):
+        found[_place(stack)] += 1
 
 
 def _place(stack: traceback.StackSummary) -> str:

@@ -72,7 +72,15 @@ class TestHostSyncs:
         with host_syncs("cpu") as found:
             values.sum().item()
             bool(values[0])
-        assert sorted(found.values()) == [1, 1]
+            values.tolist()
+            values.cpu()
+            values.numpy()
+            values[values > 0]
+            values.masked_fill(values > 0, 2.0)
+            values[torch.arange(2)]
+            torch.where(values > 0)
+            values[values > 0] = values[0]
+        assert sorted(found.values()) == [1] * 8
         assert all(line.startswith("tests/benchmarks/test_gpu.py:") for line in found)
 
     def test_host_syncs__none_in_a_step(self) -> None:

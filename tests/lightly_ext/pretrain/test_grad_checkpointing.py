@@ -19,6 +19,7 @@ from tests.pretraining import (
     StopAfterTwoEpochs,
     Views,
     assert_same_training,
+    first_view,
     loader,
     tiny,
     tiny_mae,
@@ -46,10 +47,6 @@ def gradients(module: Any, tmp_path: Path) -> dict[str, Tensor]:
     found = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     assert found
     return found
-
-
-def first_view(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, None]:
-    return torch.stack([views[:1] for views, _ in items]), None
 
 
 def saved_bytes(function: Callable[[], Tensor]) -> int:

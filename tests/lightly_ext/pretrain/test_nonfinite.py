@@ -14,13 +14,11 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
-from torch.optim import AdamW
 
 from benchmarks.gpu.training import StepWatch
 from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
-from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from tests import distributed
@@ -107,15 +105,15 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert torch.equal(ours[name], value), name
 
 
-def fused(*arguments: Any, **options: Any) -> AdamW:
-    return AdamW(*arguments, **{**options, "fused": True})
+def let_the_device_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nonfinite, "DECIDING_DEVICES", ("cuda", "cpu"))
 
 
 @pytest.fixture(params=["host", "device"])
 def decided_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who leaves the update out: a fused AdamW does it on the device, as on a GPU."""
     if request.param == "device":
-        monkeypatch.setattr(pretraining_module, "AdamW", fused)
+        let_the_device_decide(monkeypatch)
     return request.param
 
 
@@ -295,16 +293,16 @@ class TestNoWaiting:
     def test_fit__the_device_decides_and_the_host_reads_later(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(pretraining_module, "AdamW", fused)
+        let_the_device_decide(monkeypatch)
         module, watch = tiny(teacher_momentum=0.9), StepWatch("cpu", (2, 6))
         poison_gradient(module, {4})
         options = {"gradient_clip_val": 3.0, "log_every_n_steps": 50}
         with pytest.raises(RuntimeError, match="at step 4"):
             fit(module, tmp_path, callbacks=[watch], **options)
         assert len(watch.ends) == 6
-        # The loader works in this process.
-        waits = [line for line in watch.syncs if not line.startswith("pytorch_light")]
-        assert all(line.endswith(" collate") for line in waits)
+        # The loader works in this process, and what poisons is no part of a step.
+        own = ("pytorch_light", "tests/")
+        assert [line for line in watch.syncs if not line.startswith(own)] == []
 
 
 def scaled(**options: Any) -> dict[str, Any]:
