@@ -19,6 +19,7 @@ COLUMNS = ("file", "x0", "y0", "x1", "y1")
 # In px: COCO's boxes are rounded, a CSV may count to the width where it should count to
 # the last px; both end a little outside of their image, and are cut.
 ROUNDING = 1.0
+ANNOTATED = "Annotations name the files of images"
 
 
 def find_boxes(files: ImageFiles, path: str) -> list[Tensor]:
@@ -45,6 +46,7 @@ def find_boxes(files: ImageFiles, path: str) -> list[Tensor]:
         ValueError: If it cannot be read as said, has a box that is reversed or outside
             of its image, or none for any of the images.
     """
+    files.require_files(ANNOTATED)
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file '{path}' with boxes.")
     is_json = path.lower().endswith(".json")

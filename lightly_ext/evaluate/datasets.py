@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from lightly_ext.evaluate.presets import (
     image_folders,
     some_of,
 )
+from lightly_ext.evaluate.tables import TableSplits, class_images, table_images
 
 SETS_FOLDER = Path("data")
 PARTS = ("train", "val", "test")
@@ -60,27 +62,34 @@ def find_classification_set(data: str) -> ClassificationSet:
         data:
             FOLDER with the parts `train` and `val` (or `test`, if there is no `val`),
             each with a subfolder of images per class, or in the layout of a data set
-            that is known by name. NAME of such a set in the folder `data/NAME`, or
-            NAME:FOLDER for one elsewhere. Names are those of `presets.PRESETS`.
+            that is known by name; or SHARDS, what `find_splits` finds splits of such
+            names in. NAME of a known set in the folder `data/NAME`, or NAME:FOLDER or
+            NAME:SHARDS for one elsewhere. Names are those of `presets.PRESETS`.
 
     Raises:
         FileNotFoundError: If there is no such folder, or something in it is missing.
-        ValueError: If a list cannot be read, a class has no image, the parts have
-            different classes, or they are not as many as the named set has.
+        ValueError: If a list cannot be read, a class has no image, an image of SHARDS
+            no class, the parts have different classes, or they are not as many as the
+            named set has.
     """
-    preset, folder = _parse(data)
-    preset = preset or next((p for p in PRESETS.values() if p.is_in(folder)), None)
-    train, test = _read(preset, folder)
-    name, scale = folder.resolve().name, TRAIN_SCALE
+    preset, place, tables = _parse(data)
+    if tables is not None:
+        name, (train, test) = tables.name, tables.parts()
+    else:
+        folder = Path(place)
+        preset = preset or next((p for p in PRESETS.values() if p.is_in(folder)), None)
+        name, (train, test) = folder.resolve().name, _read(preset, folder)
+    scale = TRAIN_SCALE
     if preset is None and _is_imagenet(train.classes):
         preset = IMAGENET
-    _check_classes(f"'{folder}'", train.classes, test.classes)
+    _check_classes(f"'{place}'", train.classes, test.classes)
     if preset is not None:
         name, scale = preset.name, preset.train_scale
         if len(train.classes) != preset.num_classes:
             raise ValueError(
-                f"{name} has {preset.num_classes} classes, '{folder}' has "
-                f"{len(train.classes)}: give a part of it as a folder, without name."
+                f"{name} has {preset.num_classes} classes, '{place}' has "
+                f"{len(train.classes)}: give a part of it as a folder, or "
+                "as shards, without name."
             )
     return ClassificationSet(name, train, test, scale)
 
@@ -92,10 +101,11 @@ def find_images(
 
     Args:
         data:
-            FOLDER of images, nested to any depth. Or NAME or NAME:FOLDER of a data set
-            that is known by name, see `find_classification_set`.
+            FOLDER of images, nested to any depth, or SHARDS, what `find_splits` finds.
+            Or NAME, NAME:FOLDER or NAME:SHARDS of a data set that is known by name, see
+            `find_classification_set`.
         part:
-            Part of the named data set.
+            Part of the named data set, and of several splits of SHARDS.
         limit:
             Number of images, None for all.
 
@@ -106,9 +116,12 @@ def find_images(
         FileNotFoundError: If there is no such folder, or something in it is missing.
         ValueError: If there is no image in it, or the named set is not as it should be.
     """
-    preset, folder = _parse(data)
+    preset, place, tables = _parse(data)
+    if preset is None and tables is not None:
+        name, source = tables.all_images(part)
+        return name, table_images(source).limited(limit)
     if preset is None:
-        return folder.resolve().name, folder_images(folder).limited(limit)
+        return Path(place).resolve().name, folder_images(place).limited(limit)
     found = find_classification_set(data)
     files = found.train if part == "train" else found.test
     return found.name, replace(files, labels=None, classes=()).limited(limit)
@@ -119,7 +132,7 @@ def find_labelled_images(data: str, limit: int | None = None) -> tuple[str, Imag
 
     Args:
         data:
-            FOLDER with a subfolder of images per class. Or what
+            FOLDER with a subfolder of images per class, or SHARDS with labels. Or what
             `find_classification_set` takes, then its test part.
         limit:
             Number of images, None for all.
@@ -131,7 +144,11 @@ def find_labelled_images(data: str, limit: int | None = None) -> tuple[str, Imag
         FileNotFoundError: If there is no such folder, or something in it is missing.
         ValueError: If an image has no class, or a class no image.
     """
-    preset, folder = _parse(data)
+    preset, place, tables = _parse(data)
+    if preset is None and tables is not None:
+        name, source = tables.all_images("test")
+        return name, class_images(source).limited(limit)
+    folder = Path(place)
     known = preset is not None or any(p.is_in(folder) for p in PRESETS.values())
     train, *tests = ((folder / part).is_dir() for part in PARTS)
     if known or (train and any(tests)):
@@ -144,24 +161,30 @@ def find_labelled_images(data: str, limit: int | None = None) -> tuple[str, Imag
     return name, class_folders(folder).limited(limit)
 
 
-def _parse(data: str) -> tuple[Preset | None, Path]:
-    """The named set or None, and its folder."""
-    name, _, folder = data.partition(":")
+def _parse(data: str) -> tuple[Preset | None, str, TableSplits | None]:
+    """The named set or None, its place, and its splits if that is no folder."""
+    name, _, place = data.partition(":")
     preset = PRESETS.get(name)
-    path = Path(data)
-    if preset is not None:
-        path = Path(folder).expanduser() if folder else SETS_FOLDER / name
+    if preset is None:
+        place = data
+    else:
+        place = os.path.expanduser(place) or str(SETS_FOLDER / name)
+    tables = TableSplits.find(place)
+    if tables is not None:
+        return preset, place, tables
+    path = Path(place)
     if not path.is_dir():
         where = "" if preset is None else f" for {preset.name}, which is:\n"
         raise FileNotFoundError(
             f"There is no folder '{path}'{where}"
             + (_indented(preset.tree) if preset else ".")
-            + f"\nGive a folder, or NAME for the folder data/NAME, or NAME:FOLDER. "
-            f"Names: {', '.join(PRESETS)}."
+            + "\nGive a folder, or NAME for the folder data/NAME, or NAME:FOLDER. "
+            f"Names: {', '.join(PRESETS)}. In place of a folder: tars, parquet, or "
+            "hf:NAME of the Hugging Face hub."
         )
     if preset is not None and (path / preset.unpacked).is_dir():
         path = path / preset.unpacked
-    return preset, path
+    return preset, str(path), None
 
 
 def _read(preset: Preset | None, folder: Path) -> tuple[ImageFiles, ImageFiles]:

@@ -133,7 +133,7 @@ class FeatureCache:
         transform = centre_crop(protocol, self.model.origin.interpolation)
         # Also finds out early whether the model takes images of this size.
         known = _compute(devices, compute, transform(known_image()))
-        hashes = content_hashes(devices, self.folder, files.root, files.names)
+        hashes = content_hashes(devices, self.folder, files)
         identity = {
             **numerics(self.model, devices),
             "model": self.model.origin.label,
@@ -173,6 +173,8 @@ def check_present(files: ImageFiles) -> None:
     Raises:
         FileNotFoundError: If more than 5 % are missing.
     """
+    if files.rows is not None:
+        return  # a table lists what it has
     missing = [name for name in files.names if not (files.root / name).is_file()]
     if len(missing) > MOST_UNREADABLE * len(files):
         raise FileNotFoundError(
@@ -205,7 +207,7 @@ def say_unreadable(
 
 def unreadable_text(files: ImageFiles, unreadable: Sequence[int]) -> str:
     """How many of some images are unreadable, and the first of them."""
-    first = ", ".join(printable(files.root / files.names[i]) for i in unreadable[:3])
+    first = ", ".join(files.shown(i) for i in unreadable[:3])
     more = ", ..." if len(unreadable) > 3 else ""
     return f"{len(unreadable)} of {len(files)} images are unreadable ({first}{more})"
 

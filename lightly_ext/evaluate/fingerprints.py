@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -41,25 +41,25 @@ Known = tuple[Stamp | None, bytes]
 
 
 def content_hashes(
-    devices: Devices, cache: Path, root: Path, names: Sequence[str]
+    devices: Devices, cache: Path, files: ImageFiles
 ) -> NDArray[np.bytes_]:
-    """SHA-256 of files; the first process reads them, all receive the hashes.
+    """SHA-256 of image files; the first process reads them, all receive the hashes.
+
+    An image of a table has the hash that it would have as a file.
 
     Args:
         devices:
             The processes.
         cache:
             Folder for what is computed once.
-        root:
-            Folder of the files.
-        names:
-            Paths relative to it.
+        files:
+            The images.
 
     Returns:
-        Hexadecimal hashes with shape (len(names),), empty for files that cannot be
+        Hexadecimal hashes with shape (len(files),), empty for files that cannot be
         opened.
     """
-    found = devices.of_first(lambda: _hashes(devices, cache, root, names))
+    found = devices.of_first(lambda: _hashes(devices, cache, files))
     return np.array(found, dtype="S64")
 
 
@@ -82,7 +82,7 @@ def fingerprint(
     """
     digest = hashlib.sha256(json.dumps(beside).encode())
     for files in parts:
-        hashes = content_hashes(devices, cache, files.root, files.names).tolist()
+        hashes = content_hashes(devices, cache, files).tolist()
         digest.update(f"\n{len(files)} images\n".encode())
         labels: Any = files.labels or [None] * len(files)
         for name, label, sha256 in zip(files.names, labels, hashes, strict=True):
@@ -103,37 +103,64 @@ def is_settled(stamp: Stamp) -> bool:
     return time.time_ns() - max(stamp[1:]) > SETTLED_NS
 
 
-def _hashes(
-    devices: Devices, cache: Path, root: Path, names: Sequence[str]
-) -> list[bytes]:
-    folder = str(root.resolve())
-    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    memo = cache / FOLDER / f"{place}.npz"
-    known = _load(memo)
+def _hashes(devices: Devices, cache: Path, files: ImageFiles) -> list[bytes]:
+    memo = cache / FOLDER / f"{_place(files)}.npz"
+    known, names = _load(memo), files.names
+    stamp = _table_stamp(files)
+    look = partial(_look, files, stamp, known)
     found: list[Known] = []
     try:
         with ThreadPool(NUM_THREADS) as threads:
-            looked = threads.imap(partial(_look, folder, known), names, chunksize=CHUNK)
-            found += devices.progress(looked, "contents of files", len(names))
+            looked = threads.imap(look, range(len(files)), chunksize=CHUNK)
+            found += devices.progress(looked, "contents of files", len(files))
     finally:
         new = {name: e for name, e in zip(names, found, strict=False) if e[0]}
-        if any(known.get(name) != entry for name, entry in new.items()):
+        changed = _table_stamp(files) != stamp
+        if not changed and any(known.get(name) != e for name, e in new.items()):
             try:
                 _store(memo, {**known, **new})
             except OSError as error:  # nothing needs it
-                text = f"cannot be written: {error.strerror}. The files of '{root}'"
-                devices.say(f"'{memo}' {text} will be read again.")
+                text = f"cannot be written: {error.strerror}. The files of"
+                devices.say(f"'{memo}' {text} '{files.root}' will be read again.")
     return [sha256 for _, sha256 in found]
 
 
-def _look(folder: str, known: Mapping[str, Known], name: str) -> Known:
-    path = os.path.join(folder, name)
+def _place(files: ImageFiles) -> str:
+    """Tells folders, and the files of tables, from one another."""
+    paths = [files.root] if files.rows is None else files.rows.table.files
+    resolved = b"\0".join(os.fsencode(path.resolve()) for path in paths)
+    return hashlib.sha256(resolved).hexdigest()[:16]
+
+
+def _table_stamp(files: ImageFiles) -> Stamp | None:
+    """Size of all files of a table, and the latest of their times; else None."""
+    if files.rows is None:
+        return None
+    sizes, *times = zip(*map(file_stamp, files.rows.table.files), strict=True)
+    stamp = sum(sizes), max(times[0]), max(times[1])
+    return stamp if is_settled(stamp) else None
+
+
+def _look(
+    files: ImageFiles,
+    table_stamp: Stamp | None,
+    known: Mapping[str, Known],
+    index: int,
+) -> Known:
+    found = known.get(files.names[index])
     try:
+        if files.rows is not None:
+            if found is not None and found[0] == table_stamp:
+                return found
+            source = files.source(index)
+            if isinstance(source, bytes):
+                return table_stamp, hashlib.sha256(source).hexdigest().encode()
+            return None, file_sha256(source).encode()  # a file beside the table
+        path = files.root / files.names[index]
         stamp = file_stamp(path)
-        found = known.get(name)
         if found is not None and found[0] == stamp:
             return found
-        sha256 = file_sha256(Path(path)).encode()
+        sha256 = file_sha256(path).encode()
         settled = is_settled(stamp) and file_stamp(path) == stamp
         return stamp if settled else None, sha256
     except OSError:

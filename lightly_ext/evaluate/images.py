@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from lightly_ext.data import list_images, read_image
+from lightly_ext.data import list_images, printable, read_image
+from lightly_ext.data.streams import ImageTable
 from lightly_ext.transforms.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
@@ -21,37 +23,81 @@ _EXIF_ORIENTATION = 274
 _EXIF_TURNED = (5, 6, 7, 8)
 
 
+class Rows(NamedTuple):
+    """Some images of a table, in an order.
+
+    Attributes:
+        table: The table.
+        numbers: Numbers of the images in it.
+    """
+
+    table: ImageTable
+    numbers: Sequence[int]
+
+
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, with a class for each or without.
+    """Image files, or images of a table, with a class for each or without.
 
     Attributes:
         root:
-            Folder of the images.
+            Folder of the images. Of a table its name, for messages alone.
         names:
-            Paths relative to the folder.
+            Paths relative to the folder, or names in the table.
         labels:
             Class of each image, None without labels.
         classes:
             Names of the classes, empty without labels.
+        rows:
+            Where the images are in a table, None for files.
     """
 
     root: Path
     names: Sequence[str]
     labels: Sequence[int] | None = None
     classes: Sequence[str] = ()
+    rows: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, chosen: Sequence[int]) -> ImageFiles:
         """Some of the images, by their numbers."""
-        labels = self.labels
+        labels, rows = self.labels, self.rows
         return replace(
             self,
             names=[self.names[i] for i in chosen],
             labels=None if labels is None else [labels[i] for i in chosen],
+            rows=rows and Rows(rows.table, [rows.numbers[i] for i in chosen]),
         )
+
+    def source(self, index: int) -> Path | bytes:
+        """An image as `read_image` takes it.
+
+        Raises:
+            OSError: If it is gone from its table.
+        """
+        if self.rows is None:
+            return self.root / self.names[index]
+        return self.rows.table.read(self.rows.numbers[index])
+
+    def shown(self, index: int) -> str:
+        """Where an image is, in one line."""
+        if self.rows is None:
+            return printable(self.root / self.names[index])
+        return printable(self.rows.table.shown(self.rows.numbers[index]))
+
+    def require_files(self, why: str) -> None:
+        """Checks that the images are files in a folder.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if self.rows is not None:
+            raise ValueError(
+                f"{why}, but those of '{self.root}' are none: unpack them into a "
+                "folder (tar xf) and name that."
+            )
 
     def limited(self, limit: int | None) -> ImageFiles:
         """At most `limit` images, spread evenly over the list and so over classes."""
@@ -106,10 +152,15 @@ class EvaluationImages(Dataset[Sample]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads an image."""
-        path = self.files.root / self.files.names[index]
+        """Reads an image.
+
+        Raises:
+            IndexError: If there is no such image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no image {index} among {len(self)}.")
         try:
-            image = read_image(path)
+            image = read_image(self.files.source(index))
             size = torch.tensor(image.shape[1:])
             return Sample(self.transform(image), index, True, size)
         except Exception:  # decoders raise anything; a wrong transform raises again
@@ -117,18 +168,19 @@ class EvaluationImages(Dataset[Sample]):
             return Sample(self.transform(blank), index, False, torch.zeros(2).long())
 
 
-def seen_size(path: Path) -> tuple[int, int] | None:
+def seen_size(source: Path | bytes) -> tuple[int, int] | None:
     """Height and width of an image as it is seen, by the head of its file.
 
     Args:
-        path:
-            The file.
+        source:
+            The file, or what is in one.
 
     Returns:
         The size in px after the EXIF orientation; None if the file is no image.
     """
     try:
-        with Image.open(path) as image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TURNED
     except Exception:  # decoders raise anything on broken files

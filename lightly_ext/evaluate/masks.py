@@ -210,8 +210,8 @@ def find_masks(files: ImageFiles, folder: str) -> list[Path]:
             f"{', '.join(EXTENSIONS)}."
         )
     masks = [paths[_stem(name)] for name in files.names]
-    for name, mask in zip(files.names, masks, strict=True):
-        check_pair(files.root / name, mask)
+    for index, mask in enumerate(masks):
+        check_pair(files.source(index), mask)
     return masks
 
 
@@ -247,7 +247,7 @@ def check_values(masks: Sequence[Path], values: LabelValues) -> None:
         )
 
 
-def check_pair(image_path: Path, mask_path: Path) -> None:
+def check_pair(image: Path | bytes, mask_path: Path) -> None:
     """Checks that a file is a label image of the size of its image.
 
     Raises:
@@ -258,7 +258,7 @@ def check_pair(image_path: Path, mask_path: Path) -> None:
             mask_size, mode = mask.size[::-1], mask.mode
     except OSError:
         return
-    size = seen_size(image_path)
+    size = seen_size(image)
     if size is None:
         return
     if mode not in MODES:

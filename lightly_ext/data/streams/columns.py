@@ -1,4 +1,4 @@
-"""Which column of a table holds the images."""
+"""Which columns of a table hold the images, and their classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 from lightly_ext.data.listing import printable
+
+# Names of columns, and of fields in JSON, that hold the class of an image.
+LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 
 
 def image_column(schema: Any, path: str) -> str:
@@ -28,8 +31,7 @@ def image_column(schema: Any, path: str) -> str:
     """
     from pyarrow import types
 
-    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = noted.get("info", {}).get("features", {})
+    features = _features(schema)
 
     def is_bytes(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
@@ -41,7 +43,7 @@ def image_column(schema: Any, path: str) -> str:
 
     columns = {name: schema.field(name).type for name in schema.names}
     for found in (
-        [n for n in columns if features.get(n, {}).get("_type") == "Image"],
+        [n for n in columns if _type(features.get(n)) == "Image"],
         [n for n, kind in columns.items() if is_image(kind)],
         [n for n, kind in columns.items() if is_bytes(kind)],
     ):
@@ -58,3 +60,59 @@ def image_column(schema: Any, path: str) -> str:
         "has bytes and path, or bytes. There are: "
         f"{', '.join(f'{printable(n)} ({k})' for n, k in columns.items())}."
     )
+
+
+def label_column(schema: Any, path: str) -> tuple[str, list[str] | None]:
+    """Finds the column of classes.
+
+    That is the one that `datasets` noted as `ClassLabel`, else the one of whole numbers
+    or texts that is named one of `LABEL_NAMES`. Of several the one named `label`.
+
+    Args:
+        schema:
+            `pyarrow.Schema` of a file.
+        path:
+            The file, for messages.
+
+    Returns:
+        Its name, and the names of its numbers where `datasets` noted them.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    from pyarrow import types
+
+    features = _features(schema)
+    found = [n for n in schema.names if _type(features.get(n)) == "ClassLabel"]
+    if not found:
+        kinds = {name: schema.field(name).type for name in schema.names}
+        tests = (types.is_integer, types.is_string, types.is_large_string)
+        found = [
+            n for n in LABEL_NAMES if n in kinds and any(t(kinds[n]) for t in tests)
+        ]
+    if len(found) > 1 and LABEL_NAMES[0] in found:
+        found = [LABEL_NAMES[0]]
+    if len(found) == 1:
+        return found[0], features.get(found[0], {}).get("names")
+    if found:
+        raise ValueError(
+            f"{printable(path)} has more than one column of classes: "
+            f"{', '.join(map(printable, found))}. Name the right one "
+            f"'{LABEL_NAMES[0]}', by datasets' `rename_column`."
+        )
+    raise ValueError(
+        f"{printable(path)} has no column of classes: none is a ClassLabel of "
+        f"`datasets`, or has numbers or texts and the name {' or '.join(LABEL_NAMES)}. "
+        f"There are: {', '.join(map(printable, schema.names))}."
+    )
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What `datasets` noted of the columns."""
+    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return noted.get("info", {}).get("features", {})
+
+
+def _type(feature: Any) -> str | None:
+    """Name of what `datasets` noted a column as; lists and structs have none."""
+    return feature.get("_type") if isinstance(feature, dict) else None

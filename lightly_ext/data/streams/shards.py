@@ -156,6 +156,20 @@ class ArrowShard(Shard):
         self._len = len(table)
         self._column = image_column(table.schema, path)
 
+    @property
+    def table(self) -> Any:
+        """The `pyarrow.Table`, which lies in the memory of no process."""
+        return _arrow_table(self.path)
+
+    def paths(self) -> list[str | None]:
+        """Returns the names that the table has of its images."""
+        from pyarrow import compute, types
+
+        images = self.table[self._column]
+        if types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
+            return compute.struct_field(images, "path").to_pylist()
+        return [None] * len(self)
+
     def __len__(self) -> int:
         return self._len
 
@@ -259,7 +273,9 @@ class _Member(NamedTuple):
 def _tar_images(path: str) -> tuple[list[_Member], list[str]]:
     """Images of a tar by its headers, in their order, and samples without one."""
     images, without = list[_Member](), list[str]()
-    for key, group in itertools.groupby(_tar_files(path), lambda file: _key(file.name)):
+    for key, group in itertools.groupby(
+        tar_files(path), lambda file: sample_key(file.name)
+    ):
         files = list(group)
         found = [file for file in files if _suffix(file.name) in EXTENSIONS]
         plain = [f for f in found if f.name[len(key) :].lower() == _suffix(f.name)]
@@ -275,7 +291,7 @@ def _tar_names(path: str) -> list[str]:
     return [image.name for image in _tar_images(path)[0]]
 
 
-def _key(name: str) -> str:
+def sample_key(name: str) -> str:
     """What the files of a sample share: all up to the first dot."""
     folder, file = posixpath.split(name)
     return posixpath.join(folder, file.split(".", 1)[0])
@@ -285,7 +301,7 @@ def _suffix(name: str) -> str:
     return posixpath.splitext(name.lower())[1]
 
 
-def _tar_files(path: str) -> Iterator[_Member]:
+def tar_files(path: str) -> Iterator[_Member]:
     """Files of a tar but hidden ones; their contents are passed over."""
     with _named(path), tarfile.open(path, "r:") as tar:
         member, last = tar.next(), "its start"

@@ -25,6 +25,7 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 _SHOWN = 5
+_SAVED_SPLITS = "dataset_dict.json"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,63 @@ def find_source(text: str | os.PathLike[str]) -> Source | None:
     if len(paths) == 1 and os.path.isdir(paths[0]):
         return _folder_source(paths[0])
     return Source(text, _builder(text, paths), tuple(paths))
+
+
+def find_splits(text: str | os.PathLike[str]) -> dict[str, Source] | None:
+    """Finds the splits of a data set, where :func:`find_source` wants one of them.
+
+    Splits of files are in their names, or in those of their folders, such as
+    train-0000.tar and val/0000.tar. Behind `hf:NAME:` may also stand a configuration.
+
+    Args:
+        text:
+            As for :func:`find_source`.
+
+    Returns:
+        The splits by name, in small letters; "" is all there is, where none is named.
+        None for what is none of it, as a folder of images.
+
+    Raises:
+        ValueError: As :func:`find_source`, or if some files are of no split.
+        ImportError: If the extra [stream] is needed and missing.
+        OSError: If the hub cannot be reached.
+    """
+    text = os.fspath(text)
+    if text.startswith(HUB):
+        return _hub_splits(text)
+    if os.path.isfile(os.path.join(text, _SAVED_SPLITS)):
+        names = _saved_splits(text)
+        saved = {name: _folder_source(os.path.join(text, name)) for name in names}
+        return {name.lower(): part for name, part in saved.items() if part}
+    if os.path.isdir(text):
+        paths = _saved_files(text) or sorted(_shards_below(text))
+    else:
+        source = find_source(text)
+        paths = list(source.files) if source else []
+    if not paths:
+        return None
+    splits = _splits(paths)
+    if "" in splits and len(splits) > 1:
+        raise ValueError(
+            f"{printable(text)} holds the splits {', '.join(sorted(splits)[1:])}, and "
+            f"files of none: {_some(splits[''])}. Name the files as the others, or "
+            "move them away."
+        )
+    return {
+        name: Source(text, _builder(text, of_split), tuple(of_split))
+        for name, of_split in splits.items()
+    }
+
+
+def _splits(paths: list[str]) -> dict[str, list[str]]:
+    """Files by their splits; all as "" where they are of no more than one."""
+    # Names of folders that all of them lie in tell nothing.
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    splits: dict[str, list[str]] = {}
+    for path in paths:
+        match = _SPLIT.search(os.path.relpath(path, folder or "."))
+        splits.setdefault(match[0].lower() if match else "", []).append(path)
+    return splits if len(splits.keys() - {""}) > 1 else {"": paths}
 
 
 def _matching(text: str) -> list[str]:
@@ -167,11 +225,8 @@ def _folder_source(folder: str) -> Source | None:
     paths = saved or sorted(_shards_below(folder))
     if not paths:
         return None
-    splits: dict[str, list[str]] = {}
-    for path in paths:
-        match = _SPLIT.search(os.path.relpath(path, folder))
-        if match:
-            splits.setdefault(match[0].lower(), []).append(path)
+    splits = _splits(paths)
+    splits.pop("", None)
     if len(splits) > 1:
         raise ValueError(
             f"{printable(folder)} holds the splits {', '.join(sorted(splits))}: name "
@@ -183,7 +238,7 @@ def _folder_source(folder: str) -> Source | None:
 
 def _saved_files(folder: str) -> list[str]:
     """Files of a folder that `save_to_disk` wrote: others there are caches."""
-    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+    if os.path.isfile(os.path.join(folder, _SAVED_SPLITS)):
         splits = _saved_splits(folder)
         if len(splits) == 1:
             return _saved_files(os.path.join(folder, splits[0]))
@@ -199,7 +254,7 @@ def _saved_files(folder: str) -> list[str]:
 
 
 def _saved_splits(folder: str) -> list[str]:
-    splits = _read_json(os.path.join(folder, "dataset_dict.json")).get("splits", [])
+    splits = _read_json(os.path.join(folder, _SAVED_SPLITS)).get("splits", [])
     return list(map(str, splits))
 
 
@@ -236,7 +291,7 @@ def _hub_source(text: str) -> Source:
             f"{HUB}NAME:CONFIG:SPLIT."
         )
     config = rest[0] if len(rest) == 2 else None
-    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+    if os.path.isfile(os.path.join(name, _SAVED_SPLITS)):
         split = _split(text, rest[-1:], _saved_splits(name))
         files = _saved_files(os.path.join(name, split))
         return Source(text, "arrow", tuple(files))
@@ -247,7 +302,16 @@ def _hub_source(text: str) -> Source:
     return Source(text, builder.name, tuple(files), name, config, split)
 
 
-def _dataset_builder(text: str, name: str, config: str | None) -> Any:
+def import_datasets(text: str) -> Any:
+    """Imports `datasets`, which only some sources need.
+
+    Args:
+        text:
+            The source, for the error.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -255,6 +319,34 @@ def _dataset_builder(text: str, name: str, config: str | None) -> Any:
             f"{printable(text)} needs the library `datasets`: "
             "pip install 'stellar-plugin[stream]'."
         ) from error
+    return datasets
+
+
+def _hub_splits(text: str) -> dict[str, Source]:
+    """Splits of a data set that `datasets` knows: the named one, else all."""
+    name, *rest = text.removeprefix(HUB).split(":")
+    if len(rest) > 1 or not all((name, *rest)):
+        source = _hub_source(text)
+        return {str(source.split or rest[-1]).lower(): source}
+    if os.path.isfile(os.path.join(name, _SAVED_SPLITS)):
+        there = _saved_splits(name)
+    else:
+        there = _names_of_splits(text, name, None)
+        if rest and rest[0] not in there:  # then it is a configuration
+            there = _names_of_splits(text, name, rest[0])
+            found = {split: _hub_source(f"{text}:{split}") for split in there}
+            return {split.lower(): source for split, source in found.items()}
+    chosen = rest or there
+    found = {split: _hub_source(f"{HUB}{name}:{split}") for split in chosen}
+    return {split.lower(): source for split, source in found.items()}
+
+
+def _names_of_splits(text: str, name: str, config: str | None) -> list[str]:
+    return list(map(str, _dataset_builder(text, name, config).config.data_files or {}))
+
+
+def _dataset_builder(text: str, name: str, config: str | None) -> Any:
+    datasets = import_datasets(text)
     try:
         return datasets.load_dataset_builder(name, config)
     except (ValueError, FileNotFoundError) as error:

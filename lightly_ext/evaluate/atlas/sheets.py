@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from lightly_ext.data import printable
 from lightly_ext.evaluate.atlas.part_table import PartTable
 from lightly_ext.evaluate.boxes import MAP_THRESHOLD, CropPlace, map_boxes
 from lightly_ext.evaluate.devices import Devices
@@ -165,10 +164,9 @@ def _check_readable(sample: Sample, table: PartTable) -> None:
     readable = torch.as_tensor(sample.readable).reshape(-1)
     if not readable.all():
         number = torch.as_tensor(sample.number).reshape(-1)[~readable][0]
-        path = table.files.root / table.files.names[int(number)]
         raise RuntimeError(
-            f"'{printable(path)}' cannot be read any more: images change while the "
-            "atlas is made. Run it again."
+            f"'{table.files.shown(int(number))}' cannot be read any more: images "
+            "change while the atlas is made. Run it again."
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightly_ext.data.streams.sources import BUILDERS
 from lightly_ext.durable import replacing
 from lightly_ext.evaluate.clusters import cluster_patches
 from lightly_ext.evaluate.datasets import find_images
@@ -178,7 +179,7 @@ def run_visualize(
 
 def _find(data: str) -> tuple[str, ImageFiles]:
     path = Path(data)
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() not in BUILDERS:
         return path.stem, ImageFiles(path.parent, [path.name])
     return find_images(data)
 

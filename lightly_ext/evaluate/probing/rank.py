@@ -236,7 +236,7 @@ def _chosen(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _test_images(data: str, classes: ClassificationSet) -> str:
     """What `find_images` finds the test images of a classification set by."""
-    if data.partition(":")[0] in PRESETS:
+    if data.partition(":")[0] in PRESETS or classes.test.rows is not None:
         return data
     if classes.test.root == classes.train.root:
         raise ValueError(

@@ -244,6 +244,8 @@ def _training_set(
 
 
 def _paths(files: ImageFiles) -> set[str]:
+    if files.rows is not None:
+        return {os.path.abspath(files.shown(i)) for i in range(len(files))}
     root = files.root.resolve()
     return {os.path.join(root, name) for name in files.names}
 

@@ -48,13 +48,21 @@ class ZeroShot(TextTask):
                 Number of images, None for all.
 
         Raises:
-            ValueError: If folders are WordNet ids of another set, without a file.
+            ValueError: If folders are WordNet ids of another set, or classes are the
+                numbers of a table, without a file.
         """
         found = find_classification_set(data)
+        classes = found.test.classes
         if class_names is None:
-            names = folder_class_names(found.test.classes)
+            if found.test.rows is not None and all(map(str.isdecimal, classes)):
+                raise ValueError(
+                    f"'{data}' has numbers for classes ('{classes[0]}', ...), which are"
+                    " no prompts: give a file --class_names with lines such as "
+                    "'0 tench'."
+                )
+            names = folder_class_names(classes)
         else:
-            names = read_class_names(Path(class_names), found.test.classes)
+            names = read_class_names(Path(class_names), classes)
         rule = (
             f"{len(OPENAI_IMAGENET_TEMPLATES)} prompts of CLIP for each class, mean of "
             "their embeddings, cosine similarity"

@@ -55,7 +55,7 @@ class Reads:
     def of(self, devices: Devices, cache: Path, files: ImageFiles) -> list[str]:
         """What is read to hash files, after a check of the hashes."""
         self.names.clear()
-        found = content_hashes(devices, cache, files.root, files.names)
+        found = content_hashes(devices, cache, files)
         assert found.tolist() == _expected(files)
         return sorted(self.names)
 
@@ -108,10 +108,10 @@ class TestContentHashes:
     def test_content_hashes__missing(self, devices: Devices, files: ImageFiles) -> None:
         (files.root / NAMES[1]).unlink()
         for _ in range(2):
-            found = content_hashes(devices, files.root, files.root, NAMES)
+            found = content_hashes(devices, files.root, files)
             assert [len(sha256) for sha256 in found] == [64, 0, 64]
         files = _files(files.root)
-        found = content_hashes(devices, files.root, files.root, NAMES)
+        found = content_hashes(devices, files.root, files)
         assert found.tolist() == _expected(files)
 
     def test_content_hashes__broken_memory_is_built_anew(
@@ -168,7 +168,7 @@ class TestContentHashes:
         with monkeypatch.context() as context:
             context.setattr(np, "savez", torn)
             with pytest.raises(KeyboardInterrupt):
-                content_hashes(devices, tmp_path, files.root, NAMES)
+                content_hashes(devices, tmp_path, files)
         assert reads.of(devices, tmp_path, files) == sorted(NAMES)
         assert reads.of(devices, tmp_path, files) == []
 

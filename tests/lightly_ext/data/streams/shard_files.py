@@ -35,16 +35,33 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def image_table(images: Sequence[bytes | None], **columns: list[Any]) -> Any:
-    """As `datasets` writes a column of images, and others beside it."""
+def image_table(
+    images: Sequence[bytes | None],
+    paths: Sequence[str] | None = None,
+    noted: Mapping[str, Any] | None = None,
+    **columns: list[Any],
+) -> Any:
+    """As `datasets` writes a column of images, and others beside it.
+
+    Args:
+        images:
+            What is in their files.
+        paths:
+            Names of the images.
+        noted:
+            What `datasets` notes of other columns.
+        columns:
+            Those.
+    """
     import pyarrow as pa
 
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    rows = [{"bytes": data, "path": None} for data in images]
-    features = {"image": {"_type": "Image"}}
-    noted = json.dumps({"info": {"features": features}})
+    names = paths or [None] * len(images)
+    rows = [{"bytes": b, "path": p} for b, p in zip(images, names, strict=True)]
+    features = {"image": {"_type": "Image"}, **(noted or {})}
+    info = json.dumps({"info": {"features": features}})
     table = pa.table({"image": pa.array(rows, struct), **columns})
-    return table.replace_schema_metadata({"huggingface": noted})
+    return table.replace_schema_metadata({"huggingface": info})
 
 
 def write_parquet(path: Path, images: Sequence[bytes | None], group: int = 3) -> Path:
@@ -56,11 +73,13 @@ def write_parquet(path: Path, images: Sequence[bytes | None], group: int = 3) ->
     return path
 
 
-def write_arrow(path: Path, images: Sequence[bytes | None], batch: int = 3) -> Path:
+def write_arrow(
+    path: Path, images: Sequence[bytes | None], batch: int = 3, **columns: Any
+) -> Path:
     import pyarrow as pa
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = image_table(images)
+    table = image_table(images, **columns)
     with pa.ipc.new_stream(str(path), table.schema) as writer:
         writer.write_table(table, batch)
     return path
