@@ -31,7 +31,7 @@ from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.images import EvaluationImages, folder_images
 from lightly_ext.search import TokenIndex
 from lightly_ext.search.encoding import ImageEncoder
-from lightly_ext.search.index import update_index, use_all_cores
+from lightly_ext.search.index import update_index
 from stellar_plugin import StellarEncoder
 
 Seconds = tuple[float, float]
@@ -53,7 +53,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args(argv)
     devices = Devices()
-    use_all_cores(devices)
     backbone = StellarEncoder(arguments.model, num_queries=16)
     model = FrozenModel(backbone, Origin(arguments.model, "STELLAR", "random"))
     encoder = ImageEncoder.of(model, devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +36,8 @@ class Devices:
         batch_size:
             Number of images that a device computes at once; changes no score.
         num_workers:
-            Processes that read images, per device. None shares the CPU cores.
+            Processes that read images, per device. None takes as many as the CPU cores
+            of a device, beside an encoder on the CPU half.
         accelerator:
             "auto", "cpu" or "cuda".
         devices:
@@ -64,9 +66,6 @@ class Devices:
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be in 0 to {2**32 - 1}, got {seed}.")
         self.batch_size = batch_size
-        self.num_workers = (
-            max(1, num_cpus() // (2 * devices)) if num_workers is None else num_workers
-        )
         self.precision = precision
         self.seed = seed
         self.console = Console()
@@ -78,10 +77,16 @@ class Devices:
         )
         self.fabric.launch()
         self.fabric.seed_everything(seed, verbose=False)
-        if self.device.type == "cpu":
-            # Threads beyond the cores wait for each other.
-            free = max(1, num_cpus() // devices - self.num_workers)
-            torch.set_num_threads(min(free, torch.get_num_threads()))
+        cores = max(1, num_cpus() // devices)
+        on_cpu = self.device.type == "cpu"
+        if num_workers is None:
+            num_workers = max(1, cores // 2) if on_cpu else cores
+        self.num_workers = num_workers
+        if on_cpu:
+            # The encoder takes many times as long as the readers: with cores of their
+            # own most of these would rest. Threads beyond the cores would wait for
+            # each other; OMP_NUM_THREADS may ask for fewer.
+            torch.set_num_threads(min(cores, torch.get_num_threads()))
 
     @property
     def device(self) -> torch.device:
@@ -121,10 +126,12 @@ class Devices:
         if chosen is None:
             chosen = range(self.rank, len(images), self.world_size)
         dataset: Any = images
-        num_workers = self.num_workers if len(chosen) > self.batch_size else 0
+        batch_size = batch_size or self.batch_size
+        num_batches = math.ceil(len(chosen) / batch_size)
+        num_workers = min(self.num_workers, num_batches) if num_batches > 1 else 0
         return DataLoader(
             Subset(dataset, chosen),
-            batch_size=batch_size or self.batch_size,
+            batch_size=batch_size,
             num_workers=num_workers,
             multiprocessing_context=start_method if num_workers else None,
             worker_init_fn=_end_without_parent,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 
-from lightly_ext.data import num_cpus
 from lightly_ext.durable import remove_partial
 from lightly_ext.evaluate.command_line import command_parser, parse, take
 from lightly_ext.evaluate.devices import Devices
@@ -106,7 +104,6 @@ def run_index(
     """
     files = check_index(data, output, clusters, crop, limit, server)
     arguments = _anywhere(model)
-    use_all_cores(devices)
     loaded = load_frozen_model(**arguments)
     devices.say(loaded.origin.reading)
     encoder = ImageEncoder.of(loaded, devices, crop, clusters, devices.seed)
@@ -118,15 +115,6 @@ def run_index(
         update_index(index, encoder, files, limit)
         devices.fabric.barrier()
     return index
-
-
-def use_all_cores(devices: Devices) -> None:
-    """Lets the encoder compute on all cores of a CPU, also on those of the readers.
-
-    It takes many times as long as they do, so that most of their cores would rest.
-    """
-    if devices.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, num_cpus() // devices.world_size))
 
 
 def check_index(
