@@ -194,7 +194,7 @@ class LightlyStep:
         self.device, self.bf16 = device, bf16
         self.images = method.images(batch_size, device)
         trained = [p for p in method.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, 1e-4, fused=device == "cuda")
+        self.optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
 
     def __call__(self) -> Tensor:
         """Runs the step and returns the loss."""

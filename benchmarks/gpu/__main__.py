@@ -3,7 +3,8 @@
     benchmarks/gpu.sh --output results                    on a GPU, under seven minutes
     benchmarks/gpu.sh --output results --tiny --device cpu     the same code, small
 
-A part that crashes, lacks memory or takes too long does not end the others.
+A part that crashes, lacks memory or takes too long does not end the others. Those that
+compare, i and j, run only where --parts names them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ PARTS = {
     "f": Part("large", "ViT-L with checkpointing", 75),
     "g": Part("inference", "features and kNN", 50),
     "h": Part("training", "real training with its loader", 150),
+    "i": Part("lightly", "lightly's DINO and CAPI beside STELLAR", 60),
+    "j": Part("experiments", "trials of a faster step", 400),
 }
+# Beyond the seven minutes: --parts i or --parts j.
+ON_REQUEST = "ij"
 
 
 def main() -> None:
@@ -71,7 +76,8 @@ def _arguments() -> argparse.Namespace:
         epilog="\n".join(f"{k}: {p.title}, {p.limit} s" for k, p in PARTS.items()),
     )
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--parts", default=",".join(PARTS), help="letters, b,h")
+    parts = ",".join(letter for letter in PARTS if letter not in ON_REQUEST)
+    parser.add_argument("--parts", default=parts, help=f"letters; without it, {parts}")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can do")
     parser.add_argument("--limit", type=float, default=420, help="seconds for all")

@@ -150,6 +150,7 @@ class TestMain:
     def parts(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         output = tmp_path_factory.mktemp("gpu")
         arguments = ("--tiny", "--device=cpu", "--seconds=60", "--limit=1200")
+        arguments += (f"--parts={','.join(PARTS)}",)
         process = run_benchmark(output, *arguments)
         assert process.returncode == 0, process.stdout + process.stderr
         assert "real training with its loader | done" in process.stdout
@@ -162,7 +163,7 @@ class TestMain:
         return dict(content["parts"])
 
     def test_main__every_part_ends(self, parts: dict[str, Any]) -> None:
-        assert "".join(parts) == "bacdefgh"
+        assert "".join(parts) == "bacdefghij"
         for part in parts.values():
             assert part["status"] == "done"
             assert part["headline"]
@@ -210,6 +211,12 @@ class TestMain:
         assert values["f"]["compiled_ms"] > 0
         assert values["g"]["features_images_per_s"] > 0
         assert values["g"]["knn_rows_at_once"] == 1024
+        per_token = [row[4] for row in parts["i"]["tables"][0]["rows"]]
+        assert len(per_token) == 3 and min(per_token) > 0
+        trials = {row[0]: row[1:] for row in parts["j"]["tables"][0]["rows"]}
+        assert all(trial[7] == 0 for trial in trials.values())  # graph breaks
+        assert trials["as trained"][-1] == trials["whole passes"][-1] == 0
+        assert 0 < trials["bf16 stream"][-1] < 1e-2
         training = values["h"]
         assert training["steps"] == 4
         assert 0 <= training["loader_wait_percent"] <= 100
