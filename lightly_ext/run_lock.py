@@ -12,6 +12,10 @@ from typing import IO
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+# Seconds for which a file server may keep the lock of a machine that has failed: twice
+# those of Linux's NFS.
+LEASE = 180.0
+
 
 class RunLock:
     """Refuses a second run into a folder while one is running.
@@ -23,23 +27,28 @@ class RunLock:
     Attributes:
         folder:
             Folder of the run, which is made if it does not exist.
+        patience:
+            Seconds to wait for the end of another run.
 
     Raises:
         RuntimeError: On entering, if another run holds it.
         FileExistsError: On entering, if something else is in the place of the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
         self.folder = folder
+        self.patience = patience
         self._path = folder / ".lock"
         self._new_folders: list[Path] = []
         self._file: IO[str] | None = None
+        self._end = 0.0
 
     @rank_zero_only
     def __enter__(self) -> None:
         """Takes the lock, and writes into the file who has it."""
         folders = [self.folder, *self.folder.parents]
         self._new_folders = [path for path in folders if not path.exists()]
+        self._end = time.monotonic() + self.patience
         while self._file is None:
             self._make_folder()
             file = self._path.open("a+")
@@ -89,6 +98,9 @@ class RunLock:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
+            if time.monotonic() < self._end:
+                time.sleep(1)
+                return self._lock(file)
             file.seek(0)
             raise RuntimeError(
                 f"A run into '{self.folder}' is going on: {file.read().strip()}. Wait "

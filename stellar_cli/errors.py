@@ -29,6 +29,8 @@ SHOWN = "STELLAR_ERROR_SHOWN"
 RENAMED = {"concepts": "atlas"}
 # Seconds in which the first process of a run may end by itself.
 PATIENCE = 10.0
+# Seconds after which an error is not the one that another process has shown.
+SAME_ERROR = 15.0
 
 
 class OptionError(ValueError):
@@ -84,11 +86,9 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         SystemExit: With status 2 after wrong options, 130 after Ctrl-C, 1 after other
             errors.
     """
-    first = _rank() == 0
-    if first:
-        # The variable, not tempfile, which fails where it finds no folder to write to.
-        folder = os.environ.get("TMPDIR") or "/tmp"
-        os.environ[SHOWN] = f"{folder}/stellar-{uuid.uuid4().hex}"
+    starts_others = not _is_launched() and _rank() == 0
+    if starts_others:
+        os.environ[SHOWN] = f"{_temporary()}/stellar-{uuid.uuid4().hex}"
     try:
         yield
     except KeyboardInterrupt:
@@ -110,7 +110,7 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         _say_once(f"{command}: " + "\n".join(lines) + "\n")
         raise SystemExit(status) from None
     finally:
-        if first:
+        if starts_others:
             with suppress(OSError):
                 Path(os.environ[SHOWN]).unlink()
 
@@ -127,23 +127,46 @@ def _rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
+def _is_launched() -> bool:
+    """Whether torchrun or Slurm starts all processes, as those of one parent."""
+    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
+
+
+def _temporary() -> str:
+    # The variable, not tempfile, which fails where it finds no folder to write to.
+    return os.environ.get("TMPDIR") or "/tmp"
+
+
 def _say_once(text: str) -> None:
-    """Prints an error, if no other process of the run has done so.
+    """Prints an error, if no other process of the run on this machine has done so.
 
     Lightning starts the others as children of the first. It ends by itself then, and
     would be killed where a child ends before it.
     """
-    rank, parent = _rank(), os.getppid()
-    try:
-        Path(os.environ[SHOWN]).touch(exist_ok=False)
+    parent, launched = os.getppid(), _is_launched()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    path = f"{_temporary()}/stellar-{os.getuid()}-{parent}-{attempt}"
+    if not _is_shown(Path(path if launched else os.environ[SHOWN])):
         sys.stderr.write(text)
-    except FileExistsError:
-        pass
-    except OSError:  # rather twice than never
-        sys.stderr.write(text)
+        sys.stderr.flush()  # a launcher ends this process when it ends another
     end = time.monotonic() + PATIENCE
-    while rank and os.getppid() == parent and time.monotonic() < end:
+    child = _rank() > 0 and not launched
+    while child and os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.1)
+
+
+def _is_shown(marker: Path) -> bool:
+    """Whether another process has made the file just now, which this one does else."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        is_old = time.time() - marker.stat().st_mtime > SAME_ERROR
+        if is_old:  # of an earlier command
+            os.utime(marker)
+        return not is_old
+    except OSError:  # rather twice than never
+        pass
+    return False
 
 
 def _shortened(message: str, parser: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
@@ -51,8 +53,9 @@ class StellarDataModule(LightningDataModule):
         batch_size:
             Number of images per process and step.
         num_workers:
-            Number of processes that load images, for each training process. None
-            shares the CPU cores among the training processes of the machine.
+            Number of processes that load images, for each training process. None is
+            the number of its CPU cores, shared with other training processes that may
+            run on the same ones.
         transform:
             What makes the views, with `normalize=None`. None is STELLARTransform().
         max_pixels:
@@ -111,6 +114,7 @@ class StellarDataModule(LightningDataModule):
         self.max_pixels = max_pixels
         self.shuffle_buffer = shuffle_buffer
         self._start = (0, 0)
+        self._sharing = 1
 
     @cached_property
     def train_dataset(self) -> ImageFolderDataset | StreamDataset:
@@ -135,6 +139,7 @@ class StellarDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the images and checks that there are enough, and readable ones."""
+        self._sharing = _processes_on_these_cores()
         images, world_size = len(self.train_dataset), self._world_size()
         if images // world_size < self.batch_size:
             raise ValueError(
@@ -254,8 +259,27 @@ class StellarDataModule(LightningDataModule):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        local_processes = 1 if self.trainer is None else self.trainer.num_devices
-        return max(1, num_cpus() // local_processes)
+        return max(1, num_cpus() // self._sharing)
+
+
+def _processes_on_these_cores() -> int:
+    """Training processes that may run on the cores of this one, itself included.
+
+    Slurm may give each process cores of its own, torchrun gives all of them the same.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    node, cores = platform.node(), _cores()
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (node, cores))
+    return sum(place == node and bool(cores & theirs) for place, theirs in everywhere)
+
+
+def _cores() -> set[int]:
+    # Containers and schedulers often grant fewer cores than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _outlive_signals(worker: int) -> None:
@@ -279,7 +303,4 @@ def _check_classes(bank: ImageFolderDataset, queries: ImageFolderDataset) -> Non
 
 def num_cpus() -> int:
     """CPU cores that this process may use."""
-    # Containers and schedulers often grant fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(_cores())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ class Agreement:
     exchange it on the CPU while the next step runs, and learn a step later what was
     said. A single process learns it at once.
 
+    Args:
+        timeout:
+            How long one waits for another. None is torch's.
+
     Raises:
         RuntimeError: If processes cannot reach each other with gloo.
     """
 
-    def __init__(self) -> None:
-        several = dist.is_available() and dist.is_initialized()
-        self._group: Any = dist.new_group(backend="gloo") if several else None
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        self._group: Any = None
+        if dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._said = torch.zeros(1, dtype=torch.int64)
         self._work: Any = None
 

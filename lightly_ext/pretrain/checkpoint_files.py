@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.durable import finish_replacing
+from lightly_ext.pretrain.processes import was_relaunched
 from lightly_ext.pretrain.signals import was_requeued
 
 CHECKPOINT = re.compile(r"step_(\d{8,})-([0-9a-f]{16})\.ckpt")
@@ -33,8 +34,8 @@ def checkpoint_to_start_from(
         output:
             Folder of the run.
         resume:
-            Whether to continue the run in it. A job that Slurm runs again continues it
-            without being asked, if there is one.
+            Whether to continue the run in it. A job that Slurm runs again, and what
+            torchrun starts again, continue it without being asked, if there is one.
         method:
             Name of the method that is to be trained.
 
@@ -45,7 +46,8 @@ def checkpoint_to_start_from(
     """
     names = ("config.yaml", "checkpoints", "model")
     found = [name for name in names if (output / name).exists()]
-    resume = resume or (bool(found) and was_requeued())
+    again = was_requeued() or was_relaunched(output)
+    resume = resume or (bool(found) and again)
     if not resume and found:
         raise FileExistsError(
             f"'{output}' holds a run already ({', '.join(found)}); continue it with "

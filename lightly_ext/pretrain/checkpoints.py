@@ -86,7 +86,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, and goes on from the checkpoint that was loaded."""
-        self._agreement = Agreement()
+        # Its group has a time-out of its own.
+        self._agreement = Agreement(getattr(trainer.strategy, "_timeout", None))
         self._signal = 0
         self._saved_at = time.monotonic()
         self._seen_step = trainer.global_step

@@ -39,6 +39,11 @@ from lightly_ext.pretrain.mae import MAEPretraining
 from lightly_ext.pretrain.module import StellarPretraining
 from lightly_ext.pretrain.next_steps import next_steps
 from lightly_ext.pretrain.options import check_groups
+from lightly_ext.pretrain.processes import (
+    check_machines,
+    lost_processes_named,
+    note_launch,
+)
 from lightly_ext.pretrain.progress import LogInterval, StellarProgress
 from lightly_ext.pretrain.recipes import (
     BASE_RECIPES,
@@ -50,8 +55,9 @@ from lightly_ext.pretrain.recipes import (
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart, signals_end_start
 from lightly_ext.pretrain.run_log import RunLogger
+from lightly_ext.pretrain.signals import was_requeued
 from lightly_ext.pretrain.story import RunStory
-from lightly_ext.run_lock import RunLock
+from lightly_ext.run_lock import LEASE, RunLock
 from stellar_cli.errors import raise_errors
 
 # Options of the run that classes get as arguments, too.
@@ -76,6 +82,8 @@ class PretrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # `stellar` has taken its command off the arguments: both are there on purpose.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        # What is logged at ends of epochs is that of all processes already.
+        warnings.filterwarnings("ignore", "It is recommended to use `self.log")
         # Of the size in MB that its table of the model names.
         warnings.filterwarnings("ignore", "Precision .* not supported by the model")
         name = recipe_of(args)["method"]
@@ -281,6 +289,7 @@ class SaveRecipe(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes config.yaml, which starts another run where this one was resumed."""
+        note_launch(Path(self.config["output"]))
         if trainer.is_global_zero:
             config = self.config.clone()
             config["resume"] = False
@@ -307,7 +316,8 @@ def main(argv: Sequence[str]) -> Trainer:
             or is no folder.
         ValueError: If the checkpoints to resume are damaged.
         OSError: If a checkpoint cannot be written.
-        RuntimeError: If a run into the folder is going on.
+        RuntimeError: If a run into the folder is going on, or another process of this
+            one is lost.
         Interrupted: After a signal, once the run is saved.
         SystemExit: After a signal before training.
     """
@@ -316,8 +326,10 @@ def main(argv: Sequence[str]) -> Trainer:
     with signals_end_start():
         cli = PretrainCLI(merge_recipes(argv))
         folder = Path(cli.config["output"])
+        check_machines(cli.config["trainer"]["num_nodes"])
         with (
-            RunLock(folder),
+            lost_processes_named(),
+            RunLock(folder, LEASE if was_requeued() else 0.0),
             FailedStart(folder) as start,
             RunStory(folder, argv, cli.derived) as story,
         ):

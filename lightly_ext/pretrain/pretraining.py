@@ -25,6 +25,7 @@ from lightly_ext.pretrain.health import HealthMonitor
 from lightly_ext.pretrain.knn import OnlineKNN
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from lightly_ext.pretrain.optimization import parameter_groups, scaled_lr
+from lightly_ext.pretrain.processes import check_alike
 from lightly_ext.pretrain.resume import STARTS, refuse_changes
 from lightly_ext.randomness import mix_seeds, run_seed
 from lightly_ext.transforms import STELLARTransform
@@ -99,9 +100,10 @@ class Pretraining(LightningModule):
         self.nonfinite = NonFiniteGuard(given["on_nonfinite"], given["nonfinite_limit"])
 
     def setup(self, stage: str) -> None:
-        """Checks the trainer of a fit."""
+        """Checks the trainer of a fit, and that all processes begin alike."""
         if stage == "fit":
             check_trainer(self.trainer)
+            check_alike(self.trainer)
 
     def on_fit_start(self) -> None:
         """Compiles the transformer blocks, those of a teacher too, and says so."""

@@ -19,13 +19,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightly_ext.pretrain.checkpoint_files import LAST
 from lightly_ext.pretrain.checkpoints import resume_command
+from lightly_ext.pretrain.processes import LAUNCH
 
 # What a start writes into the folder of a run, and the folders around it. Checkpoints
 # and the exported model are never taken back, nor what others have in the folder.
 WRITTEN = (
     *("csv/version_*", "tensorboard/version_*", "samples/*.jpg"),
     *("config.yaml", "run.json", "index.html", "summary.md"),
-    *("unreadable.txt", "nonfinite.txt"),
+    *("unreadable.txt", "nonfinite.txt", LAUNCH),
 )
 FOLDERS = ("csv", "tensorboard", "samples", "checkpoints")
 

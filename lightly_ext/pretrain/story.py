@@ -21,6 +21,7 @@ from torch import Tensor
 from lightly_ext.durable import replace_text
 from lightly_ext.pretrain.derived import Derived, shown
 from lightly_ext.pretrain.next_steps import next_steps
+from lightly_ext.pretrain.processes import gathered
 from lightly_ext.pretrain.provenance import (
     device_name,
     fingerprint,
@@ -153,10 +154,11 @@ class RunStory(Callback):
         self._trainer = trainer
         self._total = pl_module.continuation.total_steps(trainer)
         self._start, self._step = time.monotonic(), trainer.global_step
+        hosts = dict.fromkeys(gathered(platform.node()))
         if not trainer.is_global_zero:
             return
         with self._harmless():
-            self._begin(trainer, pl_module)
+            self._begin(trainer, pl_module, ", ".join(hosts))
         with self._harmless():
             if pl_module.draws_samples:
                 self._moments = [m for m in moments(self._total) if m >= self._step]
@@ -207,7 +209,7 @@ class RunStory(Callback):
             self.tell("failed", text)
             self._end(trainer, "failed")
 
-    def _begin(self, trainer: Any, module: Any) -> None:
+    def _begin(self, trainer: Any, module: Any, hosts: str) -> None:
         path = self.output / RECORD
         if trainer.ckpt_path is not None and path.is_file():
             early = self.record["events"]
@@ -227,7 +229,7 @@ class RunStory(Callback):
                 "ended": None,
                 "versions": versions(),
                 "revision": git_revision(Path(__file__).parent),
-                "host": platform.node(),
+                "host": hosts,
                 "device": f"{trainer.world_size} x {device_name(strategy.root_device)}",
                 "precision": str(trainer.precision),
                 "global_batch": batch,

@@ -63,6 +63,20 @@ class TestRunLock:
         assert list(folder.iterdir()) == []
         os.close(keep)
 
+    def test_enter__waits_for_the_end_of_another(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        child, keep = hold(tmp_path)
+
+        def end(_: float) -> None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+        monkeypatch.setattr("lightly_ext.run_lock.time.sleep", end)
+        with RunLock(tmp_path, patience=60.0):
+            assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+        os.close(keep)
+
     def test_exit__leaves_no_new_folder_without_content(self, tmp_path: Path) -> None:
         with RunLock(tmp_path / "runs" / "a"):
             pass

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from pathlib import Path
 
@@ -123,6 +124,33 @@ class TestShown:
             of_another()
             raise ValueError("Bad here, in consequence.")
         assert capsys.readouterr().err.count("Bad") == 1
+
+    @pytest.mark.parametrize("launcher", ["RANK", "SLURM_PROCID"])
+    def test_shown__one_message_of_all_that_a_launcher_starts(
+        self,
+        launcher: str,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        # torchrun and Slurm start them side by side: nothing is inherited.
+        monkeypatch.delenv(errors.SHOWN, raising=False)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+        def said(rank: int, attempt: int) -> int:
+            monkeypatch.setenv(launcher, str(rank))
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+            with pytest.raises(SystemExit):
+                shown_for(ValueError("Bad."))
+            return capsys.readouterr().err.count("Bad.")
+
+        assert [said(rank, 0) for rank in (1, 0, 2)] == [1, 0, 0]
+        assert [said(rank, 1) for rank in (0, 1)] == [1, 0]
+        # Another command that the same parent starts later.
+        first, _ = sorted(tmp_path.iterdir())
+        os.utime(first, (0, 0))
+        assert [said(rank, 0) for rank in (0, 1)] == [1, 0]
 
     def test_shown__a_process_lets_the_first_one_end_by_itself(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

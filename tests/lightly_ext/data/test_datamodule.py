@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -209,18 +211,40 @@ class TestStellarDataModule:
         assert loader.num_workers == 6
         assert loader.persistent_workers
 
-    @pytest.mark.parametrize(("processes", "workers"), [(1, 6), (2, 3), (4, 1), (8, 1)])
+    @pytest.mark.parametrize(
+        ("here", "elsewhere", "workers"),
+        [
+            # Slurm gives each process cores of its own.
+            ([{0, 1, 2, 3, 4, 5}], [], 6),
+            ([{0, 1, 2, 3, 4, 5}, {6, 7}], [{0, 1}, {2, 3}], 6),
+            # torchrun and Lightning give all processes of a machine the same.
+            (2 * [{0, 1, 2, 3, 4, 5}], 2 * [{0, 1, 2, 3, 4, 5}], 3),
+            (4 * [{0, 1, 2, 3, 4, 5}], 4 * [{0, 1, 2, 3, 4, 5}], 1),
+            (8 * [{0, 1, 2, 3, 4, 5}], [], 1),
+        ],
+    )
     def test_train_dataloader__processes_share_the_cores(
         self,
         tmp_path: Path,
-        processes: int,
+        here: list[set[int]],
+        elsewhere: list[set[int]],
         workers: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("lightly_ext.data.datamodule.num_cpus", lambda: 6)
-        data = StellarDataModule(str(write_folder(tmp_path)))
-        world_size = 2 * processes
-        data.trainer = Mock(num_devices=processes, global_rank=0, world_size=world_size)
+        everywhere = [(platform.node(), cores) for cores in here]
+        everywhere += [("another", cores) for cores in elsewhere]
+
+        def gather(values: list[Any], value: Any) -> None:
+            assert value == everywhere[0]
+            values[:] = everywhere
+
+        group = {"is_initialized": lambda: True, "all_gather_object": gather}
+        group |= {"get_world_size": lambda: len(everywhere)}
+        for name, function in group.items():
+            monkeypatch.setattr(f"torch.distributed.{name}", function)
+        monkeypatch.setattr("lightly_ext.data.datamodule._cores", lambda: here[0])
+        data = StellarDataModule(str(write_folder(tmp_path)), batch_size=1)
+        data.setup()
         assert data.train_dataloader().num_workers == workers
 
     def test_setup__fewer_images_than_a_batch(self, tmp_path: Path) -> None:

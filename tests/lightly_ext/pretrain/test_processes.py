@@ -1,17 +1,35 @@
-"""Several processes train as one does, at the same global batch."""
+"""Several processes train as one does, and know what they have to share."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import signal
+import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lightly_ext.pretrain.checkpoint_files import checkpoint_to_start_from
+from lightly_ext.pretrain.processes import (
+    RANKS,
+    check_alike,
+    check_machines,
+    lost_processes_named,
+    note_launch,
+    was_relaunched,
+)
+from stellar_cli.__main__ import main
+from tests.distributed import FORKSERVER, say_as_torchrun
 from tests.exact_resume import (
     GATHERED,
     MemoryLogger,
@@ -23,12 +41,14 @@ from tests.lightly_ext.data.streams.shard_files import encoded_images, write_sha
 from tests.pretraining import (
     MAE_VIEW,
     TINY,
+    TINY_OPTIONS,
     assert_same_training,
     tiny,
     tiny_mae,
     trainer,
 )
 
+PROCESSES = "lightly_ext.pretrain.processes"
 ROOT = Path(__file__).parents[3]
 BATCH = 4
 
@@ -141,3 +161,192 @@ def compare(tmp_path: Path, method: str) -> None:
             assert ours == pytest.approx(expected, abs=1e-5, rel=1e-5)
         assert_same_training(other, module)
         assert knn == pytest.approx(accuracy)
+
+
+class Kill(Callback):
+    """Ends the second process in its third step, as a lack of memory does."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pretrain_as_torchrun(folder: Path, rank: int, port: int) -> None:
+    """`stellar pretrain` in one of two processes; its messages go into a file."""
+    warnings.simplefilter("ignore")
+    say_as_torchrun(rank, 2)
+    os.environ |= {"MASTER_PORT": str(port), "TMPDIR": str(folder)}
+    rank_zero_only.rank = rank
+    sys.stderr = (folder / f"{rank}.txt").open("w")
+    options = {
+        "data.path": folder / "images",
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "output": folder / "run",
+        "trainer.devices": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.callbacks": f"[{__name__}.Kill]",
+        "trainer.enable_progress_bar": "false",
+        "save_every_steps": 1,
+    }
+    views = {"global_crop_size": 32, "local_crop_size": 16}
+    options["data.transform"] = f"{{class_path: STELLARTransform, init_args: {views}}}"
+    given = [f"--{name}={value}" for name, value in options.items()]
+    main(["pretrain", *TINY_OPTIONS, *given])
+
+
+@pytest.mark.slow
+def test_pretrain__a_process_is_killed(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", 14)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    started = [
+        FORKSERVER.Process(target=pretrain_as_torchrun, args=(tmp_path, rank, port))
+        for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    said = (tmp_path / "0.txt").read_text()
+    assert [process.exitcode for process in started] == [1, -signal.SIGKILL], said
+    assert "Process 0 has lost another process of the run, which has ended" in said
+    # The last save is that of step 1 or 2: the second process may end before it.
+    config = tmp_path / "run" / "config.yaml"
+    assert "'step_0000000" in said
+    assert f"was saved last; go on with: stellar pretrain --config {config}" in said
+    assert "Traceback" not in said
+
+
+class TestCheckMachines:
+    @pytest.fixture(autouse=True)
+    def no_launcher(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        for name in RANKS:
+            monkeypatch.delenv(name, raising=False)
+
+    def test_check_machines__nothing_says_which(self) -> None:
+        check_machines(1)
+        with pytest.raises(ValueError, match=r"num_nodes 2: .*torchrun or srun"):
+            check_machines(2)
+
+    @pytest.mark.parametrize(
+        ("said", "rank"),
+        [
+            ({"NODE_RANK": "0"}, 0),
+            ({"NODE_RANK": "3"}, 3),
+            ({"RANK": "0", "NODE_RANK": "3"}, 0),
+            ({"SLURM_PROCID": "0"}, 0),
+        ],
+    )
+    def test_check_machines__the_first_process(
+        self, said: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+        check_machines(4)
+        assert rank_zero_only.rank == rank
+
+
+class TestCheckAlike:
+    def of_two(self, monkeypatch: pytest.MonkeyPatch, **other: Any) -> SimpleNamespace:
+        """A trainer, beside one on another machine that differs in this."""
+        mine = {"data.path": "/a", "data.batch_size": 4, "data.images": "8 images (1)"}
+        monkeypatch.setattr(f"{PROCESSES}.options", lambda _: dict(mine))
+
+        def gathered(value: tuple[str, dict[str, Any]]) -> list[Any]:
+            return [("one", value[1]), ("two", {**value[1], **other})]
+
+        monkeypatch.setattr(f"{PROCESSES}.gathered", gathered)
+        return SimpleNamespace(ckpt_path="/run/checkpoints/step_4.ckpt")
+
+    def test_check_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_alike(self.of_two(monkeypatch))
+        check_alike(self.of_two(monkeypatch, **{"data.path": "/b"}))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("data.images", "9 images (2)", "is 8 images (1) in process 0 on one, 9 "),
+            ("data.batch_size", 2, "is 4 in process 0 on one, 2 in process 1 on two"),
+            ("torch", "2.0", "2.0 in process 1 on two"),
+            ("checkpoint to go on from", None, "is step_4.ckpt in process 0 on one, "),
+        ],
+    )
+    def test_check_alike__differs(
+        self, name: str, value: Any, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = self.of_two(monkeypatch, **{name: value})
+        with pytest.raises(ValueError, match="processes of the run differ") as error:
+            check_alike(trainer)
+        assert f"differ: {name} is" in str(error.value)
+        assert said in str(error.value)
+
+
+class TestWasRelaunched:
+    def test_was_relaunched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        monkeypatch.setattr("os.getppid", lambda: 7)
+        note_launch(tmp_path)  # without torchrun
+        assert not was_relaunched(tmp_path)
+        assert not any(tmp_path.iterdir())
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        assert not was_relaunched(tmp_path)
+        other = "none elsewhere 9"
+        monkeypatch.setattr(f"{PROCESSES}.gathered", lambda mine: [other, mine, mine])
+        note_launch(tmp_path)
+        text = (tmp_path / ".launch").read_text()
+        assert text == f"{other}\nnone {platform.node()} 7\n"
+        assert was_relaunched(tmp_path)
+        # Another torchrun, later.
+        monkeypatch.setattr("os.getppid", lambda: 8)
+        assert not was_relaunched(tmp_path)
+
+    def test_checkpoint_to_start_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        (tmp_path / "config.yaml").touch()
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(FileExistsError, match="holds a run already"):
+            checkpoint_to_start_from(tmp_path, False)
+        note_launch(tmp_path)
+        assert checkpoint_to_start_from(tmp_path, False) is None  # at step 0
+
+
+class TestLostProcessesNamed:
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (
+                RuntimeError(
+                    "[/a/gloo/transport/tcp/pair.cc:5] Connection closed by peer "
+                    "[10.0.0.2]:43. This is typically caused by a remote worker."
+                ),
+                "(Connection closed by peer [10.0.0.2]:43)",
+            ),
+            (
+                RuntimeError(
+                    "[/a/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting "
+                    "8000ms for recv operation to complete. This is typical."
+                ),
+                "(Timed out waiting 8000ms for recv operation to complete)",
+            ),
+            (dist.DistNetworkError("Broken pipe"), "(Broken pipe)"),
+        ],
+    )
+    def test_lost_processes_named(self, error: RuntimeError, reason: str) -> None:
+        vars(error)["__notes__"] = ["Go on."]
+        with (
+            pytest.raises(RuntimeError, match="has lost another process") as told,
+            lost_processes_named(),
+        ):
+            raise error
+        assert reason in str(told.value)
+        assert vars(told.value)["__notes__"] == ["Go on."]
+
+    def test_lost_processes_named__others_stay(self) -> None:
+        with pytest.raises(RuntimeError, match=r"^Bad$"), lost_processes_named():
+            raise RuntimeError("Bad")
