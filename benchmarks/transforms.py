@@ -1,28 +1,40 @@
-"""How long do the views of one image take, beside torchvision's transforms?
+"""How long do the views of one image take, beside Pillow and torchvision's transforms?
 
-Prints a Markdown table of milliseconds per image for decoding a photo, cutting 8 global
-and 8 local views out of it, and colouring them. The rival is torchvision's v2, applied
-view by view as usual. Run with `python benchmarks/transforms.py`.
+Prints a Markdown table of milliseconds of CPU time per image, for photos of several
+sizes: decoding by each decoder that is installed, cutting 8 global and 8 local views,
+both together from the file on, and, for a batch, collating and colouring the views. The
+rival is torchvision's v2, applied view by view as usual; for decoding Pillow; for
+collating PyTorch's own. Ours and the rival take turns. Run with
+`python benchmarks/transforms.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import platform
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import v2 as T
 
-from lightly_ext.data import read_image
+from lightly_ext.data import collate_views, read_image
+from lightly_ext.data.jpeg import DECODERS, jpeg_decoder
 from lightly_ext.transforms import STELLARColorAugment, STELLARTransform
 
 BICUBIC = T.InterpolationMode.BICUBIC
+SIZES = ("500x375", "1024x1024", "4000x3000", "64x64")
+
+# The time of crops is that of their areas.
+DRAWS = 8
+
+Times = tuple[float, float]
 
 
 def photo(height: int = 375, width: int = 500) -> Tensor:
@@ -33,57 +45,76 @@ def photo(height: int = 375, width: int = 500) -> Tensor:
 
 
 def compare(
-    ours: Callable[[], object], rival: Callable[[], object], rounds: int
-) -> tuple[float, float]:
-    """Returns the fastest milliseconds of both: other programs only slow down."""
+    ours: Callable[[], object],
+    rival: Callable[[], object],
+    rounds: int,
+    device: torch.device | None = None,
+    draws: int = 1,
+) -> Times:
+    """Returns the fewest milliseconds of both: other programs only slow down.
+
+    Of the process, of all its threads; on another device than the CPU, of the clock.
+    The mean of so many random draws, the same in every round.
+    """
+    on_cpu = device is None or device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         for function, list_ in zip((ours, rival), times, strict=True):
-            _synchronize()
-            start = time.perf_counter()
-            function()
-            _synchronize()
-            list_.append(1000 * (time.perf_counter() - start))
-    return min(times[0]), min(times[1])
+            _synchronize(device)
+            start = clock()
+            for seed in range(draws):
+                torch.default_generator.manual_seed(seed)
+                function()
+            _synchronize(device)
+            list_.append(1000 * (clock() - start) / draws)
+    return min(times[0][1:]), min(times[1][1:])  # without the first, which warms up
 
 
-def compare_decoding(rounds: int) -> tuple[float, float]:
-    """Returns milliseconds of read_image and of Pillow for a JPEG photo."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photo.jpg"
-        T.functional.to_pil_image(photo()).save(path, quality=90)
-
-        def rival() -> Tensor:
-            with Image.open(path) as image:
-                return T.functional.pil_to_tensor(image.convert("RGB"))
-
-        return compare(lambda: read_image(path), rival, rounds)
-
-
-def compare_crops(rounds: int, as_pil: bool) -> tuple[float, float]:
-    """Returns milliseconds of the 16 crops from a tensor or a PIL image."""
-    image = T.functional.to_pil_image(photo()) if as_pil else photo()
-    transform = STELLARTransform()
-    crops = [
-        T.Compose(
-            [
-                T.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC),
-                T.RandomHorizontalFlip(),
-                T.ToImage(),
-            ]
-        )
-        for size, scale in ((224, (0.36, 1.0)), (96, (0.06, 0.36)))
-        for _ in range(8)
-    ]
-    return compare(
-        lambda: transform(image), lambda: [crop(image) for crop in crops], rounds
+def compare_photo(width: int, height: int, rounds: int) -> dict[str, Times]:
+    """Times of decoding a JPEG photo and of cutting its views, by what is done."""
+    file = io.BytesIO()
+    T.functional.to_pil_image(photo(height, width)).save(file, "JPEG", quality=90)
+    data = file.getvalue()
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pillow = partial(_by_pillow, data)
+    rows = {
+        f"decode by {decoder}": compare(partial(decoder.decode, values), pillow, rounds)
+        for decoder in DECODERS
+        if decoder.decode is not None and decoder.works()
+    }
+    rows["read_image"] = compare(partial(read_image, data), pillow, rounds)
+    image, transform, crops = read_image(data), STELLARTransform(), _rival_crops()
+    rows["8 + 8 crops"] = compare(
+        lambda: transform(image),
+        lambda: [crop(image) for crop in crops],
+        rounds,
+        draws=DRAWS,
     )
 
+    def usual() -> list[Tensor]:
+        with Image.open(io.BytesIO(data)) as opened:
+            pil = opened.convert("RGB")
+        return [crop(pil) for crop in crops]
 
-def compare_colours(
-    rounds: int, batch: int, device: torch.device
-) -> tuple[float, float]:
-    """Returns milliseconds per image of colouring and normalising the 16 views."""
+    rows["read_image and crops"] = compare(
+        lambda: transform(read_image(data)), usual, rounds, draws=DRAWS
+    )
+    return {f"{width} x {height}: {name}": times for name, times in rows.items()}
+
+
+def compare_collating(rounds: int, batch: int) -> Times:
+    """Times per image of making a batch of views."""
+    views = STELLARTransform()(photo())
+    samples = [([view.clone() for view in views], index) for index in range(batch)]
+    ours, rival = compare(
+        lambda: collate_views(samples, 8), lambda: default_collate(samples), rounds
+    )
+    return ours / batch, rival / batch
+
+
+def compare_colours(rounds: int, batch: int, device: torch.device) -> Times:
+    """Times per image of colouring and normalising the 16 views."""
     shapes = [(batch, 8, 3, size, size) for size in (224, 96)]
     global_views, local_views = (
         torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -104,6 +135,7 @@ def compare_colours(
         lambda: augment(global_views, local_views),
         lambda: [rival(view) for view in views],
         rounds,
+        device,
     )
     return times[0] / batch, times[1] / batch
 
@@ -125,30 +157,52 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--sizes", nargs="*", default=SIZES, help="of the photos")
     parser.add_argument("--batch", type=int, default=4, help="images coloured at once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cpu", help="where colours are changed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    rounds = arguments.rounds
-    rows = {
-        "decode a JPEG of 500 x 375 pixels": compare_decoding(rounds),
-        "8 + 8 crops of a uint8 tensor": compare_crops(rounds, as_pil=False),
-        "8 + 8 crops of a PIL image": compare_crops(rounds, as_pil=True),
-        f"colours of 8 + 8 views, {device.type}": compare_colours(
-            rounds, arguments.batch, device
-        ),
-    }
-    print(f"Fastest of {rounds} rounds on {machine(device)}.\n")
-    print("| step | ours, ms per image | torchvision v2 / Pillow | ratio |")
+    rounds, batch = arguments.rounds, arguments.batch
+    print(f"Fewest of {rounds} rounds on {machine(device)}; {jpeg_decoder()}.\n")
+    print("| photo and step | ours, ms of CPU per image | rival | ratio |")
     print("|---|---|---|---|")
-    for name, (ours, rival) in rows.items():
-        print(f"| {name} | {ours:.1f} | {rival:.1f} | {rival / ours:.1f} x |")
+    for size in arguments.sizes:
+        width, height = map(int, size.split("x"))
+        for name, times in compare_photo(width, height, rounds).items():
+            _print_row(name, times)
+    _print_row("collate 8 + 8 views", compare_collating(rounds, batch))
+    colours = compare_colours(rounds, batch, device)
+    _print_row(f"colours of 8 + 8 views, {device.type}", colours)
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
+def _rival_crops() -> list[T.Compose]:
+    return [
+        T.Compose(
+            [
+                T.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC),
+                T.RandomHorizontalFlip(),
+                T.ToImage(),
+            ]
+        )
+        for size, scale in ((224, (0.36, 1.0)), (96, (0.06, 0.36)))
+        for _ in range(8)
+    ]
+
+
+def _by_pillow(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        return T.functional.pil_to_tensor(image.convert("RGB"))
+
+
+def _print_row(name: str, times: Times) -> None:
+    ours, rival = times
+    print(f"| {name} | {ours:.2f} | {rival:.2f} | {rival / ours:.1f} |", flush=True)
+
+
+def _synchronize(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
 
 

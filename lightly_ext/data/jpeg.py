@@ -40,23 +40,18 @@ class JpegDecoder(NamedTuple):
         except PackageNotFoundError:  # installed under another name, as pillow-simd is
             return self.package
 
+    def works(self) -> bool:
+        """Whether it is installed and decodes."""
+        try:
+            return self.decode is None or self.decode(_small_jpeg()).shape == (3, 8, 8)
+        except Exception:  # broken installations raise anything
+            return False
+
 
 @functools.cache
 def jpeg_decoder() -> JpegDecoder:
-    """Chooses torchcodec, else torchvision while it decodes, else Pillow.
-
-    Their pixels are equal within rounding. torchcodec decodes images from 0.16 on.
-    """
-    for decoder in (
-        JpegDecoder("torchcodec", _by_torchcodec),
-        JpegDecoder("torchvision", _by_torchvision),
-    ):
-        try:
-            decoder.decode(_small_jpeg())  # type: ignore[misc] # not None
-        except Exception:  # broken installations raise anything
-            continue
-        return decoder
-    return JpegDecoder("pillow", None)
+    """Returns the first of `DECODERS` that works."""
+    return next(decoder for decoder in DECODERS if decoder.works())
 
 
 def _by_torchcodec(data: Tensor) -> Tensor:
@@ -73,3 +68,12 @@ def _small_jpeg() -> Tensor:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+# Their pixels are equal within rounding. torchcodec decodes images from 0.16 on,
+# torchvision announces the removal of its decoders.
+DECODERS = (
+    JpegDecoder("torchcodec", _by_torchcodec),
+    JpegDecoder("torchvision", _by_torchvision),
+    JpegDecoder("pillow", None),
+)

@@ -14,14 +14,8 @@ from PIL import Image, ImageOps
 
 from benchmarks.mutations import mutated, originals
 from lightly_ext.data import ImageFolderDataset, jpeg_decoder, read_image, reading
-from lightly_ext.data.jpeg import JpegDecoder, _by_torchcodec, _by_torchvision
+from lightly_ext.data.jpeg import DECODERS, JpegDecoder
 from tests.lightly_ext.data.image_files import write_noise
-
-DECODERS = [
-    JpegDecoder("torchcodec", _by_torchcodec),
-    JpegDecoder("torchvision", _by_torchvision),
-    JpegDecoder("pillow", None),
-]
 
 
 @pytest.fixture(autouse=True)
