@@ -29,8 +29,8 @@ OPTIONS = {
         "data.batch_size 128": "images per process and step",
         "data.num_workers null": "loaders per process; null shares the CPU cores",
         "data.shuffle_buffer 4096": "images of tars, parquet, hf: that are shuffled",
-        "data.knn_train null": "folder with a subfolder per class: bank of online kNN",
-        "data.knn_val null": "folder with the same subfolders: its queries",
+        "data.knn_train null": "bank of online kNN: a subfolder per class, or as above",
+        "data.knn_val null": "its queries, of the same classes",
     },
     "Model and loss": {
         "model.model.model_name NAME": "encoder by timm's name; without it that of"

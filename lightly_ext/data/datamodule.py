@@ -16,8 +16,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from lightly_ext.data.image_folder import ImageFolderDataset
+from lightly_ext.data.images import ImageDataset
 from lightly_ext.data.reading import MAX_PIXELS
-from lightly_ext.data.streams import SHUFFLE_BUFFER, StreamDataset, find_source
+from lightly_ext.data.streams import (
+    SHUFFLE_BUFFER,
+    LabelledStreamDataset,
+    StreamDataset,
+    find_source,
+)
 from lightly_ext.data.views import (
     EpochSampler,
     SingleViewTransform,
@@ -47,9 +53,10 @@ class StellarDataModule(LightningDataModule):
             The training images, without labels: a folder, nested to any depth, or
             tars, parquet or a data set of the hub, see `find_source`.
         knn_train:
-            Folder with a subfolder of images per class, the bank of online kNN.
+            The bank of online kNN: a folder with a subfolder of images per class, or
+            what `find_source` takes, with labels.
         knn_val:
-            Folder with the same subfolders, the queries of online kNN.
+            The queries of online kNN, of the same classes.
         batch_size:
             Number of images per process and step.
         num_workers:
@@ -129,13 +136,16 @@ class StellarDataModule(LightningDataModule):
         )
 
     @cached_property
-    def knn_datasets(self) -> list[ImageFolderDataset]:
+    def knn_datasets(self) -> list[ImageDataset]:
         """Bank and queries of online kNN, or none; samples are (view, label)."""
+        return [self._knn_dataset(path) for path in self.knn_paths]
+
+    def _knn_dataset(self, path: Path) -> ImageDataset:
         view = SingleViewTransform(self.transform.global_crop_size)
-        return [
-            ImageFolderDataset(path, view, True, self.max_pixels)
-            for path in self.knn_paths
-        ]
+        source = find_source(path)
+        if source is None:
+            return ImageFolderDataset(path, view, True, self.max_pixels)
+        return LabelledStreamDataset(source, view, self.max_pixels)
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the images and checks that there are enough, and readable ones."""
@@ -224,7 +234,7 @@ class StellarDataModule(LightningDataModule):
             **arguments,
         )
 
-    def _check_knn(self, bank: ImageFolderDataset, queries: ImageFolderDataset) -> None:
+    def _check_knn(self, bank: ImageDataset, queries: ImageDataset) -> None:
         _check_classes(bank, queries)
         processes = self._world_size()
         for dataset, least in ((bank, KNN.neighbours), (queries, 1)):
@@ -238,7 +248,7 @@ class StellarDataModule(LightningDataModule):
                     "--data.knn_val."
                 )
 
-    def _num_validated(self, dataset: ImageFolderDataset) -> int:
+    def _num_validated(self, dataset: ImageDataset) -> int:
         """Images of a dataset that are read where Lightning limits the batches."""
         limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
         at_once = self.batch_size * self._world_size()
@@ -292,7 +302,7 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _check_classes(bank: ImageFolderDataset, queries: ImageFolderDataset) -> None:
+def _check_classes(bank: ImageDataset, queries: ImageDataset) -> None:
     different = sorted(set(bank.classes) ^ set(queries.classes))
     if different:
         raise ValueError(

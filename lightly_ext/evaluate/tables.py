@@ -106,7 +106,7 @@ class TableSplits:
 def table_images(source: Source) -> ImageFiles:
     """All images of a source, without labels, in the order of a folder."""
     table = ImageTable(source)
-    order = sorted(range(len(table)), key=lambda i: table.names[i].replace("/", "\0"))
+    order = table.order()
     names = [table.names[i] for i in order]
     return ImageFiles(Path(source.name), names, rows=Rows(table, order))
 
@@ -119,7 +119,7 @@ def class_images(source: Source) -> ImageFiles:
     """
     table = ImageTable(source)
     labels, classes = table.labels()
-    order = sorted(range(len(table)), key=lambda i: (labels[i], table.names[i]))
+    order = table.order(labels)
     return ImageFiles(
         Path(source.name),
         [table.names[i] for i in order],

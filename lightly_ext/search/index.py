@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lightly_ext.data.streams import find_splits
 from lightly_ext.durable import remove_partial
 from lightly_ext.evaluate.command_line import command_parser, parse, take
 from lightly_ext.evaluate.devices import Devices
@@ -130,6 +131,11 @@ def check_index(
     Args: As for `run_index`.
     """
     check_positive(clusters=clusters, crop=crop, limit=limit)
+    if find_splits(data) is not None:
+        raise ValueError(
+            f"An index is of image files, which `stellar search` looks at again, and "
+            f"'{data}' has none: unpack it into a folder (tar xf) and name that."
+        )
     if server is None:
         import_lancedb()
         _check_folder(Path(output), Path(data))

@@ -80,6 +80,18 @@ class ImageTable:
         """Classes of all images, see :func:`read_labels`."""
         return read_labels(self._shards, self.shown)
 
+    def order(self, labels: Sequence[int] | None = None) -> list[int]:
+        """Numbers of the images in the order of a folder: by class, if told, and name.
+
+        Args:
+            labels:
+                Class of each image.
+        """
+        if labels is not None:
+            return sorted(range(len(self)), key=lambda i: (labels[i], self.names[i]))
+        # All of a folder before what only begins like it.
+        return sorted(range(len(self)), key=lambda i: self.names[i].replace("/", "\0"))
+
     def _place(self, index: int) -> tuple[Any, int]:
         """Its shard, and the number in it."""
         number = bisect.bisect_right(self._ends, index)

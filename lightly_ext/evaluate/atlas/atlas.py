@@ -66,7 +66,8 @@ def run_atlas(
         results:
             Where results are kept.
         data:
-            Folder of images, or name of a data set.
+            Folder of images, or tars, parquet or hf:NAME of the hub; or the name of a
+            known set.
         concepts:
             Number of concepts, at most.
         prototypes:

@@ -73,7 +73,8 @@ def run_finetune(
             Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
-            class, or the name of a data set.
+            class, or of labelled tars or parquet; hf:NAME of the hub; or the name of a
+            known set.
         features:
             "auto", where the objective of the method acts, or one of sparse, dense,
             cls, cls+dense and lowrank.

@@ -48,8 +48,9 @@ def run_knn(
             Where results are kept.
         data:
             Folder with `train` and `val` or `test`, each with a folder of images per
-            class; or the NAME of a known set in data/NAME, or NAME:FOLDER: imagenet,
-            pets, food101, glas, places365, places365-large.
+            class, or of labelled tars or parquet; hf:NAME of the hub; or the NAME of a
+            known set in data/NAME, or NAME:FOLDER: imagenet, pets, food101, glas,
+            places365, places365-large.
         features:
             "auto", where the objective of the method acts, or one of sparse, dense,
             cls, cls+dense and lowrank.

@@ -51,7 +51,8 @@ def find_segmentation_set(data: str) -> SegmentationSet:
         raise FileNotFoundError(
             f"There is no folder '{path}', which is:\n{_indented(tree)}\nGive such a "
             "folder, or NAME or NAME:FOLDER of a known set. Names: "
-            f"{', '.join(PRESETS)}."
+            f"{', '.join(PRESETS)}. Images and maps in tars or parquet have to be "
+            "unpacked."
         )
     try:
         parts = _read(preset, path)

@@ -117,7 +117,8 @@ def run_discover(
         results:
             Where results are kept.
         data:
-            Folder of images, or the name of a known set.
+            Folder of images, or tars, parquet or hf:NAME of the hub; or the name of a
+            known set.
         masks:
             Folder of label images with the names of the images, one integer per px and
             instance, for example Pascal VOC's `SegmentationObject`; or a JSON file of

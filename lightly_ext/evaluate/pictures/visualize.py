@@ -128,7 +128,8 @@ def run_visualize(
         results:
             Where results are kept.
         data:
-            Folder of images, name of a data set, or a single image file.
+            Folder of images, or tars, parquet or hf:NAME of the hub; the name of a
+            known set, or a single image file.
         num_images:
             Number of images to show, spread evenly over the folder.
         tokens:

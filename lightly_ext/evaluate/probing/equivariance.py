@@ -70,7 +70,8 @@ def run_equivariance(
         results:
             Where results are kept.
         data:
-            Folder of images, or the name of a known set.
+            Folder of images, or tars, parquet or hf:NAME of the hub; or the name of a
+            known set.
 
     Returns:
         The scores: `change_of_s` and `change_of_l` by shift in px, the mean of both

@@ -111,12 +111,12 @@ def run_rank(
             Where results are kept.
         data:
             Data set for the linear probe: a folder with `train` and `val` or `test`,
-            or the name of a data set.
+            hf:NAME of the hub, or the name of a known set.
         others:
             The other models, which may be given several times. No two models may have
             the same number of tokens.
         images:
-            Folder of images to reconstruct. None takes the test images of `data`.
+            Images to reconstruct, a folder, tars or parquet. None takes the test images of `data`.
         inception:
             See `stellar evaluate reconstruction`.
         lpips_net:

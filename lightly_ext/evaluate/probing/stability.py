@@ -69,7 +69,8 @@ def run_stability(
         results:
             Where results are kept.
         data:
-            Folder of images, or the name of a known set.
+            Folder of images, or tars, parquet or hf:NAME of the hub; or the name of a
+            known set.
         features:
             Feature of the model: sparse, dense, cls, cls+dense or lowrank, "auto" as in
             the paper: sparse where it has latent queries, else dense.

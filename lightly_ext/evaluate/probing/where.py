@@ -110,7 +110,8 @@ def run_where(
         results:
             Where results are kept.
         data:
-            Folder of images, or the name of a known set.
+            Folder of images, or tars, parquet or hf:NAME of the hub; or the name of a
+            known set.
         masks:
             Folder of label images with the names of the images, one integer per px, for
             example Pascal VOC's `SegmentationClass`.

@@ -114,7 +114,8 @@ def run_reconstruction(
         results:
             Where results are kept.
         data:
-            Folder of the images to score, nested to any depth.
+            Folder of the images to score, nested to any depth, or tars, parquet or
+            hf:NAME of the hub.
         form:
             The decoder: as pretrained, fine-tuned on the frozen latent, or trained on
             it from scratch (for any encoder). Scores of two forms are never compared,
@@ -125,7 +126,7 @@ def run_reconstruction(
         target:
             What a decoder from scratch predicts, "tokens" by default.
         train:
-            Folder of images to train the decoder on.
+            Folder of images to train the decoder on, or as for `data`.
         tokenizer:
             File of the frozen tokenizer for the target "tokens", where the model does
             not hold it.

@@ -93,8 +93,9 @@ def run_retrieval(
         results:
             Where results are kept.
         data:
-            Folder with a folder of images per class; or one with `train` and `val` or
-            `test`, or the name of a known set, of which the test part is taken.
+            Folder with a folder of images per class, or labelled tars or parquet; or
+            one with `train` and `val` or `test`, hf:NAME of the hub, or the name of a
+            known set, of which the test part is taken.
         boxes:
             File with the boxes of objects: JSON of COCO, or CSV `file,x0,y0,x1,y1` in
             px, inclusive. None scores no location.

@@ -5,9 +5,22 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from lightly_ext.data.streams import find_source, find_splits, open_shards
+from lightly_ext.data import (
+    ImageFolderDataset,
+    SingleViewTransform,
+    StellarDataModule,
+    read_image,
+)
+from lightly_ext.data.streams import (
+    LabelledStreamDataset,
+    find_source,
+    find_splits,
+    open_shards,
+)
 from lightly_ext.data.streams.table import ImageTable
+from lightly_ext.transforms import STELLARTransform
 from tests.lightly_ext.data.streams.shard_files import (
     encoded_images,
     write_arrow,
@@ -254,3 +267,49 @@ class TestFindSplits:
             assert found is not None
             assert list(found) == splits
             assert all(len(source.files) == 1 for source in found.values())
+
+
+class TestLabelledStreamDataset:
+    def test_samples__as_of_a_folder(self, tmp_path: Path) -> None:
+        names = ("b/1.png", "a/2.png", "b/0.png", "a/10.png", "c/0.png")
+        contents = [b"broken", *IMAGES[1:]]
+        write_tar(tmp_path / "x.tar", dict(zip(names, contents, strict=True)))
+        for name, data in zip(names, contents, strict=True):
+            (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "folder" / name).write_bytes(data)
+        folder = ImageFolderDataset(tmp_path / "folder", labelled=True)
+        source = find_source(tmp_path / "x.tar")
+        assert source is not None
+        dataset = LabelledStreamDataset(source)
+        assert dataset.classes == folder.classes
+        assert dataset.labels.tolist() == folder.labels.tolist() == [0, 0, 1, 1, 2]
+        assert dataset.file(3) == tmp_path / "x.tar" / "b/1.png"
+        with pytest.warns(UserWarning, match=r"unreadable image .*x.tar/b/1\.png"):
+            found = [dataset[i] for i in range(len(dataset))]
+        with pytest.warns(UserWarning, match=r"unreadable image .*folder/b/1\.png"):
+            expected = [folder[i] for i in range(len(folder))]
+        assert [label for _, label in found] == [label for _, label in expected]
+        for (image, _), (other, _) in zip(found, expected, strict=True):
+            assert torch.equal(image, other)
+
+    def test_datamodule__online_knn(self, tmp_path: Path) -> None:
+        train, val = tmp_path / "train-0.tar", tmp_path / "val-0.arrow"
+        files = {f"{'ab'[i % 2]}/{i}.png": IMAGES[i % 5] for i in range(20)}
+        write_tar(train, files)
+        write_arrow(val, IMAGES, label=list("ababa"))
+        small = STELLARTransform(2, 1, global_crop_size=24, local_crop_size=12)
+        data = StellarDataModule(str(train), str(train), str(val), 4, 0, small)
+        data.setup()
+        loaders = data.val_dataloader()
+        (_, bank), (views, queries) = (
+            map(torch.cat, zip(*loader, strict=True)) for loader in loaders
+        )
+        assert bank.tolist() == [0] * 10 + [1] * 10
+        assert queries.tolist() == [0, 0, 0, 1, 1]
+        view = SingleViewTransform(24)
+        assert torch.equal(views[1], view(read_image(IMAGES[2])))
+        write_arrow(val, IMAGES, label=list("abcba"))
+        open_shards.cache_clear()
+        data = StellarDataModule(str(train), str(train), str(val), 4, 0, small)
+        with pytest.raises(ValueError, match=r"only one of them has images of: c"):
+            data.setup()
