@@ -116,7 +116,8 @@ def run_rank(
             The other models, which may be given several times. No two models may have
             the same number of tokens.
         images:
-            Images to reconstruct, a folder, tars or parquet. None takes the test images of `data`.
+            Images to reconstruct: a folder, tars or parquet. None takes the test images
+            of `data`.
         inception:
             See `stellar evaluate reconstruction`.
         lpips_net:
