@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from lightly_ext.data import read_image
 from lightly_ext.evaluate.classification.knn import run_knn
@@ -19,6 +21,7 @@ from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.discovery.discover import run_discover
 from lightly_ext.evaluate.fingerprints import fingerprint
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
+from lightly_ext.evaluate.presets import class_folders
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
 from lightly_ext.evaluate.probing.stability import run_stability
 from lightly_ext.evaluate.probing.where import run_where
@@ -26,6 +29,7 @@ from lightly_ext.evaluate.reconstruction.autoencoder import build_autoencoder
 from lightly_ext.evaluate.reconstruction.decoder_training import train_decoder
 from stellar_plugin.protocols import KNN, RECONSTRUCTION_FINETUNED
 from tests import distributed
+from tests.lightly_ext.data.streams.shard_files import image_table, write_tar
 from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
     SIZES,
@@ -81,6 +85,19 @@ def _write_classes(data: Path) -> dict[Path, bytes]:
     return whole
 
 
+def _write_shards(folder: Path) -> None:
+    """Writes the images as tars and as parquet, which `datasets` converts."""
+    (folder / "parquet").mkdir()
+    for part in ("train", "val"):
+        files = class_folders(folder / "set" / part)
+        images = [(files.root / name).read_bytes() for name in files.names]
+        named = dict(zip(files.names, images, strict=True))
+        write_tar(folder / "tars" / f"{part}.tar", named)
+        label = [files.classes[i] for i in files.labels or ()]
+        table = image_table(images, files.names, label=label)
+        parquet.write_table(table, folder / "parquet" / f"{part}-0.parquet")
+
+
 def _write_masks(folder: Path) -> None:
     """Writes images and masks, an unreadable one among them."""
     data, masks = write_images(folder / "images", 7, size=(64, 70)), folder / "masks"
@@ -115,6 +132,14 @@ class TestTwoProcesses:
             [81, 81],
             [81, 83],
         ]
+
+    def test_shards__as_one_folder(self, processes: Found) -> None:
+        """Read from tars, and from parquet that both want to convert."""
+        folder = processes.folder
+        given = _given(folder, processes.source, output=str(folder / "one"))
+        expected = [_scores(given, folder / "set") for _ in range(2)][-1]
+        assert expected["num_reused"] == [83, 83]
+        assert processes.found[0]["shards"] == [expected, expected]
 
     def test_decoder__unreadable_images_of_both(self, processes: Found) -> None:
         assert processes.found[0]["decoder"] == [2, 2]
@@ -161,10 +186,18 @@ def _of_process(
     if rank == 0:
         for path, content in whole.items():
             path.write_bytes(content)
+        _write_shards(folder)
     given.devices.fabric.barrier()
     classification.append(_scores(given, data))
     probing = _probing(folder, source, world_size)
-    return {"classification": classification, "decoder": decoder, "probing": probing}
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+    shards = [_scores(given, folder / kind) for kind in ("tars", "parquet")]
+    return {
+        "classification": classification,
+        "decoder": decoder,
+        "probing": probing,
+        "shards": shards,
+    }
 
 
 def _probing(folder: Path, source: str, devices: int) -> list[dict[str, Any]]:

@@ -380,6 +380,7 @@ class TestRunIndex:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.tex").touch()
         (tmp_path / "empty").mkdir()
+        (tmp_path / "x.tar").touch()
         for images, output, said in (
             (data, tmp_path / "file", "is a file"),
             (data, tmp_path / "other", "is a folder of something else"),
@@ -387,6 +388,7 @@ class TestRunIndex:
             (data, tmp_path, "lie in one another"),
             (tmp_path / "none", tmp_path / "index", "There is no folder"),
             (tmp_path / "empty", tmp_path / "index", "There is no image below"),
+            (tmp_path / "x.tar", tmp_path / "index", r"x.tar' has none: unpack it"),
         ):
             with pytest.raises(ValueError, match=said):
                 # Before the model is looked for.
