@@ -19,6 +19,7 @@ from lightly_ext.durable import remove_partial, replace_link
 from lightly_ext.pretrain.agreement import Agreement
 from lightly_ext.pretrain.checkpoint_files import BEST, LAST, step_checkpoints
 from lightly_ext.pretrain.export import export_model
+from lightly_ext.pretrain.sharding import whole_states
 from lightly_ext.pretrain.signals import Interrupted, StopSignals
 
 # How many of the newest checkpoints are kept.
@@ -221,6 +222,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             remove_partial(self.folder)
         path = self.folder / f"step_{trainer.global_step:08d}-{SHA256}.ckpt"
+        weights = trainer.strategy.lightning_module_state_dict()
         try:
             trainer.save_checkpoint(path, weights_only=False)
         except Exception:
@@ -237,7 +239,8 @@ class RunCheckpoint(Checkpoint):
         replace_link(self.folder / LAST, written)
         if improved:
             replace_link(self.folder / BEST, written)
-        export_model(trainer.lightning_module, self.output / "model")
+        with whole_states(trainer.lightning_module, weights):
+            export_model(trainer.lightning_module, self.output / "model")
         self._remove_old()
 
     def _remove_old(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightly_ext.modules import random_focal_mask
+from lightly_ext.pretrain.sharding import ShardedStrategy, check_strategy
 from lightly_ext.transforms import STELLARTransform
 from stellar_plugin import StellarEncoder
 
@@ -59,15 +60,22 @@ def check_optimization(
 
 
 def check_trainer(trainer: Any) -> None:
-    """Checks that a trainer trains, in a precision that AdamW knows.
+    """Checks that a trainer trains, by a strategy and in a precision that we know.
 
     Args:
         trainer:
             A Lightning trainer.
 
     Raises:
-        ValueError: If it makes no step, or an option is out of range.
+        ValueError: If it makes no step, or an option is unknown or out of range.
     """
+    check_strategy(trainer.strategy)
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
+    if sharded and trainer.precision == "16-mixed":
+        raise ValueError(
+            "--trainer.precision 16-mixed does not go with --trainer.strategy fsdp2, "
+            "whose shards its scaler does not know. Use bf16-mixed."
+        )
     if trainer.precision == "16-true":
         raise ValueError(
             "--trainer.precision 16-true overflows: the squares of AdamW do not "

@@ -55,6 +55,7 @@ from lightly_ext.pretrain.recipes import (
 from lightly_ext.pretrain.resume import without_start
 from lightly_ext.pretrain.run_folder import FailedStart, signals_end_start
 from lightly_ext.pretrain.run_log import RunLogger
+from lightly_ext.pretrain.sharding import check_strategy
 from lightly_ext.pretrain.signals import was_requeued
 from lightly_ext.pretrain.story import RunStory
 from lightly_ext.run_lock import LEASE, RunLock
@@ -239,6 +240,7 @@ class PretrainCLI(LightningCLI):
         """Adds the callbacks of every run, and loggers if the recipe names none."""
         output = Path(self.config["output"])
         trainer_config = self.config_init["trainer"]
+        check_strategy(trainer_config["strategy"])
         if trainer_config["logger"] is None:
             kwargs["logger"] = [
                 RunLogger(output, name="csv"),

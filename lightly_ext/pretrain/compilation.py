@@ -10,6 +10,7 @@ from pytorch_lightning import Callback
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lightly_ext.modules import num_kept_patches
 from lightly_ext.pretrain.story import tell
@@ -31,7 +32,12 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     for block in module.modules():
         if isinstance(block, BLOCKS):
             # Sizes do not change, and kernels for one size are faster.
-            block.compile(dynamic=False, backend=backend)
+            if isinstance(block, FSDPModule):
+                # Behind the hooks that gather the weights.
+                inside = torch.compile(block.forward, dynamic=False, backend=backend)
+                block.forward = inside  # type: ignore[method-assign]
+            else:
+                block.compile(dynamic=False, backend=backend)
 
 
 def compiler_error(device: torch.device) -> str | None:
@@ -80,7 +86,8 @@ class CompilationReport(Callback):
         seconds = time.perf_counter() - self._start
         text = f"The first step took {seconds:.1f} s, with compilation."
         block = pl_module.model.encoder.vit.blocks[0]
-        if isinstance(block, Block):  # others need the rotations of their patches
+        # Others need the rotations of patches, or all processes for their weights.
+        if isinstance(block, Block) and not isinstance(block, FSDPModule):
             device = pl_module.device
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),

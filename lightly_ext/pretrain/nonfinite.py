@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightly_ext.data import printable
 from lightly_ext.pretrain.checkpoint_files import LAST
 from lightly_ext.pretrain.checkpoints import resume_command
+from lightly_ext.pretrain.sharding import local_shards
 from lightly_ext.pretrain.story import tell
 
 # Steps after which the host reads what a device found: it goes on without waiting.
@@ -106,7 +108,7 @@ class NonFiniteGuard(Callback):
         # None has one while heads warm up that no term reads.
         norms = torch.zeros(0, device=module.device)
         if parameters:
-            norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+            norms = _norms(parameters)
         norm = torch.linalg.vector_norm(norms)
         batches, self._batches = self._batches, []
         trainer = module.trainer
@@ -290,6 +292,17 @@ class _Step:
             return []
         dataset = data.train_dataset
         return [printable(dataset.file(i)) for i in batch.indices.tolist()]
+
+
+def _norms(parameters: list[nn.Parameter]) -> Tensor:
+    """Norm of the gradient of each; of the whole one, where processes have shards."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(local_shards(gradients)))
+    if isinstance(gradients[0], DTensor):
+        squares = norms.square()
+        dist.all_reduce(squares)
+        norms = squares.sqrt()
+    return norms
 
 
 def _told(number: int, finding: _Finding, trainer: Trainer) -> str:

@@ -11,6 +11,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW, Optimizer
 
 from lightly_ext.data import StellarDataModule
@@ -27,6 +28,7 @@ from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from lightly_ext.pretrain.optimization import parameter_groups, scaled_lr
 from lightly_ext.pretrain.processes import check_alike
 from lightly_ext.pretrain.resume import STARTS, refuse_changes
+from lightly_ext.pretrain.sharding import shard
 from lightly_ext.randomness import mix_seeds, run_seed
 from lightly_ext.transforms import STELLARTransform
 from stellar_plugin.visualize import Uint8Array
@@ -104,6 +106,11 @@ class Pretraining(LightningModule):
         if stage == "fit":
             check_trainer(self.trainer)
             check_alike(self.trainer)
+
+    def configure_model(self) -> None:
+        """Shards the weights, where `ShardedStrategy` has made a mesh for them."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Compiles the transformer blocks, those of a teacher too, and says so."""

@@ -155,10 +155,9 @@ class RunStory(Callback):
         self._total = pl_module.continuation.total_steps(trainer)
         self._start, self._step = time.monotonic(), trainer.global_step
         hosts = dict.fromkeys(gathered(platform.node()))
-        if not trainer.is_global_zero:
-            return
-        with self._harmless():
-            self._begin(trainer, pl_module, ", ".join(hosts))
+        if trainer.is_global_zero:
+            with self._harmless():
+                self._begin(trainer, pl_module, ", ".join(hosts))
         with self._harmless():
             if pl_module.draws_samples:
                 self._moments = [m for m in moments(self._total) if m >= self._step]
@@ -177,11 +176,9 @@ class RunStory(Callback):
         if trainer.global_step == self._step:
             return  # gradients are accumulated
         self._step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
         with self._harmless():
             self._look(trainer, pl_module)
-        if self._due:
+        if self._due and trainer.is_global_zero:
             self._write(trainer)
 
     def on_save_checkpoint(self, *_: Any) -> None:
@@ -275,7 +272,10 @@ class RunStory(Callback):
         if self._samples is None:
             size = data.transform.global_crop_size
             self._samples, samples["images"] = sample_images(data.train_dataset, size)
+        # By all processes, of which each may hold a shard of the weights.
         inputs, seen = draw_samples(module, self._samples)
+        if not trainer.is_global_zero:
+            return
         name = f"samples/step_{self._step:08d}.jpg"
         save_picture(inputs, self.output / "samples" / "images.jpg")
         save_picture(seen, self.output / name)

@@ -11,6 +11,7 @@ from lightly.utils.dist import gather, world_size
 from torch import Tensor, nn
 
 from lightly_ext.loss import TeacherTargets
+from lightly_ext.pretrain.sharding import local_shards
 
 
 class MomentumTeacher(nn.ModuleDict):
@@ -55,9 +56,9 @@ class MomentumTeacher(nn.ModuleDict):
                 update_momentum(part, self[name], self.momentum)
                 continue
             kept = torch.where(found_inf > 0, 1.0, self.momentum)
-            own: list[Tensor] = [*self[name].parameters()]
+            own = local_shards(self[name].parameters())
             torch._foreach_mul_(own, kept)
-            moves = torch._foreach_mul([*part.parameters()], 1 - kept)
+            moves = torch._foreach_mul(local_shards(part.parameters()), 1 - kept)
             torch._foreach_add_(own, list(moves))
 
     @torch.no_grad()
