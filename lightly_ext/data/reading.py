@@ -71,8 +71,8 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
 
     """
     with _opened(source, max_pixels) as (file, image):
-        decode = jpeg_decoder().decode
-        if decode is not None and image.format in ("JPEG", "MPO"):
+        is_jpeg = image.format in ("JPEG", "MPO")
+        if is_jpeg and (decode := jpeg_decoder().decode) is not None:
             file.seek(0)
             data = torch.frombuffer(
                 bytearray(file.read(_MAX_JPEG_BYTES)), dtype=torch.uint8

@@ -207,8 +207,8 @@ class HealthMonitor(Callback):
         workers = getattr(trainer.train_dataloader, "num_workers", 0)
         cores = max(1, num_cpus() // trainer.num_devices)
         shown = (
-            f"Warning at step {module.global_step - 1}: {share:.0%} of the time the "
-            "device waits for images (health/loader_wait). "
+            f"Warning at step {module.global_step - 1}: training waits for images "
+            f"{share:.0%} of the time (health/loader_wait). "
             f"{advice(workers, cores, module.device.type == 'cpu')}"
         )
         module.print(shown)

@@ -102,7 +102,7 @@ class TestTooLong:
         # Of one step at a time those behind the warm-up decide.
         step = WARM_UP + MEASURED
         assert line.startswith(
-            f"Warning at step {step - 1}: 20% of the time the device waits for images "
+            f"Warning at step {step - 1}: training waits for images 20% of the time "
             "(health/loader_wait). "
         )
 
