@@ -30,6 +30,7 @@ from benchmarks.gpu.measure import median_ms, random_tokens, synchronize
 from benchmarks.search.build import Seconds, timed
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import POOLED, FeatureCache
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.images import EvaluationImages, centre_crop, folder_images
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.metrics import Voters
@@ -69,7 +70,7 @@ def measure_features(arguments: argparse.Namespace) -> dict[str, list[Seconds]]:
     for _ in range(arguments.rounds):
         times["encoder"].append(timed(encode))
         with tempfile.TemporaryDirectory() as folder:
-            cache = FeatureCache(model, devices, Path(folder))
+            cache = FeatureCache(model, devices, Contents(devices, Path(folder)))
             times["features"].append(
                 timed(lambda c=cache: c.pooled(files, protocol, "cls").rows(POOLED))  # type: ignore[misc]
             )

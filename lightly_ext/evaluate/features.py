@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightly_ext.data import printable
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.fingerprints import content_hashes
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.images import (
     EvaluationImages,
@@ -89,13 +89,19 @@ class FeatureCache:
             The model.
         devices:
             Where it runs. Every process computes a share of the images.
-        folder:
-            Folder for the files, which all processes share.
+        contents:
+            What is in the images of this run; also says in which folder, that all
+            processes share, the files are.
     """
 
     model: FrozenModel
     devices: Devices
-    folder: Path
+    contents: Contents
+
+    @property
+    def folder(self) -> Path:
+        """Folder for the files."""
+        return self.contents.cache
 
     def pooled(
         self, files: ImageFiles, protocol: CropProtocol, feature: str
@@ -133,7 +139,7 @@ class FeatureCache:
         transform = centre_crop(protocol, self.model.origin.interpolation)
         # Also finds out early whether the model takes images of this size.
         known = _compute(devices, compute, transform(known_image()))
-        hashes = content_hashes(devices, self.folder, files)
+        hashes = self.contents.hashes(files)
         identity = {
             **numerics(self.model, devices),
             "model": self.model.origin.label,

@@ -63,32 +63,56 @@ def content_hashes(
     return np.array(found, dtype="S64")
 
 
-def fingerprint(
-    devices: Devices, cache: Path, *parts: ImageFiles, beside: Any = None
-) -> str:
-    """SHA-256 of names, labels and contents of images, in their order.
+class Contents:
+    """Contents of image files as one run sees them: each list of files is hashed once.
 
-    Absolute paths are no part of it: a folder that moves keeps its fingerprint.
+    What changes later is another run's. So features, and what tells their result apart,
+    are of the same contents.
 
     Args:
         devices:
-            The processes, which all receive it.
+            The processes.
         cache:
             Folder for what is computed once.
-        parts:
-            The images, or several parts of a data set.
-        beside:
-            What else decides, such as captions: values that JSON knows.
     """
-    digest = hashlib.sha256(json.dumps(beside).encode())
-    for files in parts:
-        hashes = content_hashes(devices, cache, files).tolist()
-        digest.update(f"\n{len(files)} images\n".encode())
-        labels: Any = files.labels or [None] * len(files)
-        for name, label, sha256 in zip(files.names, labels, hashes, strict=True):
-            line = f"{name}\0{label}\0{sha256.decode()}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+
+    def __init__(self, devices: Devices, cache: Path) -> None:
+        self.devices = devices
+        self.cache = cache
+        self._seen: list[tuple[ImageFiles, NDArray[np.bytes_]]] = []
+
+    def hashes(self, files: ImageFiles) -> NDArray[np.bytes_]:
+        """As by `content_hashes`, at the first call with these files."""
+        for seen, hashes in self._seen:
+            if seen is files:
+                return hashes
+        hashes = content_hashes(self.devices, self.cache, files)
+        self._seen.append((files, hashes))
+        return hashes
+
+    def fingerprint(self, *parts: ImageFiles, beside: Any = None) -> str:
+        """SHA-256 of names, labels and contents of images, in their order.
+
+        Absolute paths are no part of it: a folder that moves keeps its fingerprint.
+
+        Args:
+            parts:
+                The images, or several parts of a data set.
+            beside:
+                What else decides, such as captions: values that JSON knows.
+
+        Returns:
+            It, in all processes.
+        """
+        digest = hashlib.sha256(json.dumps(beside).encode())
+        for files in parts:
+            hashes = self.hashes(files).tolist()
+            digest.update(f"\n{len(files)} images\n".encode())
+            labels: Any = files.labels or [None] * len(files)
+            for name, label, sha256 in zip(files.names, labels, hashes, strict=True):
+                line = f"{name}\0{label}\0{sha256.decode()}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def file_stamp(path: str | Path) -> Stamp:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.fingerprints import fingerprint
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.identity import run_identity, run_provenance
 from lightly_ext.evaluate.images import ImageFiles
@@ -97,6 +97,7 @@ class Results:
         self.controls = controls
         self._options = {"resize": resize, "crop": crop, "limit": limit}
         self._ahead: dict[str, Any] = {}
+        self.contents = Contents(devices, self.cache)
         self._asked: dict[str, Any] | None = None
         self._run: Callable[..., Any] | None = None
 
@@ -177,6 +178,7 @@ class Results:
         results = copy.copy(self)
         results._asked = dict(bound.arguments)
         results._run = run
+        results.contents = Contents(self.devices, self.cache)
         return results
 
     def settled(self, **options: Any) -> Results:
@@ -187,8 +189,8 @@ class Results:
         return results
 
     def fingerprint(self, *parts: ImageFiles, beside: Any = None) -> str:
-        """Fingerprint of images, see `fingerprints.fingerprint`; of all processes."""
-        return fingerprint(self.devices, self.cache, *parts, beside=beside)
+        """Fingerprint of images, see `Contents.fingerprint`."""
+        return self.contents.fingerprint(*parts, beside=beside)
 
     def announce(self, model: FrozenModel, protocol: Protocol) -> None:
         """Prints the card of a protocol, before the work."""

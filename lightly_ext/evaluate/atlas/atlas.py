@@ -99,7 +99,7 @@ def run_atlas(
         model, ATLAS, data=name, parts=cut.kind, rule=f"{concepts} {what}, {ATLAS.rule}"
     )
     results.announce(model, protocol)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     table, cached = part_table(cache, files, protocol, cut)
     if not len(table.rows):
         raise ValueError(f"No image of '{files.root}' is readable.")

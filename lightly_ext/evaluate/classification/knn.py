@@ -82,7 +82,7 @@ def run_knn(
         f"{len(train.classes)} classes; {feature} features."
     )
     results.announce(model, protocol)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     voting = cache.pooled(train, protocol, feature)
     asked = cache.pooled(test, protocol, feature)
     bank, queries = voting.rows(POOLED), asked.rows(POOLED)

@@ -127,7 +127,7 @@ def run_linear(
     protocol, grid = _grid(devices, protocol, len(split.kept))
     feature = model.resolve_feature(features)
     results.announce(model, protocol)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     files = split.data.train
     digest = results.fingerprint(files, split.data.test)
     run = _Run(cache, results, protocol, split, feature, grid, digest)

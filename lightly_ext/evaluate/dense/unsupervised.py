@@ -133,7 +133,7 @@ def run_unsupervised_segmentation(
         number = head.prototypes.out_features
     protocol = _protocol(model, results, found, features, number, prototypes)
     results.announce(model, protocol)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     inputs = {"data": _fingerprint(results, found)}
     if head is None:
         regions = cluster_regions(cache, protocol, features, number, found)

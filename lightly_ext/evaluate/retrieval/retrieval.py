@@ -131,7 +131,7 @@ def run_retrieval(
     _say_time(devices, shapes, min(queries or len(files), len(files)), len(files))
     kind = f"retrieval {', '.join(shapes)}; {parts} by seed {devices.seed}"
     compute = form_arrays(model, list(shapes), clusters, devices.seed)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     cached = cache.features(files, protocol, kind, compute)
     chosen = cached.readable.tolist()
     asked = Asked.of(devices, files[chosen], queries)

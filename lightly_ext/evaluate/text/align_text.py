@@ -182,7 +182,7 @@ def run_align_text(
         feature = resolve_tokens(model, features)
         devices.say(f"The probe reads {feature} tokens.")
     tower = load_text_tower(text_model, text_weights).to(devices.device)
-    cache = FeatureCache(model, devices, results.cache)
+    cache = FeatureCache(model, devices, results.contents)
     found = []
     if pairs is None:
         trained = _stored_probe(model, results, Path(str(probe)), tower)

@@ -14,6 +14,7 @@ from PIL import Image
 import stellar_plugin
 from lightly_ext.evaluate.devices import Devices
 from lightly_ext.evaluate.features import FeatureCache
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.results import Results
@@ -36,7 +37,7 @@ class Given(NamedTuple):
 
     @property
     def cache(self) -> FeatureCache:
-        return FeatureCache(*self[:2], self.results.cache)
+        return FeatureCache(*self[:2], Contents(self.devices, self.results.cache))
 
 
 def make_given(tmp_path: Path, model: str | FrozenModel, **options: Any) -> Given:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightly_ext.data import read_image
 from lightly_ext.evaluate import images, numerics, resumable
 from lightly_ext.evaluate.features import POOLED, CachedFeatures, FeatureCache
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.images import ImageFiles, centre_crop, folder_images
 from lightly_ext.evaluate.resumable import ResumableArrays
 from stellar_plugin.protocols import KNN
@@ -161,7 +162,9 @@ class TestFeatures:
 def _right(given: Given, files: ImageFiles, cached: CachedFeatures) -> bool:
     """Whether features are those of a cache that was empty."""
     with TemporaryDirectory() as folder:
-        fresh = FeatureCache(given.model, given.devices, Path(folder))
+        fresh = FeatureCache(
+            given.model, given.devices, Contents(given.devices, Path(folder))
+        )
         new = fresh.features(files, PROTOCOL, "a", Counted())
         return new.readable.equal(cached.readable) and all(
             new.rows(name).equal(cached.rows(name)) for name in ("means", "first")
@@ -231,7 +234,9 @@ class TestReuse:
             other = _given(tmp_path, source, precision="bf16-mixed")
             assert other.model.origin.sha256 == first.model.origin.sha256
             cached = other.cache.pooled(files, PROTOCOL, "sparse")
-            fresh = FeatureCache(other.model, other.devices, tmp_path / name)
+            fresh = FeatureCache(
+                other.model, other.devices, Contents(other.devices, tmp_path / name)
+            )
             expected = fresh.pooled(files, PROTOCOL, "sparse").rows(POOLED)
             assert cached.num_reused == 0 and cached.rows(POOLED).equal(expected)
 

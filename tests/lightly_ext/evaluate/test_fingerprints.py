@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lightly_ext.evaluate import fingerprints
 from lightly_ext.evaluate.devices import Devices
-from lightly_ext.evaluate.fingerprints import content_hashes, fingerprint
+from lightly_ext.evaluate.fingerprints import Contents, content_hashes
 from lightly_ext.evaluate.images import ImageFiles
 
 NAMES = ["b/1.png", "a/2.png", "a/3.png"]
@@ -173,12 +174,41 @@ class TestContentHashes:
         assert reads.of(devices, tmp_path, files) == []
 
 
+class TestContents:
+    def test_hashes__once_in_a_run(
+        self,
+        devices: Devices,
+        files: ImageFiles,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        looked: list[ImageFiles] = []
+
+        def look(_: Devices, __: Path, these: ImageFiles) -> NDArray[np.bytes_]:
+            looked.append(these)
+            return content_hashes(devices, tmp_path, these)
+
+        monkeypatch.setattr(fingerprints, "content_hashes", look)
+        run = Contents(devices, tmp_path)
+        part = files[[2, 0]]
+        digest = run.fingerprint(files, part)
+        before = _expected(files)
+        (files.root / NAMES[0]).write_bytes(b"replaced")
+        assert run.hashes(files).tolist() == before
+        assert run.hashes(part).tolist() == [before[2], before[0]]
+        assert run.fingerprint(files, part) == digest
+        assert [len(these) for these in looked] == [3, 2]
+        later = Contents(devices, tmp_path)
+        assert later.hashes(files).tolist() == _expected(files) != before
+        assert later.fingerprint(files, part) != digest
+
+
 class TestFingerprint:
     def test_fingerprint__by_contents_names_and_labels(
         self, devices: Devices, files: ImageFiles, tmp_path: Path
     ) -> None:
         def of(*parts: ImageFiles, beside: object = None) -> str:
-            return fingerprint(devices, tmp_path, *parts, beside=beside)
+            return Contents(devices, tmp_path).fingerprint(*parts, beside=beside)
 
         first = of(files)
         found = [
@@ -202,7 +232,7 @@ class TestFingerprint:
         self, devices: Devices, files: ImageFiles, tmp_path: Path
     ) -> None:
         a, b = (
-            fingerprint(devices, tmp_path, files[range(i)], files[range(i, 3)])
+            Contents(devices, tmp_path).fingerprint(files[range(i)], files[range(i, 3)])
             for i in (1, 2)
         )
         assert a != b

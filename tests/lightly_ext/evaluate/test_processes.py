@@ -19,7 +19,7 @@ from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.classification.linear import run_linear
 from lightly_ext.evaluate.datasets import find_classification_set
 from lightly_ext.evaluate.discovery.discover import run_discover
-from lightly_ext.evaluate.fingerprints import fingerprint
+from lightly_ext.evaluate.fingerprints import Contents
 from lightly_ext.evaluate.images import ImageFiles, centre_crop
 from lightly_ext.evaluate.presets import class_folders
 from lightly_ext.evaluate.probing.equivariance import run_equivariance
@@ -162,8 +162,8 @@ def _scores(given: Given, data: Path) -> dict[str, Any]:
     linear = run_linear(*given, str(data), epochs=2, lrs=[1e-3, 1e-2], batch_sizes=[6])
     found = find_classification_set(str(data))
     return {
-        "fingerprint": fingerprint(
-            given.devices, given.results.cache, found.train, found.test
+        "fingerprint": Contents(given.devices, given.results.cache).fingerprint(
+            found.train, found.test
         ),
         "knn": knn.scores["accuracy"],
         "linear": linear.scores["accuracy"],

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightly_ext.data import read_image
 from lightly_ext.demo.boards import make_board_sets
 from lightly_ext.demo.export import export_image_folders
+from lightly_ext.evaluate import fingerprints
 from lightly_ext.evaluate.classification.knn import run_knn
 from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.datasets import find_classification_set
@@ -102,6 +103,25 @@ class TestRunKnn:
         assert untrained.scores == stored.untrained
         run_knn(*given, str(data), neighbours=3)
         assert "The same architecture, untrained" not in capsys.readouterr().out
+
+    def test_run_knn__looks_at_every_file_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = write_classes(tmp_path / "set", num=4)
+        looked: list[str] = []
+        look = fingerprints._look
+
+        def counted(files: ImageFiles, *arguments: Any) -> Any:
+            looked.append(files.names[arguments[-1]])
+            return look(files, *arguments)
+
+        monkeypatch.setattr(fingerprints, "_look", counted)
+        given = _given(tmp_path, write_model(tmp_path / "model"))
+        for run in (1, 2):
+            run_knn(*given, str(data), neighbours=3)
+            found = find_classification_set(str(data))
+            names = [*found.train.names, *found.test.names]
+            assert sorted(looked) == sorted(run * names)
 
     def test_run_knn__a_place_for_each_measurement(self, tmp_path: Path) -> None:
         model = write_model(tmp_path / "model")
