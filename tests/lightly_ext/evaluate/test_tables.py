@@ -207,6 +207,9 @@ class TestFind:
             assert name == f"{place} (val)"
             assert files.labels == expected.test.labels
             assert find_images(str(root / place), "train")[0] == f"{place} (train)"
+        found = find_classification_set(f"hf:{root}/parquet")
+        assert (found.name, found.test.labels) == ("parquet", expected.test.labels)
+        assert find_images(f"hf:{root}/parquet:train")[0] == "parquet (train)"
         assert find_images(f"{root}/tars/*.tar")[0] == "tars/*.tar"
         assert len(find_images(f"{root}/tars/*.tar")[1]) == 45
         assert len(find_images(f"{root}/tars/val-1.tar")[1]) == 10

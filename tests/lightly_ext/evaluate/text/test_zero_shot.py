@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
+from lightly_ext.evaluate.features import check_present
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.text.tasks import best_ranks
 from lightly_ext.evaluate.text.tower import load_text_tower
@@ -16,6 +17,7 @@ from lightly_ext.evaluate.text.zero_shot import (
     folder_class_names,
     read_class_names,
 )
+from tests.lightly_ext.data.streams.shard_files import write_tar
 from tests.lightly_ext.evaluate.small import write_classes
 from tests.lightly_ext.evaluate.text.small_text import write_tower
 
@@ -105,3 +107,17 @@ def test_find__test_part(tmp_path: Path) -> None:
     assert task.class_names == ["a cat", "dog"]
     assert len(task.files) == 4
     assert task.files.root.name == "val"
+
+
+def test_find__numbers_of_tars(tmp_path: Path) -> None:
+    names = [f"{number}.{suffix}" for number in (0, 1) for suffix in ("png", "cls")]
+    for part in ("train", "val"):
+        files = {name: name[:1].encode() for name in names}
+        write_tar(tmp_path / f"{part}-0.tar", files)
+    with pytest.raises(ValueError, match=r"numbers for classes \('0', \.\.\.\)"):
+        ZeroShot.find(str(tmp_path), None, None)
+    listed = tmp_path / "names.txt"
+    listed.write_text("0 tench, Tinca tinca\n1 goldfish\n")
+    task = ZeroShot.find(str(tmp_path), str(listed), None)
+    assert task.class_names == ["tench", "goldfish"]
+    check_present(task.files)
