@@ -99,10 +99,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def read_ahead(
         self, numbers: Sequence[int], seed: int, epoch: int
-    ) -> Iterator[bytes | Path | None]:
+    ) -> Iterator[bytes | Path | Exception | None]:
         """Yields what the workers get of images of an epoch, in the order of `order`.
 
-        None for images that the workers read themselves.
+        None for images that the workers read themselves. What was raised comes last.
         """
         return repeat(None, len(numbers))
 
@@ -114,14 +114,16 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         """Reads an image, or the next readable one; see `read`."""
         return self.read(index)
 
-    def read(self, index: int, encoded: bytes | Path | None = None) -> tuple[Any, int]:
+    def read(
+        self, index: int, encoded: bytes | Path | Exception | None = None
+    ) -> tuple[Any, int]:
         """Reads an image, or the next readable one.
 
         Args:
             index:
                 Number of the image, 0 <= index < len(self).
             encoded:
-                Its `encoded`, if that is known.
+                Its `encoded`, if that is known, or what was raised instead.
 
         Returns:
             Tuple of the transformed image, and its class or its index.
@@ -129,8 +131,11 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         Raises:
             IndexError: If there is no such image.
             RuntimeError: If too many images are unreadable.
+            Exception: If it was raised instead.
 
         """
+        if isinstance(encoded, Exception):
+            raise encoded
         if not 0 <= index < len(self):
             raise IndexError(f"There is no image {index} among {len(self)}.")
         image, index = self._read_next(index, encoded)

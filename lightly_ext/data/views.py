@@ -51,13 +51,14 @@ class SampleKey(NamedTuple):
         number:
             Number of the image.
         encoded:
-            What is in its file, if the main process has read that ahead.
+            What is in its file, if the main process has read that ahead, or what was
+            raised instead.
 
     """
 
     epoch: int
     number: int
-    encoded: bytes | Path | None = None
+    encoded: bytes | Path | Exception | None = None
 
 
 class SingleViewTransform:

@@ -143,7 +143,7 @@ class StreamDataset(ImageDataset):
 
     def read_ahead(
         self, numbers: Sequence[int], seed: int, epoch: int
-    ) -> Iterator[bytes | Path | None]:
+    ) -> Iterator[bytes | Path | Exception | None]:
         """Yields encoded images where they can only be read forward, in parquet.
 
         From tars and arrow files workers read what they want.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 _CHUNK, _CHUNKS = 32, 8
 
 
-def in_thread(items: Iterator[T]) -> Iterator[T]:
+def in_thread(items: Iterator[T]) -> Iterator[T | Exception]:
     """Runs an iterator in a thread that is up to 256 items ahead.
 
     Args:
@@ -27,12 +27,13 @@ def in_thread(items: Iterator[T]) -> Iterator[T]:
             What to iterate over, nowhere else.
 
     Yields:
-        The items. What they raise is raised behind those before it.
+        The items, and at the end what they raise.
     """
     pool = ThreadPoolExecutor(1, "read-ahead")
+    safe = _with_error(items)
 
-    def take() -> list[T]:
-        return list(itertools.islice(items, _CHUNK))
+    def take() -> list[T | Exception]:
+        return list(itertools.islice(safe, _CHUNK))
 
     try:
         pending = deque(pool.submit(take) for _ in range(_CHUNKS))
@@ -41,6 +42,14 @@ def in_thread(items: Iterator[T]) -> Iterator[T]:
             yield from taken
     finally:  # also where the iteration is given up
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_error(items: Iterator[T]) -> Iterator[T | Exception]:
+    try:
+        yield from items
+    # A loader whose sampler raises leaves workers behind, for which its process waits.
+    except Exception as error:
+        yield error
 
 
 class BlockReader:

@@ -365,8 +365,9 @@ def _named(path: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and str(error).startswith(printable(path)):
             raise
+        reason = " ".join(str(error).split()).rstrip(".")
         raise OSError(
-            f"{printable(path)} cannot be read: {error}. Copy it again, or leave it "
+            f"{printable(path)} cannot be read: {reason}. Copy it again, or leave it "
             "out."
         ) from error
 

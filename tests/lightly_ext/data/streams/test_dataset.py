@@ -183,7 +183,7 @@ class TestBlockReader:
 
 class TestInThread:
     def test_in_thread__bounded_and_in_order(self) -> None:
-        taken: list[int] = []
+        threads, taken = set(threading.enumerate()), list[int]()
 
         def count() -> object:
             for number in range(10_000):
@@ -195,22 +195,21 @@ class TestInThread:
             assert next(items) == expected
             assert len(taken) <= expected + 257 + 32
         items.close()
-        self._wait_for_threads()
+        self._wait_for_others(threads)
 
-    def test_in_thread__raises_behind_what_came_before(self) -> None:
+    def test_in_thread__error_behind_what_came_before(self) -> None:
+        threads = set(threading.enumerate())
+
         def fail() -> object:
             yield from range(40)
             raise OSError("shard 3 is gone")
 
-        items = in_thread(fail())
-        # Whole chunks of 32 are handed on.
-        assert [next(items) for _ in range(32)] == list(range(32))
-        with pytest.raises(OSError, match="shard 3 is gone"):
-            next(items)
-        self._wait_for_threads()
+        *before, error = in_thread(fail())
+        assert before == list(range(40))
+        assert isinstance(error, OSError)
+        self._wait_for_others(threads)
 
-    def _wait_for_threads(self) -> None:
-        for thread in threading.enumerate():
-            if thread.name.startswith("read-ahead"):
-                thread.join(5)
-                assert not thread.is_alive()
+    def _wait_for_others(self, threads: set[threading.Thread]) -> None:
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(5)
+            assert not thread.is_alive()
