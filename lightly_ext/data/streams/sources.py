@@ -325,20 +325,25 @@ def import_datasets(text: str) -> Any:
 def _hub_splits(text: str) -> dict[str, Source]:
     """Splits of a data set that `datasets` knows: the named one, else all."""
     name, *rest = text.removeprefix(HUB).split(":")
-    if len(rest) > 1 or not all((name, *rest)):
-        source = _hub_source(text)
-        return {str(source.split or rest[-1]).lower(): source}
+    config = rest[0] if len(rest) == 1 else None
+    if rest or not name:
+        try:
+            return {rest[-1].lower() if rest else "": _hub_source(text)}
+        except ValueError:
+            if config is None or not _has_config(text, name, config):
+                raise
     if os.path.isfile(os.path.join(name, _SAVED_SPLITS)):
         there = _saved_splits(name)
     else:
-        there = _names_of_splits(text, name, None)
-        if rest and rest[0] not in there:  # then it is a configuration
-            there = _names_of_splits(text, name, rest[0])
-            found = {split: _hub_source(f"{text}:{split}") for split in there}
-            return {split.lower(): source for split, source in found.items()}
-    chosen = rest or there
-    found = {split: _hub_source(f"{HUB}{name}:{split}") for split in chosen}
-    return {split.lower(): source for split, source in found.items()}
+        there = _names_of_splits(text, name, config)
+    return {split.lower(): _hub_source(f"{text}:{split}") for split in there}
+
+
+def _has_config(text: str, name: str, config: str) -> bool:
+    try:
+        return bool(_names_of_splits(text, name, config))
+    except ValueError:
+        return False
 
 
 def _names_of_splits(text: str, name: str, config: str | None) -> list[str]:

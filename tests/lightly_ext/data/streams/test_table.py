@@ -267,6 +267,17 @@ class TestFindSplits:
             assert found is not None
             assert list(found) == splits
             assert all(len(source.files) == 1 for source in found.values())
+        for text, message in (
+            (f"hf:{tmp_path}/hub:val", r"no split val. There are: test, train\."),
+            (
+                f"hf:{tmp_path}/saved:val",
+                r"no split val. There are: train, validation\.",
+            ),
+            (f"hf:{tmp_path}/hub:default:val", "no split val"),
+            ("hf:", "should be hf:NAME"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                find_splits(text)
 
 
 class TestLabelledStreamDataset:
