@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW
 
+from lightly_ext.loss import STELLARLoss
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.checkpoint_files import newest_complete, step_checkpoints
@@ -32,6 +34,8 @@ from tests.pretraining import (
     MAE_VIEW,
     TINY,
     TINY_OPTIONS,
+    Views,
+    loader,
     tiny,
     tiny_mae,
     trainer,
@@ -281,6 +285,51 @@ class TestShardedStrategy:
                 for name in ("sharded", "one")
             )
             assert abs(ours - theirs).max() <= 4  # of a JPEG
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fit__cuda(compiled: bool, tmp_path: Path) -> None:
+    """One shard, with NCCL and the fused AdamW, is like none."""
+    runs = []
+    for strategy in ("auto", "fsdp2"):
+        module = tiny(compile=compiled, **WITH_TEACHER)
+        options = {"accelerator": "gpu", "devices": 1, "gradient_clip_val": 1.0}
+        run = trainer(tmp_path, strategy=strategy, **options)
+        run.fit(module, loader())
+        runs.append(run.strategy.lightning_module_state_dict())
+    torch.distributed.destroy_process_group()
+    plain = {name: tensor.cpu() for name, tensor in runs[0].items()}
+    assert_close(runs[1], plain, tolerance=1e-4)
+
+
+# DDP waits for every gradient, and finds no unused parameters by default.
+@pytest.mark.parametrize(
+    "term, teacher",
+    [
+        ("reconstruction", None),
+        ("clustering", None),
+        ("clustering", 0.9),
+        ("alignment", None),
+        ("alignment", 0.9),
+        ("cls_clustering", None),
+        ("cls_alignment", None),
+        ("koleo", None),
+    ],
+)
+def test_loss__each_term_alone_reaches_every_parameter(
+    term: str, teacher: float | None
+) -> None:
+    names = signature(STELLARLoss).parameters
+    weights = {name: 0.0 for name in names if name.endswith("_weight")}
+    module = tiny(loss={**weights, f"{term}_weight": 1.0}, teacher_momentum=teacher)
+    views = module.augment(*(x[:2] for x in Views().views))
+    keep = torch.arange(4).expand(2, 2, -1)
+    terms, *_ = module.loss_terms(views, keep)
+    terms.total.backward()
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    assert [name for name, p in trained if p.grad is None] == []
 
 
 class TestCheckStrategy:
