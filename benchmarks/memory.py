@@ -114,25 +114,37 @@ def activation_bytes(
     return kept + batch_size * pixels * 3 * 4
 
 
+def column(sizes: Sizes, batch_size: int) -> dict[str, float]:
+    """GiB of each process by part, behind the millions of parameters."""
+    parameters = count_parameters(sizes)
+    plain, less = (activation_bytes(sizes, batch_size, on) for on in (False, True))
+    held = {
+        "one GPU": state_bytes(parameters),
+        "ddp, 8 GPUs": state_bytes(parameters, 8),
+        "fsdp2, 8 GPUs": state_bytes(parameters, 8, sharded=True),
+        "fsdp2, 64 GPUs": state_bytes(parameters, 64, sharded=True),
+    }
+    copies = 2 * parameters.total
+    parts = {f"weights, gradients, moments: {k}": v for k, v in held.items()}
+    parts |= {
+        "copies of the weights in bf16": copies,
+        "activations and views": plain,
+        "activations and views, checkpointed": less,
+        "**all**: one GPU": held["one GPU"] + copies + plain,
+    }
+    for name, value in held.items():
+        parts[f"**all**, checkpointed: {name}"] = value + copies + less
+    parts["a momentum teacher: one GPU or ddp"] = 4 * parameters.taught
+    gib = {name: value / GIB for name, value in parts.items()}
+    return {"million parameters": parameters.total / 1e6, **gib}
+
+
 def table(batch_size: int) -> list[str]:
-    """Rows of a Markdown table, GiB for each process."""
-    states = [(1, False), (8, False), (8, True), (64, True)]
-    head = ["", "million parameters"]
-    head += [f"{'fsdp2' if sharded else 'ddp'}, {n}" for n, sharded in states]
-    head += ["copies in bf16", "activations", "checkpointed", "teacher"]
-    head += ["all: ddp, 8", "all: ddp, 8, checkpointed", "all: fsdp2, 8, checkpointed"]
-    head[2] = "one GPU"
-    rows = [head, ["---"] * len(head)]
-    for name, sizes in (("B", BASE), ("L", LARGE), ("H", HUGE)):
-        parameters = count_parameters(sizes)
-        held = [state_bytes(parameters, n, sharded) for n, sharded in states]
-        copies = 2 * parameters.total
-        plain, less = (activation_bytes(sizes, batch_size, c) for c in (False, True))
-        sums = (held[1] + plain, held[1] + less, held[2] + less)
-        given = [*held, copies, plain, less, 4 * parameters.taught]
-        given += [copies + value for value in sums]
-        million = f"{parameters.total / 1e6:.0f}"
-        rows.append([name, million, *(f"{value / GIB:.1f}" for value in given)])
+    """Rows of a Markdown table."""
+    models = {"B": BASE, "L": LARGE, "H": HUGE}
+    columns = [column(sizes, batch_size) for sizes in models.values()]
+    rows = [[f"GiB a GPU, batch {batch_size}", *models], ["---"] * 4]
+    rows[2:] = [[part, *(f"{c[part]:.1f}" for c in columns)] for part in columns[0]]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
