@@ -40,7 +40,7 @@ PARTS = {
     "e": Part("matching", "clustering and matching", 25),
     "f": Part("large", "ViT-L with checkpointing", 75),
     "g": Part("inference", "features and kNN", 50),
-    "h": Part("training", "real training with its loader", 150),
+    "h": Part("training", "real training with its loader", 160),
     "i": Part("lightly", "lightly's DINO and CAPI beside STELLAR", 60),
     "j": Part("experiments", "trials of a faster step", 400),
 }

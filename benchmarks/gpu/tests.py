@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=short"]
+        # A file that needs a package which the machine lacks ends no other.
+        command += ["--continue-on-collection-errors"]
         command += ["-p", "no:cacheprovider", f"--junitxml={xml}", *files]
         subprocess.run(command, cwd=ROOT)
         suite = ET.parse(xml).getroot()[0]

@@ -158,6 +158,11 @@ def _report(
     steps = len(watch.ends)
     # Without the start: workers, allocator, first kernels.
     later = watch.ends[steps // 3 :]
+    if len(later) < 2:
+        raise RuntimeError(
+            f"There is no time but for {steps} steps, as compilation takes most of it: "
+            "give more --seconds and a larger --limit."
+        )
     seconds = later[-1] - later[0]
     ms = 1000 * seconds / (len(later) - 1)
     # Of the host, which may be ahead of its device; `loader_wait` is the device's.

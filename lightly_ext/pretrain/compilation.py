@@ -99,6 +99,8 @@ class CompilationReport(Callback):
                 f"{plain:.3g} (masked views, forward and backward): "
                 f"{plain / compiled:.2f} times as fast."
             )
+            if compiled > plain:
+                text += " Set --model.compile=false: small blocks gain nothing by it."
         pl_module.print(text)
         tell(trainer, "compiled", text)
 

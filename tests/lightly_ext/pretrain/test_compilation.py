@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import StellarPretraining, compilation
 from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.compilation import (
     CompilationReport,
@@ -159,6 +161,41 @@ class TestCompile:
         assert num_graphs() == 4
         assert not counters["graph_break"]
         assert re.search(r"took \S+ s, with compilation\.\n", capsys.readouterr().out)
+
+    @pytest.mark.parametrize(
+        ("compiled", "plain", "end"),
+        [
+            (
+                2.0,
+                3.0,
+                "takes 2 ms instead of 3 (masked views, forward and backward): "
+                "1.50 times as fast.",
+            ),
+            (
+                3.0,
+                1.5,
+                "0.50 times as fast. Set --model.compile=false: small blocks "
+                "gain nothing by it.",
+            ),
+        ],
+    )
+    def test_report__what_a_block_wins(
+        self, compiled: float, plain: float, end: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = compilation, "_block_ms", lambda *_: (compiled, plain)
+        monkeypatch.setattr(*found)
+        module, said = tiny(), []
+        monkeypatch.setattr(StellarPretraining, "print", lambda _, x: said.append(x))
+        run = Mock(callbacks=[])
+        run.precision_plugin.forward_context = contextlib.nullcontext
+        report, batch = module.compilation, next(iter(loader()))
+        report.wanted = True
+        for _ in range(2):  # said once
+            report.on_train_batch_start(run, module, batch, 0)
+            report.on_train_batch_end(run, module, None, batch, 0)
+        (text,) = said
+        assert text.startswith("The first step took 0.0 s, with compilation. A block")
+        assert text.endswith(end)
 
     def test_fit__auto_is_off_on_a_cpu(self, tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=1).fit(tiny(), loader())
