@@ -268,8 +268,13 @@ def _read_json(path: str) -> dict[str, Any]:
 
 def _shards_below(folder: str) -> list[str]:
     """Shards at any depth; none where there is an image."""
-    paths = []
+    paths, seen = [], set[str]()
     for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # links may go in circles
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in names:
             suffix = os.path.splitext(name.lower())[1]

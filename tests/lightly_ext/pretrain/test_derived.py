@@ -15,6 +15,7 @@ from lightly_ext.pretrain.derived import RULES, Known, Machine, Photos, Prior, f
 from lightly_ext.pretrain.recipes import merge_recipes
 from stellar_cli.errors import OptionError
 from stellar_plugin import Stellar
+from tests.lightly_ext.data.streams.shard_files import write_shards
 from tests.pretraining import TINY, tiny, tiny_mae, write_photos
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -205,6 +206,15 @@ class TestPhotos:
         assert prior.config["model"]["lr"] == stellar.config["model"]["lr"]
         epochs = [one.config["trainer"]["max_epochs"] for one in (stellar, prior)]
         assert epochs == [952, 1600]  # no more than that
+
+    @pytest.mark.parametrize("kind", ["tar", "parquet"])
+    def test_photos__shards_are_counted_and_measured(
+        self, kind: str, photos: Path, tmp_path: Path
+    ) -> None:
+        images = [file.read_bytes() for file in sorted(photos.rglob("*.*"))]
+        write_shards(tmp_path, kind, [images[:100], images[100:]])
+        found = derived._photos({"data.path": str(tmp_path)})
+        assert found == Photos(str(tmp_path), 210, 64)
 
     def test_photos__options_win(self, photos: Path) -> None:
         built = parsed(

@@ -45,6 +45,14 @@ class TestFindSource:
         for text in ("a", "b", "missing"):
             assert find_source(tmp_path / text) is None
 
+    def test_find_source__links_in_circles(self, tmp_path: Path) -> None:
+        files = touch(tmp_path, "a/1.tar", "b/2.tar")
+        for number in range(5):
+            (tmp_path / "a" / f"{number}").symlink_to(tmp_path)
+        source = find_source(tmp_path)
+        assert source is not None
+        assert source.files == tuple(files)
+
     def test_find_source__name_that_looks_like_a_pattern(self, tmp_path: Path) -> None:
         files = touch(tmp_path, "x[1].tar")
         source = find_source(files[0])
