@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -244,7 +245,8 @@ class Pretraining(LightningModule):
         logged = self._is_logged()
         if logged and self.trainer.world_size > 1:
             mean = torch.stack(list(losses.values()))
-            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+            dist.all_reduce(mean)  # Lightning's own would wait for all before
+            mean /= self.trainer.world_size
             losses = dict(zip(losses, mean.unbind(), strict=True))
         self.log("loss", losses["total"])
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
