@@ -40,8 +40,10 @@ from tests.pretraining import (
     tiny_mae,
     trainer,
 )
+from tests.tokenizer_weights import reference_tokenizer
 
 BATCH, PROCESSES = 4, 2
+TOKENIZER = "tokenizer.bin"
 TWO_BLOCKS = {**TINY["model"], "depth": 2}
 ROTARY = {**TWO_BLOCKS, "model_name": "vit_tiny_patch16_dinov3_qkvb"}
 LEARNS = {"lr": 1e-3, "warmup_fraction": 0.0}
@@ -130,6 +132,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "poisoned, not fused": (partial(poisoned, **WITH_TEACHER), {}),
     "half": (partial(tiny, **WITH_TEACHER), {"precision": "bf16-true"}),
     "mae": (partial(tiny_mae, **LEARNS), {}),
+    "codes": (
+        partial(tiny, model={**TINY["model"], "target": "tokens", "num_codes": 64}),
+        {},
+    ),
 }
 Run = tuple[list[dict[str, float]], dict[str, Tensor]]
 
@@ -148,7 +154,8 @@ def fit(folder: Path, case: str, strategy: str) -> Run:
     )
     views = {"transform": MAE_VIEW} if case == "mae" else {}
     data = images(folder / "images", batch_size=BATCH // PROCESSES, **views)
-    run.fit(make(), datamodule=data)
+    frozen = {"tokenizer": str(folder / TOKENIZER)} if case == "codes" else {}
+    run.fit(make(**frozen), datamodule=data)
     return losses.rows, dict(run.strategy.lightning_module_state_dict())
 
 
@@ -202,6 +209,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Run]
     folder = tmp_path_factory.mktemp("runs")
     write_classes(folder / "images", 14)
     write_classes(folder / "labelled", 23)
+    torch.save(dict(reference_tokenizer().state_dict()), folder / TOKENIZER)
     batch = f"--data.batch_size={BATCH}"
     main([*RUN, *given(folder), batch, f"--output={folder}/one"])
     first_half(folder / "one", folder / "goes_on")
