@@ -126,7 +126,7 @@ def check_strategy(strategy: str | Strategy) -> None:
         ValueError: If it does not, with the names of those that it knows.
     """
     if isinstance(strategy, str):
-        known = strategy == SHARDED or not strategy.startswith(("fsdp", "deepspeed"))
+        known = strategy.startswith(("auto", "ddp", "single_device", SHARDED))
     else:
         known = isinstance(
             strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)

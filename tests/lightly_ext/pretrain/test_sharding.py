@@ -347,7 +347,7 @@ class TestCheckStrategy:
 
     @pytest.mark.parametrize(
         "strategy",
-        ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", ModelParallelStrategy()],
+        ["fsdp", "fsdp_cpu_offload", "deepspeed", "DDP", ModelParallelStrategy()],
     )
     def test_check_strategy__not_supported(self, strategy: Any) -> None:
         name = strategy if isinstance(strategy, str) else "ModelParallelStrategy"
