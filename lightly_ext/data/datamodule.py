@@ -112,9 +112,10 @@ class StellarDataModule(LightningDataModule):
                 "The views are coloured on the device: use a STELLARTransform with "
                 "normalize=None."
             )
-        self.path = Path(path)
+        # Shells leave ~ as it is in options with = and in patterns in quotes.
+        self.path = Path(path).expanduser()
         knn_paths = (knn_train, knn_val)
-        self.knn_paths = [Path(folder) for folder in knn_paths if folder is not None]
+        self.knn_paths = [Path(p).expanduser() for p in knn_paths if p is not None]
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform

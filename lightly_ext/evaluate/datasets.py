@@ -165,10 +165,8 @@ def _parse(data: str) -> tuple[Preset | None, str, TableSplits | None]:
     """The named set or None, its place, and its splits if that is no folder."""
     name, _, place = data.partition(":")
     preset = PRESETS.get(name)
-    if preset is None:
-        place = data
-    else:
-        place = os.path.expanduser(place) or str(SETS_FOLDER / name)
+    place = data if preset is None else place or str(SETS_FOLDER / name)
+    place = os.path.expanduser(place)
     tables = TableSplits.find(place)
     if tables is not None:
         return preset, place, tables

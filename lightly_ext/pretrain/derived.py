@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -374,7 +375,8 @@ def _method(options: Mapping[str, Any]) -> str:
 
 
 def _photos(options: Mapping[str, Any]) -> Photos:
-    path, limit = options["data.path"], options.get("data.max_pixels", MAX_PIXELS)
+    path = os.path.expanduser(options["data.path"])
+    limit = options.get("data.max_pixels", MAX_PIXELS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run says it, and its page
         source = find_source(path)

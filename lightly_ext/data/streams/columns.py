@@ -34,7 +34,8 @@ def image_column(schema: Any, path: str) -> str:
     features = _features(schema)
 
     def is_bytes(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+        tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+        return any(test(kind) for test in tests)
 
     def is_image(kind: Any) -> bool:
         if not types.is_struct(kind) or kind.get_field_index("bytes") < 0:
@@ -53,7 +54,7 @@ def image_column(schema: Any, path: str) -> str:
             raise ValueError(
                 f"{printable(path)} has more than one column of images: "
                 f"{', '.join(map(printable, found))}. Write it again with one of them,"
-                f" by datasets' `select_columns({found[0]!r})`."
+                f" by datasets' `remove_columns({found[1:]!r})`."
             )
     raise ValueError(
         f"{printable(path)} has no column of images: none is an Image of `datasets`, "

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from lightly_ext.data.listing import printable
 from lightly_ext.data.streams.columns import LABEL_NAMES, label_column
 from lightly_ext.data.streams.shards import (
+    CLASS_SUFFIXES,
     ArrowShard,
     Shard,
     TarShard,
     sample_key,
-    tar_files,
 )
 
-CLASS, JSON = ".cls", ".json"
+CLASS, JSON = CLASS_SUFFIXES
 
 
 class Labels(NamedTuple):
@@ -95,13 +95,17 @@ def _said(shard: TarShard) -> dict[str, Any]:
     """What is in the files of classes of a tar, by their names."""
     said: dict[str, Any] = {}
     with open(shard.path, "rb") as tar:
-        for file in tar_files(shard.path):
-            suffix = file.name[len(sample_key(file.name)) :].lower()
-            if suffix in (CLASS, JSON):
-                tar.seek(file.start)
-                data = tar.read(file.num_bytes)
-                text = data.decode(errors="backslashreplace")
-                said[sample_key(file.name) + suffix] = text
+        for file in shard.listing.classes:
+            tar.seek(file.start)
+            text = tar.read(file.num_bytes).decode(errors="backslashreplace")
+            key = sample_key(file.name)
+            name = key + file.name[len(key) :].lower()
+            if said.setdefault(name, text) != text:
+                raise ValueError(
+                    f"{printable(shard.path)} has {printable(file.name)} more than "
+                    "once, with different contents: give every sample a name of its "
+                    "own."
+                )
     return said
 
 

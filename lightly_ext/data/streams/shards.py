@@ -9,10 +9,10 @@ import posixpath
 import tarfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ _THREADS, _ROWS_AT_ONCE = 16, 16
 _PATIENCE = 5.0
 # Its zero byte is the mark of the end of a tar.
 _TAR_BLOCK = 512
+# What follows the key of a sample in the names of files with its class.
+CLASS_SUFFIXES = (".cls", ".json")
 
 
 class Shard(ABC):
@@ -74,15 +76,22 @@ class TarShard(Shard):
 
     Of a sample `KEY.jpg`, or what comes first in `EXTENSIONS`, is read; where no file
     is called so (`KEY.left.jpg`), every image is one of its own.
+
+    Args:
+        path:
+            The file.
+        named:
+            Whether names are kept, and where the files of classes are. Else all
+            headers are read again when one is wanted: there may be millions.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, named: bool = False) -> None:
         self.path = path
         self.num_bytes = os.stat(path).st_size
-        members, self.without_image = _tar_images(path)
-        # Names are read again when one is wanted: there may be millions.
-        self._starts = np.array([member.start for member in members], np.int64)
-        self._sizes = np.array([member.num_bytes for member in members], np.int64)
+        listing = _list_tar(path)
+        self.without_image = listing.without_image
+        self._starts, self._sizes = listing.images.starts, listing.images.sizes
+        self._listing = listing if named else None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -99,8 +108,12 @@ class TarShard(Shard):
 
     def name(self, number: int) -> str:
         """Returns the name of the file in the tar."""
-        with _named(self.path):
-            return _tar_names(self.path)[number]
+        return self.listing.images[number].name
+
+    @property
+    def listing(self) -> TarListing:
+        """The images with their names, and the files of classes."""
+        return self._listing or _listed_again(self.path)
 
 
 class ParquetShard(Shard):
@@ -191,7 +204,7 @@ KINDS: dict[str, type[Shard]] = {
 
 
 @lru_cache(maxsize=4)
-def open_shards(source: Source) -> tuple[Shard, ...]:
+def open_shards(source: Source, named: bool = False) -> tuple[Shard, ...]:
     """Looks into all shards, for the number of their images.
 
     Of tars every header is read, of others little but the last bytes.
@@ -199,6 +212,8 @@ def open_shards(source: Source) -> tuple[Shard, ...]:
     Args:
         source:
             The shards.
+        named:
+            Whether names of all images in tars will be wanted, see :class:`TarShard`.
 
     Returns:
         Those that hold an image, in the order of their files.
@@ -211,10 +226,13 @@ def open_shards(source: Source) -> tuple[Shard, ...]:
         ImportError: If the extra [stream] is needed and missing.
     """
     _check_kind(source)
+    kind: Callable[[str], Shard] = KINDS[source.builder]
+    if kind is TarShard:
+        kind = partial(TarShard, named=named)
     shards = list[Shard]()
     with ThreadPoolExecutor(_THREADS, "count") as pool:
         said = time.monotonic()
-        for shard in pool.map(KINDS[source.builder], source.files):
+        for shard in pool.map(kind, source.files):
             shards.append(shard)
             if time.monotonic() > said + _PATIENCE:
                 said = time.monotonic()
@@ -262,33 +280,71 @@ def _warn_of_samples_without_image(source: Source, shards: list[Shard]) -> None:
     )
 
 
-class _Member(NamedTuple):
-    """An image in a tar: its name, and where its bytes are."""
+class TarFile(NamedTuple):
+    """A file in a tar: its name, and where its bytes are."""
 
     name: str
     start: int
     num_bytes: int
 
 
-def _tar_images(path: str) -> tuple[list[_Member], list[str]]:
-    """Images of a tar by its headers, in their order, and samples without one."""
-    images, without = list[_Member](), list[str]()
+class TarFiles:
+    """Files in a tar, in 24 bytes and a name each: there may be millions."""
+
+    def __init__(self, files: Sequence[TarFile]) -> None:
+        names = [os.fsencode(file.name) for file in files]
+        self.starts = np.array([file.start for file in files], np.int64)
+        self.sizes = np.array([file.num_bytes for file in files], np.int64)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._names = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> TarFile:
+        end = int(self._ends[index])
+        start = int(self._ends[index - 1]) if index else 0
+        name = os.fsdecode(self._names[start:end])
+        return TarFile(name, int(self.starts[index]), int(self.sizes[index]))
+
+    def __iter__(self) -> Iterator[TarFile]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class TarListing(NamedTuple):
+    """What the headers of a tar tell.
+
+    Attributes:
+        images: The images, in their order.
+        classes: Files with a suffix of `CLASS_SUFFIXES`, in lower or upper case.
+        without_image: Names of samples without an image.
+    """
+
+    images: TarFiles
+    classes: TarFiles
+    without_image: list[str]
+
+
+def _list_tar(path: str) -> TarListing:
+    images, classes = list[TarFile](), list[TarFile]()
+    without = dict[str, str]()
     for key, group in itertools.groupby(
-        tar_files(path), lambda file: sample_key(file.name)
+        _tar_files(path), lambda file: sample_key(file.name)
     ):
-        files = list(group)
-        found = [file for file in files if _suffix(file.name) in EXTENSIONS]
-        plain = [f for f in found if f.name[len(key) :].lower() == _suffix(f.name)]
-        plain.sort(key=lambda file: EXTENSIONS.index(_suffix(file.name)))
-        images += plain[:1] or found
+        files = [(file.name[len(key) :].lower(), file) for file in group]
+        found = [file for _, file in files if _suffix(file.name) in EXTENSIONS]
+        plain = [(EXTENSIONS.index(s), file) for s, file in files if s in EXTENSIONS]
+        images += [min(plain)[1]] if plain else found
+        classes += [file for suffix, file in files if suffix in CLASS_SUFFIXES]
         if not found:
-            without.append(files[0].name)
-    return images, without
+            without[key] = files[0][1].name
+    if without:  # images may lie elsewhere than what belongs to them
+        for image in images:
+            without.pop(sample_key(image.name), None)
+    return TarListing(TarFiles(images), TarFiles(classes), list(without.values()))
 
 
-@lru_cache(maxsize=64)
-def _tar_names(path: str) -> list[str]:
-    return [image.name for image in _tar_images(path)[0]]
+_listed_again = lru_cache(maxsize=64)(_list_tar)
 
 
 def sample_key(name: str) -> str:
@@ -301,21 +357,49 @@ def _suffix(name: str) -> str:
     return posixpath.splitext(name.lower())[1]
 
 
-def tar_files(path: str) -> Iterator[_Member]:
+def _tar_files(path: str) -> Iterator[TarFile]:
     """Files of a tar but hidden ones; their contents are passed over."""
-    with _named(path), tarfile.open(path, "r:") as tar:
+    with _named(path), _open_tar(path) as tar:
         member, last = tar.next(), "its start"
         while member is not None:
             last = member.name
-            if member.isreg() and not posixpath.basename(last).startswith("."):
-                yield _Member(last, member.offset_data, member.size)
+            is_link = member.islnk() or member.issym()
+            if (member.isreg() or is_link) and not _is_hidden(last):
+                # Links are empty files, so that images that are links are told.
+                yield TarFile(last, member.offset_data, 0 if is_link else member.size)
             tar.members = []  # type: ignore[attr-defined] # it would keep all headers
             member = tar.next()
-        # A broken header ends a tar in silence.
-        with open(path, "rb") as file:
-            file.seek(tar.offset)
-            if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-                raise OSError(f"it is cut off or broken behind {last}")
+        _check_end(path, tar.offset, last)
+
+
+def _open_tar(path: str) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:")
+    except tarfile.ReadError:
+        if os.path.getsize(path) and tarfile.is_tarfile(path):
+            raise OSError("it is compressed: unpack it to a plain .tar") from None
+        raise
+
+
+def _is_hidden(name: str) -> bool:
+    return posixpath.basename(name).startswith(".")
+
+
+def _check_end(path: str, offset: int, last: str) -> None:
+    """Refuses a tar that does not end where its headers do.
+
+    Broken headers end a tar in silence, and so does the end of the first of several.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise OSError(f"it is cut off or broken behind {last}")
+        while block := file.read(2**20):
+            if block.strip(b"\0"):
+                raise OSError(
+                    f"it goes on behind its end, at {last}, as tars do that `cat` "
+                    "joined: `tar --concatenate` joins them"
+                )
 
 
 def _parquet_file(file: Any) -> Any:

@@ -180,8 +180,8 @@ def _expanded(text: str) -> Iterator[str]:
     for match in _BRACES.finditer(text):
         span = _RANGE.fullmatch(match[1])
         if span:
-            first, last = int(span[1]), int(span[2])
-            width = len(span[1]) if span[1].startswith("0") else 0
+            first, last = sorted(map(int, span.groups()))
+            width = max(len(s) if s.startswith("0") else 0 for s in span.groups())
             values = [f"{number:0{width}}" for number in range(first, last + 1)]
         elif "," in match[1]:
             values = match[1].split(",")
@@ -228,10 +228,11 @@ def _folder_source(folder: str) -> Source | None:
     splits = _splits(paths)
     splits.pop("", None)
     if len(splits) > 1:
+        one = "train" if "train" in splits else min(splits)
         raise ValueError(
             f"{printable(folder)} holds the splits {', '.join(sorted(splits))}: name "
-            f"one, {HUB}{printable(folder)}:{min(splits)}, or its files, such as "
-            f"'{printable(splits[min(splits)][0])}', with * for several."
+            f"one, {HUB}{printable(folder)}:{one}, or its files, such as "
+            f"'{printable(splits[one][0])}', with * for several."
         )
     return Source(folder, _builder(folder, paths), tuple(paths))
 
@@ -282,7 +283,8 @@ def _shards_below(folder: str) -> list[str]:
                 continue
             if suffix in EXTENSIONS:
                 return []
-            if suffix in BUILDERS:
+            # Compressed ones are refused, not left out in silence.
+            if suffix in BUILDERS or name.lower().endswith(_COMPRESSED):
                 paths.append(os.path.join(place, name))
     return paths
 

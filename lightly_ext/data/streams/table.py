@@ -46,7 +46,7 @@ class ImageTable:
 
     def __init__(self, source: Source) -> None:
         self.name = source.name
-        self._shards = open_shards(_local(source))
+        self._shards = open_shards(_local(source), named=True)
         self._ends = list(itertools.accumulate(map(len, self._shards)))
         self.files = [Path(shard.path) for shard in self._shards]
         self.names = self._names()

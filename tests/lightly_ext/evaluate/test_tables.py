@@ -191,7 +191,10 @@ class TestImageFiles:
 
 
 class TestFind:
-    def test_classes_and_names(self, root: Path) -> None:
+    def test_classes_and_names(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(root))
         expected = find_classification_set(str(root / "folder"))
         for place in PLACES:
             found = find_classification_set(str(root / place))
@@ -210,7 +213,9 @@ class TestFind:
         found = find_classification_set(f"hf:{root}/parquet")
         assert (found.name, found.test.labels) == ("parquet", expected.test.labels)
         assert find_images(f"hf:{root}/parquet:train")[0] == "parquet (train)"
-        assert find_images(f"{root}/tars/*.tar")[0] == "tars/*.tar"
+        for place in (root, "~"):
+            assert find_images(f"{place}/tars/*.tar")[0] == "tars/*.tar"
+        assert find_images("~/folder/val")[0] == "val"
         assert len(find_images(f"{root}/tars/*.tar")[1]) == 45
         assert len(find_images(f"{root}/tars/val-1.tar")[1]) == 10
 

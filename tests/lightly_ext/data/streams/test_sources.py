@@ -33,6 +33,7 @@ class TestFindSource:
             (f"{tmp_path}/s/*{suffix}", files),
             (f"{tmp_path}/**/*{suffix}", files),
             (f"{tmp_path}/s/{{008..010}}{suffix}", files),
+            (f"{tmp_path}/s/{{010..008}}{suffix}", files),
             (f"{tmp_path}/s/0{{08,10}}{suffix}", (files[0], files[2])),
             (f"{tmp_path}/s", files),
             (str(tmp_path), files),
@@ -108,11 +109,14 @@ class TestFindSource:
             ("mixed", r"one kind.* names 1 \.parquet .*, 1 \.tar"),
             ("*.zip", r"must name tars .*; it names 1 \.zip"),
             ("z.tar.gz", "is compressed.*Unpack it to a plain .tar"),
+            ("both", r"both/b.tar.gz is compressed.*Unpack it to a plain .tar"),
+            ("parts", r"test, train: name one, hf:.*:train, .*/train-0.tar'"),
         ],
     )
     def test_find_source__errors(self, text: str, message: str, tmp_path: Path) -> None:
         touch(tmp_path, "1.parquet", "mixed/a.tar", "mixed/b.parquet", "c.zip")
-        touch(tmp_path, "z.tar.gz")
+        touch(tmp_path, "z.tar.gz", "both/a.tar", "both/b.tar.gz")
+        touch(tmp_path, "parts/test-0.tar", "parts/train-0.tar")
         with pytest.raises(ValueError, match=message):
             find_source(tmp_path / text)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lightly_ext.data.streams import (
     find_source,
     find_splits,
     open_shards,
+    shards,
 )
 from lightly_ext.data.streams.table import ImageTable
 from lightly_ext.transforms import STELLARTransform
@@ -76,6 +78,17 @@ class TestImageTable:
         assert found.names == ["0.tar/0.png", "1.tar/0.png"]
         assert found.shown(1) == f"{tmp_path}/1.tar/0.png"
 
+    def test_init__headers_of_a_tar_are_read_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened = Mock(wraps=shards._open_tar)
+        monkeypatch.setattr(shards, "_open_tar", opened)
+        path = write_samples(tmp_path / "x.tar", cls=[1, 0, 1, 1, 0])
+        found = table(path)
+        assert found.labels().numbers == [1, 0, 1, 1, 0]
+        assert found.names[-1] == "004.png"
+        opened.assert_called_once_with(str(path))
+
     def test_names__of_tables(self, tmp_path: Path) -> None:
         found = table(write_arrow(tmp_path / "x.arrow", IMAGES * 3))
         assert found.names[:2] + found.names[-1:] == ["00", "01", "14"]
@@ -124,6 +137,12 @@ class TestLabels:
     ) -> None:
         found = table(write_samples(tmp_path / "x.tar", **files)).labels()
         assert found == (numbers, tuple(classes.split()))
+
+    def test_labels__two_of_one_name(self, tmp_path: Path) -> None:
+        files = {"1.png": IMAGES[0], "1.cls": b"1", "1.CLS": b"2"}
+        found = table(write_tar(tmp_path / "x.tar", files))
+        with pytest.raises(ValueError, match=r"x.tar has 1.CLS more than once, with"):
+            found.labels()
 
     def test_labels__in_folders(self, tmp_path: Path) -> None:
         files = dict(zip(("./b/0.png", "./a/z/1.png"), IMAGES, strict=False))
@@ -303,13 +322,17 @@ class TestLabelledStreamDataset:
         for (image, _), (other, _) in zip(found, expected, strict=True):
             assert torch.equal(image, other)
 
-    def test_datamodule__online_knn(self, tmp_path: Path) -> None:
+    def test_datamodule__online_knn(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
         train, val = tmp_path / "train-0.tar", tmp_path / "val-0.arrow"
         files = {f"{'ab'[i % 2]}/{i}.png": IMAGES[i % 5] for i in range(20)}
         write_tar(train, files)
         write_arrow(val, IMAGES, label=list("ababa"))
         small = STELLARTransform(2, 1, global_crop_size=24, local_crop_size=12)
-        data = StellarDataModule(str(train), str(train), str(val), 4, 0, small)
+        home = "~/train-0.tar"
+        data = StellarDataModule(home, home, "~/val-0.arrow", 4, 0, small)
         data.setup()
         loaders = data.val_dataloader()
         (_, bank), (views, queries) = (
