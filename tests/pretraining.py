@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torchvision.io import write_png
 
 from lightly_ext.loss import STELLARLossTerms
@@ -105,6 +106,11 @@ def loader(batch_size: int = 4, **kwargs: Any) -> torch.utils.data.DataLoader:
 def first_view(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, None]:
     """Batches of `Views` for a method that reads one view."""
     return torch.stack([views[:1] for views, _ in items]), None
+
+
+def fused(*arguments: Any, **options: Any) -> AdamW:
+    """In place of AdamW: leaves steps out on the device, as on a GPU."""
+    return AdamW(*arguments, **{**options, "fused": True})
 
 
 def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:

@@ -22,8 +22,6 @@ from lightly_ext.pretrain.story import tell
 
 # Steps after which the host reads what a device found: it goes on without waiting.
 LAG = 2
-# Where a fused optimiser leaves a step out by itself, ahead of the host.
-DECIDING_DEVICES = ("cuda",)
 # Of the scaler of fp16, which is halved whenever a gradient overflows.
 MIN_SCALE = 1e-4
 # Images that a message names; all of them are listed in this file in the run's folder.
@@ -122,8 +120,7 @@ class NonFiniteGuard(Callback):
         # The scaler makes the host wait in every step, so it may be asked.
         scale = None if scaler is None else scaler.get_scale()
         self._steps.append(_Step(module, parameters, batches, found, norms, scale))
-        fused = optimizer.defaults.get("fused")
-        if fused and found.device.type in DECIDING_DEVICES:
+        if optimizer.defaults.get("fused"):
             self.found_inf = self._held(found)
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
             self.settle(LAG)

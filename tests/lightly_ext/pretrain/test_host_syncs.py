@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.gpu.training import StepWatch
-from lightly_ext.pretrain import StellarPretraining, nonfinite
-from tests.pretraining import TINY, Views, first_view, loader, tiny, tiny_mae, trainer
+from lightly_ext.pretrain import StellarPretraining
+from lightly_ext.pretrain import pretraining as pretraining_module
+from tests.pretraining import (
+    TINY,
+    Views,
+    first_view,
+    fused,
+    loader,
+    tiny,
+    tiny_mae,
+    trainer,
+)
 from tests.tokenizer_weights import reference_tokenizer
 
 NO_PROTOTYPES = {**TINY["head"], "num_prototypes": None, "batch_norm": True}
@@ -53,7 +63,7 @@ TRAINERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite, "DECIDING_DEVICES", ("cpu",))
+    monkeypatch.setattr(pretraining_module, "AdamW", fused)
 
 
 def waits(module: Any, data: Any, folder: Path, **options: Any) -> dict[str, int]:

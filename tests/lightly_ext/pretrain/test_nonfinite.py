@@ -19,10 +19,11 @@ from benchmarks.gpu.training import StepWatch
 from lightly_ext.checkpoint_io import DurableCheckpointIO
 from lightly_ext.data import ViewBatch
 from lightly_ext.pretrain import StellarPretraining, nonfinite
+from lightly_ext.pretrain import pretraining as pretraining_module
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
 from lightly_ext.pretrain.nonfinite import NonFiniteGuard
 from tests import distributed
-from tests.pretraining import Views, tiny, trainer
+from tests.pretraining import Views, fused, tiny, trainer
 
 HEAD = "sparse_head.prototypes.weight"
 
@@ -106,7 +107,7 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def let_the_device_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite, "DECIDING_DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(pretraining_module, "AdamW", fused)
 
 
 @pytest.fixture(params=["host", "device"])

@@ -158,7 +158,7 @@ def compare(tmp_path: Path, method: str) -> None:
         assert together == record["images"][batches:]
         losses = records[0]["losses"]
         for ours, expected in zip(losses, record["losses"][batches:], strict=True):
-            assert ours == pytest.approx(expected, abs=1e-5, rel=3e-5)
+            assert ours == pytest.approx(expected, abs=1e-5, rel=1e-5)
         assert_same_training(other, module)
         assert knn == pytest.approx(accuracy)
 

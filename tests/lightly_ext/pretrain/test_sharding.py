@@ -17,7 +17,6 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim import AdamW
 
 from lightly_ext.loss import STELLARLoss
 from lightly_ext.pretrain import StellarPretraining
@@ -35,6 +34,7 @@ from tests.pretraining import (
     TINY,
     TINY_OPTIONS,
     Views,
+    fused,
     loader,
     tiny,
     tiny_mae,
@@ -104,10 +104,6 @@ def poisoned(**kwargs: Any) -> StellarPretraining:
     return module
 
 
-def not_fused(*arguments: Any, **options: Any) -> AdamW:
-    return AdamW(*arguments, **{**options, "fused": False})
-
-
 CHECKPOINTED = {**WITH_TEACHER, "model": TWO_BLOCKS, "grad_checkpointing": True}
 # Modules to train, and options of the trainer.
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -129,7 +125,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     "poisoned": (partial(poisoned, **WITH_TEACHER), {"gradient_clip_val": 1.0}),
-    "poisoned, not fused": (partial(poisoned, **WITH_TEACHER), {}),
+    "poisoned, fused": (partial(poisoned, **WITH_TEACHER), {}),
     "half": (partial(tiny, **WITH_TEACHER), {"precision": "bf16-true"}),
     "mae": (partial(tiny_mae, **LEARNS), {}),
     "codes": (
@@ -168,8 +164,8 @@ def in_processes(folder: Path, rank: int, world_size: int) -> dict[Any, Run]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pretraining_module, "compile_blocks", compiled)
             patch.setattr(pretraining_module, "compiler_error", lambda _: None)
-            if case == "poisoned, not fused":
-                patch.setattr(pretraining_module, "AdamW", not_fused)
+            if case == "poisoned, fused":
+                patch.setattr(pretraining_module, "AdamW", fused)
             for strategy in ("ddp", "fsdp2"):
                 found[case, strategy] = fit(folder, case, strategy)
     batch = f"--data.batch_size={BATCH // PROCESSES}"
