@@ -239,7 +239,7 @@ class TestShardedStrategy:
         (losses, state), (others, expected) = (
             runs[1][case, strategy] for strategy in ("fsdp2", "ddp")
         )
-        tolerance = 1e-2 if case == "half" else 1e-5  # a bfloat16 has eight bits
+        tolerance = 2**-6 if case == "half" else 1e-5  # a bfloat16 has eight bits
         assert len(losses) == 3
         for row, other in zip(losses, others, strict=True):
             assert row == pytest.approx(other, rel=tolerance, nan_ok=True)
@@ -295,9 +295,9 @@ class TestShardedStrategy:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fit__cuda(compiled: bool, tmp_path: Path) -> None:
-    """One shard, with NCCL and the fused AdamW, is like none."""
+    """One shard, with NCCL and the fused AdamW, is like one process of DDP."""
     runs = []
-    for strategy in ("auto", "fsdp2"):
+    for strategy in ("ddp", "fsdp2"):
         module = tiny(compile=compiled, **WITH_TEACHER)
         options = {"accelerator": "gpu", "devices": 1, "gradient_clip_val": 1.0}
         run = trainer(tmp_path, strategy=strategy, **options)
