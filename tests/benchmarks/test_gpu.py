@@ -144,11 +144,66 @@ def run_benchmark(output: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
+def check_step(parts: dict[str, Any]) -> None:
+    step = parts["b"]["values"]
+    assert step["host_syncs"] == 0
+    assert step["graph_breaks"] == 0
+    # The three passes of the encoder and the decoder.
+    # Three passes of the encoder and the decoder; six operations of the colours, of
+    # which some or all images are chosen.
+    assert 4 + 6 <= step["graphs"] <= 4 + 2 * 6
+    assert step["compiled_loss_difference"] < 1e-2
+    for name in ("plain", "compiled"):
+        ms = step[f"{name}_ms"]
+        assert step[f"{name}_images_per_s"] == pytest.approx(4000 / ms)
+        flops = ms / 1000 * step[f"{name}_mfu_percent"] / 100 * PEAK_BF16
+        assert flops == pytest.approx(total_flops(TINY, 4))
+        assert step[f"{name}_x_bare"] == pytest.approx(ms / step[f"bare_{name}_ms"])
+        assert step[f"{name}_kernels"] > 1000
+    assert step["teacher_ema_ms"] > 0
+    shares = next(
+        table["rows"]
+        for table in parts["b"]["tables"]
+        if table["title"].startswith("Parts of the plain step")
+    )
+    assert sum(row[2] for row in shares) == pytest.approx(100)
+    assert [row[0] for row in shares][:3] == [
+        "colours",
+        "encode target",
+        "encode masked",
+    ]
+
+
+def check_other_parts(parts: dict[str, Any]) -> None:
+    values = {letter: part["values"] for letter, part in parts.items()}
+    assert values["a"]["skipped"] + values["a"]["passed"] >= 5
+    assert values["a"]["failed"] == 0
+    for row in parts["c"]["tables"][0]["rows"]:
+        assert row[-1] < 1e-5  # every form gives the same loss
+    assert values["d"]["colours_ms"] > 0
+    assert 0 < values["d"]["percent_of_plain_step"] < 100
+    assert values["e"]["hungarian_ms"] > 0
+    assert values["f"]["compiled_ms"] > 0
+    assert values["g"]["features_images_per_s"] > 0
+    assert values["g"]["knn_rows_at_once"] == 1024
+    per_token = [row[4] for row in parts["i"]["tables"][0]["rows"]]
+    assert len(per_token) == 3 and min(per_token) > 0
+    trials = {row[0]: row[1:] for row in parts["j"]["tables"][0]["rows"]}
+    assert all(trial[7] == 0 for trial in trials.values())  # graph breaks
+    assert trials["as trained"][-1] == trials["whole passes"][-1] == 0
+    assert 0 < trials["bf16 stream"][-1] < 1e-2
+    training = values["h"]
+    assert training["steps"] == 4
+    assert 0 <= training["loader_wait_percent"] <= 100
+    assert training["images_per_s"] == pytest.approx(4000 / training["step_ms"])
+
+
 @pytest.mark.slow
 class TestMain:
-    @pytest.fixture(scope="class")
-    def parts(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-        output = tmp_path_factory.mktemp("gpu")
+    # One test, for workers that share tests would each run the benchmark.
+    def test_main__every_part(self, tmp_path: Path) -> None:
+        output = tmp_path / "gpu"
+        output.mkdir()
         arguments = ("--tiny", "--device=cpu", "--seconds=60", "--limit=1200")
         arguments += (f"--parts={','.join(PARTS)}",)
         process = run_benchmark(output, *arguments)
@@ -160,67 +215,15 @@ class TestMain:
         ]
         content = json.loads((output / "gpu.json").read_text())
         assert content["machine"]["device"] == "CPU"
-        return dict(content["parts"])
-
-    def test_main__every_part_ends(self, parts: dict[str, Any]) -> None:
+        parts = dict(content["parts"])
         assert "".join(parts) == "bacdefghij"
         for part in parts.values():
             assert part["status"] == "done"
             assert part["headline"]
             assert "failures" not in part
             assert 0 < part["seconds"] < part["limit"]
-
-    def test_main__step(self, parts: dict[str, Any]) -> None:
-        step = parts["b"]["values"]
-        assert step["host_syncs"] == 0
-        assert step["graph_breaks"] == 0
-        # The three passes of the encoder and the decoder.
-        # Three passes of the encoder and the decoder; six operations of the colours, of
-        # which some or all images are chosen.
-        assert 4 + 6 <= step["graphs"] <= 4 + 2 * 6
-        assert step["compiled_loss_difference"] < 1e-2
-        for name in ("plain", "compiled"):
-            ms = step[f"{name}_ms"]
-            assert step[f"{name}_images_per_s"] == pytest.approx(4000 / ms)
-            flops = ms / 1000 * step[f"{name}_mfu_percent"] / 100 * PEAK_BF16
-            assert flops == pytest.approx(total_flops(TINY, 4))
-            assert step[f"{name}_x_bare"] == pytest.approx(ms / step[f"bare_{name}_ms"])
-            assert step[f"{name}_kernels"] > 1000
-        assert step["teacher_ema_ms"] > 0
-        shares = next(
-            table["rows"]
-            for table in parts["b"]["tables"]
-            if table["title"].startswith("Parts of the plain step")
-        )
-        assert sum(row[2] for row in shares) == pytest.approx(100)
-        assert [row[0] for row in shares][:3] == [
-            "colours",
-            "encode target",
-            "encode masked",
-        ]
-
-    def test_main__the_other_parts(self, parts: dict[str, Any]) -> None:
-        values = {letter: part["values"] for letter, part in parts.items()}
-        assert values["a"]["skipped"] + values["a"]["passed"] >= 5
-        assert values["a"]["failed"] == 0
-        for row in parts["c"]["tables"][0]["rows"]:
-            assert row[-1] < 1e-5  # every form gives the same loss
-        assert values["d"]["colours_ms"] > 0
-        assert 0 < values["d"]["percent_of_plain_step"] < 100
-        assert values["e"]["hungarian_ms"] > 0
-        assert values["f"]["compiled_ms"] > 0
-        assert values["g"]["features_images_per_s"] > 0
-        assert values["g"]["knn_rows_at_once"] == 1024
-        per_token = [row[4] for row in parts["i"]["tables"][0]["rows"]]
-        assert len(per_token) == 3 and min(per_token) > 0
-        trials = {row[0]: row[1:] for row in parts["j"]["tables"][0]["rows"]}
-        assert all(trial[7] == 0 for trial in trials.values())  # graph breaks
-        assert trials["as trained"][-1] == trials["whole passes"][-1] == 0
-        assert 0 < trials["bf16 stream"][-1] < 1e-2
-        training = values["h"]
-        assert training["steps"] == 4
-        assert 0 <= training["loader_wait_percent"] <= 100
-        assert training["images_per_s"] == pytest.approx(4000 / training["step_ms"])
+        check_step(parts)
+        check_other_parts(parts)
 
     def test_main__time_runs_out(self, tmp_path: Path) -> None:
         arguments = ("--tiny", "--device=cpu", "--parts=c,d", "--limit=4")
