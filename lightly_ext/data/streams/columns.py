@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from lightly_ext.data.listing import printable
@@ -106,6 +107,31 @@ def label_column(schema: Any, path: str) -> tuple[str, list[str] | None]:
         f"`datasets`, or has numbers or texts and the name {' or '.join(LABEL_NAMES)}. "
         f"There are: {', '.join(map(printable, schema.names))}."
     )
+
+
+def check_class_names(schemas: Iterable[tuple[str, Any]]) -> None:
+    """Refuses files whose numbers of classes mean different ones.
+
+    Args:
+        schemas:
+            Files, with their `pyarrow.Schema`.
+
+    Raises:
+        ValueError: If `datasets` noted other names of classes in one than in another.
+    """
+    first, expected = "", None
+    for path, schema in schemas:
+        features = _features(schema).items()
+        found = {n: f["names"] for n, f in features if _type(f) == "ClassLabel"}
+        if expected is None:
+            first, expected = path, found
+        if found != expected:
+            raise ValueError(
+                f"{printable(first)} and {printable(path)} do not name the same "
+                "classes in the same order, so that a number means one in this file "
+                "and another one in that. Write both again with one ClassLabel, by "
+                "datasets' `cast_column`."
+            )
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -133,9 +133,16 @@ def _record(text: str) -> Mapping[str, Any]:
 
 def _of_tables(shards: Sequence[Shard]) -> list[Any]:
     values: list[Any] = []
+    kinds = dict[bool, str]()
     for shard in shards:
         assert isinstance(shard, ArrowShard), "parquet is read through arrow files"
         column, classes = label_column(shard.table.schema, shard.path)
+        kinds.setdefault(classes is None, shard.path)
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{printable(kinds[False])} names its classes, by a ClassLabel of "
+                f"`datasets`, and {printable(kinds[True])} does not: write both alike."
+            )
         known = dict(enumerate(classes or ()))
         # What is no class of theirs, -1 or None, stays as it is.
         values += [known.get(v, v) for v in shard.table[column].to_pylist()]

@@ -117,16 +117,21 @@ class TarShard(Shard):
 
 
 class ParquetShard(Shard):
-    """A parquet file with one column of images; it is read forward."""
+    """A parquet file with one column of images; it is read forward.
+
+    Attributes:
+        schema:
+            Its `pyarrow.Schema`.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         with _named(path), _opened(path) as file:
             self.num_bytes = file.seek(0, os.SEEK_END)
             found = _parquet_file(file)
-            meta, schema = found.metadata, found.schema_arrow
+            meta, self.schema = found.metadata, found.schema_arrow
             groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        self._column = image_column(schema, path)
+        self._column = image_column(self.schema, path)
         # The first row of every row group, and the end.
         self._groups = [0, *itertools.accumulate(groups)]
 

@@ -13,8 +13,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lightly_ext.data.listing import printable
+from lightly_ext.data.streams.columns import check_class_names
 from lightly_ext.data.streams.labels import Labels, read_labels
-from lightly_ext.data.streams.shards import ArrowShard, TarShard, open_shards
+from lightly_ext.data.streams.shards import (
+    ArrowShard,
+    ParquetShard,
+    TarShard,
+    open_shards,
+)
 from lightly_ext.data.streams.sources import Source, import_datasets
 
 
@@ -46,6 +52,8 @@ class ImageTable:
 
     def __init__(self, source: Source) -> None:
         self.name = source.name
+        is_parquet = source.builder == "parquet" and "://" not in source.files[0]
+        self._parquet = source.files if is_parquet else ()
         self._shards = open_shards(_local(source), named=True)
         self._ends = list(itertools.accumulate(map(len, self._shards)))
         self.files = [Path(shard.path) for shard in self._shards]
@@ -78,6 +86,8 @@ class ImageTable:
 
     def labels(self) -> Labels:
         """Classes of all images, see :func:`read_labels`."""
+        if self._parquet:  # made arrow, all files have the names of the first
+            check_class_names((p, ParquetShard(p).schema) for p in self._parquet)
         return read_labels(self._shards, self.shown)
 
     def order(self, labels: Sequence[int] | None = None) -> list[int]:

@@ -65,23 +65,26 @@ def image_table(
 
 
 def write_parquet(path: Path, images: Sequence[bytes | None], group: int = 3) -> Path:
-    from pyarrow import parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = image_table(images, label=list(range(len(images))))
-    parquet.write_table(table, path, row_group_size=group)
-    return path
+    return write_table(path, image_table(images, label=list(range(len(images)))), group)
 
 
 def write_arrow(
     path: Path, images: Sequence[bytes | None], batch: int = 3, **columns: Any
 ) -> Path:
+    return write_table(path, image_table(images, **columns), batch)
+
+
+def write_table(path: Path, table: Any, rows: int = 3) -> Path:
+    """Writes a parquet or an arrow file, in groups of rows."""
     import pyarrow as pa
+    from pyarrow import parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = image_table(images, **columns)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path, row_group_size=rows)
+        return path
     with pa.ipc.new_stream(str(path), table.schema) as writer:
-        writer.write_table(table, batch)
+        writer.write_table(table, rows)
     return path
 
 

@@ -25,8 +25,10 @@ from lightly_ext.data.streams.table import ImageTable
 from lightly_ext.transforms import STELLARTransform
 from tests.lightly_ext.data.streams.shard_files import (
     encoded_images,
+    image_table,
     write_arrow,
     write_parquet,
+    write_table,
     write_tar,
 )
 
@@ -218,6 +220,24 @@ class TestLabels:
     ) -> None:
         found = table(write_arrow(tmp_path / "x.arrow", IMAGES, **columns))
         with pytest.raises(ValueError, match=message):
+            found.labels()
+
+    @pytest.mark.parametrize("kind", ["arrow", "parquet"])
+    @pytest.mark.parametrize("names", [["a", "b"], None])
+    def test_labels__numbers_of_other_names_in_another_file(
+        self, kind: str, names: list[str] | None, tmp_path: Path, datasets_cache: Path
+    ) -> None:
+        for number, classes in enumerate((["b", "a"], names)):
+            note = {"_type": "ClassLabel", "names": classes}
+            noted = {"label": note} if classes else {}
+            path = tmp_path / f"{number}.{kind}"
+            rows = image_table(IMAGES, noted=noted, label=[0, 1, 0, 1, 0])
+            write_table(path, rows)
+        found = table(tmp_path)
+        if kind == "arrow" and names:  # each is read by its own
+            assert found.labels().numbers == [1, 0, 1, 0, 1, 0, 1, 0, 1, 0]
+            return
+        with pytest.raises(ValueError, match=rf"0\.{kind} .*and .*1\.{kind} do"):
             found.labels()
 
 
