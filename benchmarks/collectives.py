@@ -11,24 +11,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.profiler import ProfilerActivity, profile
-from torchvision.io import write_png
 
+from benchmarks.launch import train_together, write_noise
 from lightly_ext.pretrain.checkpoints import RunCheckpoint
-from lightly_ext.pretrain.cli import main as pretrain
 
 NAME = re.compile(r"gloo:(\w+)$")
 BATCH = 2
@@ -55,7 +49,6 @@ OPTIONS = (
     "{global_crop_size: 32, local_crop_size: 16}}",
     f"--data.batch_size={BATCH}",
     "--data.num_workers=0",
-    "--trainer.devices=2",
     "--trainer.accelerator=cpu",
     "--trainer.max_steps=6",
     "--trainer.log_every_n_steps=4",
@@ -150,22 +143,10 @@ def measure(folder: Path) -> list[Row]:
     Args:
         folder: Empty folder, for images and the run.
     """
-    images = folder / "images"
-    images.mkdir()
-    for number in range(NUM_IMAGES):
-        pixels = torch.randint(256, (3, 40, 40), dtype=torch.uint8)
-        write_png(pixels, str(images / f"{number}.png"))
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    context = get_context("spawn")
-    started = [
-        context.Process(target=_train, args=(rank, port, folder)) for rank in range(2)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    content = json.loads((folder / "run" / RESULT).read_text())
+    images = write_noise(folder / "images", NUM_IMAGES, 40)
+    output = folder / "run"
+    train_together([*OPTIONS, f"--data.path={images}", f"--output={output}"], 2)
+    content = json.loads((output / RESULT).read_text())
     rows = []
     for step, events in content["found"].items():
         found = [(name, tuple(shape)) for name, shape in events]
@@ -177,18 +158,6 @@ def measure(folder: Path) -> list[Row]:
             num_bytes[name, source] += size
         rows += [Row(step, *key, counts[key], num_bytes[key]) for key in counts]
     return rows
-
-
-def _train(rank: int, port: int, folder: Path) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "collectives"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    setattr(rank_zero_only, "rank", rank)  # noqa: B010 # before it was imported
-    torch.set_num_threads(1)
-    pretrain(
-        [*OPTIONS, f"--data.path={folder / 'images'}", f"--output={folder / 'run'}"]
-    )
 
 
 def main() -> None:
