@@ -231,6 +231,7 @@ def open_shards(source: Source, named: bool = False) -> tuple[Shard, ...]:
         ImportError: If the extra [stream] is needed and missing.
     """
     _check_kind(source)
+    _check_files(source)
     kind: Callable[[str], Shard] = KINDS[source.builder]
     if kind is TarShard:
         kind = partial(TarShard, named=named)
@@ -272,6 +273,15 @@ def _check_kind(source: Source) -> None:
         f"{name} cannot be streamed: {reason}. Download it ({fetch} --local-dir FOLDER)"
         " and give the folder, or store it as parquet, which can."
     )
+
+
+def _check_files(source: Source) -> None:
+    for file in source.files:
+        if "://" not in file and not os.path.isfile(file):
+            raise FileNotFoundError(
+                f"{printable(file)} is no file, or a link to one that is gone. Copy it "
+                "again, or leave it out."
+            )
 
 
 def _warn_of_samples_without_image(source: Source, shards: list[Shard]) -> None:

@@ -218,6 +218,18 @@ class TestOpenShards:
         with pytest.raises(ValueError, match=rf"give the folder as it is: {tmp_path}"):
             open_shards(source)
 
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+    def test_open_shards__no_file(self, kind: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.tar"
+        if kind == "pipe":  # to open it would wait for ever
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("gone.tar")
+        with pytest.raises(FileNotFoundError, match=r"a.tar is no file, or a link to"):
+            open_shards(Source("x", "webdataset", (str(path),)))
+
     def test_open_shards__no_image_at_all(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "a.parquet", [])
         with pytest.raises(ValueError, match=r"There is no image in .*a\.parquet"):
