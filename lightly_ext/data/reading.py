@@ -140,6 +140,11 @@ class _Reader(io.BufferedReader):
             raise OSError(f"There is no image in the first {self.tell()} bytes.")
         return super().read(size)
 
+    def __repr__(self) -> str:  # in messages of Pillow
+        name = getattr(self.raw, "name", None)
+        shown = f"'{printable(name)}' " if name else ""
+        return f"{shown}of {self.seek(0, io.SEEK_END)} bytes"
+
 
 @contextlib.contextmanager
 def _silent_decoders() -> Iterator[None]:

@@ -75,6 +75,13 @@ class TestReadImage:
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert after - before < 50_000  # KiB; the image has 1.8 GB
 
+    def test_read_image__no_image_says_what_was_read(self, tmp_path: Path) -> None:
+        with pytest.raises(UnidentifiedImageError, match=r"file of 5 bytes$"):
+            read_image(b"hello")
+        (tmp_path / "a\nb.jpg").touch()
+        with pytest.raises(UnidentifiedImageError, match=r"a\\nb.jpg' of 0 bytes$"):
+            read_image(tmp_path / "a\nb.jpg")
+
     def test_read_image__limit_of_pixels(self, tmp_path: Path) -> None:
         for suffix in ("jpg", "png"):
             write_noise(tmp_path / f"image.{suffix}")
