@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,7 +308,8 @@ class TarFiles:
     """Files in a tar, in 24 bytes and a name each: there may be millions."""
 
     def __init__(self, files: Sequence[TarFile]) -> None:
-        names = [os.fsencode(file.name) for file in files]
+        # Names may have any characters, whatever the system encodes.
+        names = [file.name.encode("utf-8", "surrogatepass") for file in files]
         self.starts = np.array([file.start for file in files], np.int64)
         self.sizes = np.array([file.num_bytes for file in files], np.int64)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
@@ -319,7 +321,7 @@ class TarFiles:
     def __getitem__(self, index: int) -> TarFile:
         end = int(self._ends[index])
         start = int(self._ends[index - 1]) if index else 0
-        name = os.fsdecode(self._names[start:end])
+        name = self._names[start:end].decode("utf-8", "surrogatepass")
         return TarFile(name, int(self.starts[index]), int(self.sizes[index]))
 
     def __iter__(self) -> Iterator[TarFile]:
@@ -349,7 +351,7 @@ def _list_tar(path: str) -> TarListing:
         files = [(file.name[len(key) :].lower(), file) for file in group]
         found = [file for _, file in files if _suffix(file.name) in EXTENSIONS]
         plain = [(EXTENSIONS.index(s), file) for s, file in files if s in EXTENSIONS]
-        images += [min(plain)[1]] if plain else found
+        images += [min(plain, key=itemgetter(0))[1]] if plain else found
         classes += [file for suffix, file in files if suffix in CLASS_SUFFIXES]
         if not found:
             without[key] = files[0][1].name

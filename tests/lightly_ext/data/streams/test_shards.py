@@ -35,6 +35,9 @@ class TestTarShard:
             "c/1.seg.png": b"mask",
             "c/1.JPG": b"jpg",  # comes before .png
             "c/2.webp": b"webp",
+            "c/3.PNG": b"first of two",
+            "c/3.png": b"second",
+            "c/\udcff\u00fc.png": b"any bytes",
             # No WebDataset: files whose names have dots.
             "d/IMG.01.jpg": b"first",
             "d/IMG.02.jpg": b"second",
@@ -45,11 +48,12 @@ class TestTarShard:
             "long/" + "x" * 150 + ".png": b"long name",
         }
         shard = TarShard(str(write_tar(tmp_path / "a.tar", files)))
-        names = ["c/1.JPG", "c/2.webp", "d/IMG.01.jpg", "d/IMG.02.jpg", "e.f/4.png"]
+        names = ["c/1.JPG", "c/2.webp", "c/3.PNG", "c/\udcff\u00fc.png"]
+        names += ["d/IMG.01.jpg", "d/IMG.02.jpg", "e.f/4.png"]
         names += ["D/5.png", "d/5.png", "long/" + "x" * 150 + ".png"]
         assert [shard.name(i) for i in range(len(shard))] == names
         assert [shard.read(i) for i in range(len(shard))] == [files[n] for n in names]
-        assert list(shard.read_from(6)) == [b"lower", b"long name"]
+        assert list(shard.read_from(8)) == [b"lower", b"long name"]
         assert shard.num_bytes == (tmp_path / "a.tar").stat().st_size
 
     def test_open_shards__says_which_samples_have_no_image(
