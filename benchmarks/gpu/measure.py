@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 # Not the place of a synchronisation, but what it goes through.
 TORCH = str(Path(torch.__file__).parent)
 THROUGH = (TORCH, warnings.__file__)
+HERE = (__file__, torch.overrides.__file__, str(Path(TORCH, "_")))
+OPTIMISERS = str(Path(TORCH, "optim"))
 # What reads values on the CPU, on a GPU as well: seeds, draws of the colours, copies of
 # what was found two steps ago.
 CPU_ONLY = ("/randomness.py", "/transforms/color_", "/pretrain/nonfinite.py")
@@ -158,7 +160,11 @@ class _WouldRead(TorchFunctionMode):
 
 def _count_read(found: Counter[str]) -> None:
     stack = traceback.extract_stack()
-    if not any(word in f.filename for f in stack for word in CPU_ONLY):
+    callers = [frame.filename for frame in stack]
+    callers = [name for name in callers if not name.startswith(HERE)]
+    if OPTIMISERS in callers[-1]:  # a GPU's keep their count of steps there
+        return
+    if not any(word in name for name in callers for word in CPU_ONLY):
         found[_place(stack)] += 1
 
 

@@ -58,7 +58,9 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.max_pixels = max_pixels
         self.classes: list[str] = []
         self.labels: Tensor | None = None
-        self._states = torch.zeros(num_images, dtype=torch.uint8).share_memory_()
+        self._states = torch.zeros(
+            num_images, dtype=torch.uint8, device="cpu"
+        ).share_memory_()
 
     @abstractmethod
     def file(self, index: int) -> Path:
