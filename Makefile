@@ -1,12 +1,13 @@
 # make demo   sets up .venv, then pretrains, evaluates and shows pictures
 # make test   sets up .venv, then runs all tests
+# make docs   sets up .venv, then builds the guide into docs/_build
 # make lint   sets up .venv, then checks style and types
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format
+.PHONY: demo test docs lint format
 
 demo: $(READY)
 	$(BIN)/stellar demo
@@ -14,6 +15,10 @@ demo: $(READY)
 # A worker for each core, with a thread of its own; each needs about 2 GB.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# A warning, a broken link among them, is an error.
+docs: $(READY)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --jobs auto docs docs/_build
 
 lint: $(READY)
 	$(BIN)/ruff check .

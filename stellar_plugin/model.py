@@ -25,6 +25,7 @@ from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.image_transform import ImageTransform
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
 from stellar_plugin.visual_tokens import VisualTokens, visual_tokens
 from stellar_plugin.weight_files import CONFIG_NAME
@@ -82,6 +83,7 @@ class Stellar(
 
     Examples:
         >>> model = Stellar("stellar_vit_base_patch16_224")
+        >>> images = model.transform()(Image.open("photo.jpg")).unsqueeze(0)
         >>> result = model(images)  # normalised, (batch_size, 3, height, width)
         >>> result.sparse, result.localization  # what, where
         >>> model.reconstruct(images)  # in [0, 1]
@@ -144,6 +146,38 @@ class Stellar(
         self.tokenizer: MaskGITVQGAN | None = None
         if tokenizer is not None:
             self._set_tokenizer(MaskGITVQGAN(**tokenizer))
+
+    def transform(
+        self, image_size: int | tuple[int, int] | None = None
+    ) -> ImageTransform:
+        """What makes an input of this model from a photo, a PIL image of any size.
+
+        Args:
+            image_size:
+                Height and width of the input in px, multiples of the patch size; one
+                number for a square, by default what the model was trained with.
+
+        Returns:
+            Function of a photo to a normalised tensor with shape (3, height, width).
+
+        Raises:
+            ValueError: If `image_size` is no multiple of the patch size.
+
+        Examples:
+            >>> images = model.transform()(Image.open("photo.jpg")).unsqueeze(0)
+        """
+        patch = self.encoder.patch_size
+        height, width = (side * patch for side in self.encoder.grid_size)
+        if isinstance(image_size, int):
+            height = width = image_size
+        elif image_size is not None:
+            height, width = image_size
+        if min(height, width) < 1 or height % patch or width % patch:
+            raise ValueError(
+                f"image_size must be a multiple of the patch size {patch}, got "
+                f"{height} x {width}."
+            )
+        return ImageTransform((height, width), self.mean, self.std)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Factorization:
         """Factorizes normalised images, see `StellarEncoder.forward`."""

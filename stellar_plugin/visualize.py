@@ -256,6 +256,27 @@ def overlay_localization(
     return overlay(pictures, colour_tokens(maps, token_palette(maps.shape[1])))
 
 
+@torch.no_grad()
+def overlay_tokens(model: Stellar, images: Tensor) -> Uint8Array:
+    """Images with every patch in the colours of its tokens.
+
+    Args:
+        model:
+            The model, in evaluation mode.
+        images:
+            Normalised images with shape (batch_size, 3, height, width).
+
+    Returns:
+        Pictures with shape (batch_size, height, width, 3).
+
+    Examples:
+        >>> images = model.transform()(Image.open("photo.jpg")).unsqueeze(0)
+        >>> Image.fromarray(overlay_tokens(model, images)[0]).save("where.png")
+    """
+    pictures, result = denormalize(images, model.mean, model.std), model(images)
+    return overlay_localization(pictures, result.localization, result.grid_size)
+
+
 def threshold_maps(maps: Tensor, threshold: float) -> Tensor:
     """Says where maps are strong, each by its own measure.
 

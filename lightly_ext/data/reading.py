@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightly_ext.data.jpeg import jpeg_decoder
 from lightly_ext.data.listing import printable
-from lightly_ext.transforms.image_conversion import to_uint8_rgb
+from stellar_plugin.image_conversion import to_uint8_rgb
 
 # Pillow's own limit.
 MAX_PIXELS = 178_956_970

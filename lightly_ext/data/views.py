@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.data.images import ImageDataset, epoch_order
 from lightly_ext.randomness import Stream, mix_seeds
-from lightly_ext.transforms.image_conversion import cut_ends, to_uint8_rgb
+from stellar_plugin.image_conversion import cut_ends, to_uint8_rgb
 
 T = TypeVar("T")
 

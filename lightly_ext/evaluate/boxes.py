@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightly_ext.transforms.image_conversion import LONGEST
+from stellar_plugin.image_conversion import LONGEST
 from stellar_plugin.protocols import CropProtocol
 from stellar_plugin.visualize import threshold_maps
 

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lightly_ext.data import list_images, printable, read_image
 from lightly_ext.data.streams import ImageTable
-from lightly_ext.transforms.image_conversion import cut_ends
+from stellar_plugin.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol, RandomCropProtocol
 
 _EXIF_ORIENTATION = 274

@@ -21,7 +21,7 @@ from lightly_ext.evaluate.images import (
     centre_crop,
     seen_size,
 )
-from lightly_ext.transforms.image_conversion import cut_ends
+from stellar_plugin.image_conversion import cut_ends
 from stellar_plugin.protocols import CropProtocol
 
 # JPEG and WebP change the values that they store.

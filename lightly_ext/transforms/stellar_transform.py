@@ -18,7 +18,7 @@ from lightly_ext.transforms.checks import (
     check_scale,
 )
 from lightly_ext.transforms.color_augment import STELLARColorAugment
-from lightly_ext.transforms.image_conversion import to_uint8_rgb
+from stellar_plugin.image_conversion import to_uint8_rgb
 
 _ASPECT_RATIOS = (3.0 / 4.0, 4.0 / 3.0)
 _LOG_RATIOS = torch.tensor(_ASPECT_RATIOS).log().tolist()

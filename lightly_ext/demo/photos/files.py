@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import resize_image
 from lightly_ext.data import list_images, printable, read_image
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.pretrain.derived import MEASURED_IMAGES, MIN_IMAGES
-from lightly_ext.transforms.image_conversion import cut_ends
+from stellar_plugin.image_conversion import cut_ends
 
 TRAIN, TESTS, BANK = "train", ("val", "test"), "bank"
 # One in so many photos of a class is for testing, where the folder does not say.

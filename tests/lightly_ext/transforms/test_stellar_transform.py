@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from lightly_ext.transforms import STELLARTransform
-from lightly_ext.transforms.image_conversion import to_uint8_rgb
+from stellar_plugin.image_conversion import to_uint8_rgb
 
 SMALL = {"global_crop_size": 24, "local_crop_size": 12}
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightly_ext.transforms.image_conversion import cut_ends
+from stellar_plugin.image_conversion import cut_ends
 
 
 class TestCutEnds:
