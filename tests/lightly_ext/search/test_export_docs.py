@@ -1,4 +1,4 @@
-"""The examples of docs/search.md that read an export."""
+"""The examples of docs/token_search.md that read an export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightly_ext.search.export import write_parquet
 from lightly_ext.search.token_index import TokenIndex
 from tests.lightly_ext.search.test_export import CARD, NAMES, export_entries
 
-DOCS = Path(__file__).parents[3] / "docs" / "search.md"
+DOCS = Path(__file__).parents[3] / "docs" / "token_search.md"
 
 
 class _FlatIndex:
