@@ -27,6 +27,8 @@ Uint8Array = NDArray[np.uint8]
 # A token is absent from an image if all patches together have less of it than this part
 # of one patch.
 ABSENT_PATCHES = 0.5
+# Of colours over pictures.
+OPACITY = 0.55
 # Successive hues a golden ratio apart never come close to one another.
 _HUE_STEP = 0.618034
 
@@ -105,6 +107,23 @@ def strongest_token(localization: Tensor) -> Tensor:
     return one_hot.to(localization.dtype)
 
 
+def token_leads(localization: Tensor) -> Tensor:
+    """How far ahead of the second the strongest token of each patch is.
+
+    Args:
+        localization:
+            Localization matrices with shape (..., num_patches, num_tokens).
+
+    Returns:
+        float32 tensor with shape (..., num_patches), in [0, 1]: 0 where two tokens are
+        level, 1 where all others together have nothing, or there are none.
+    """
+    # A token that has nothing, so that also a single one has a second.
+    padded = F.pad(localization.detach().float(), (0, 1))
+    first, second = padded.topk(2, dim=-1).values.unbind(dim=-1)
+    return 1 - second / first.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def token_masses(localization: Tensor) -> Tensor:
     """Share of the image that each token has: the mean of its localization.
 
@@ -180,33 +199,10 @@ def token_maps(
     return F.interpolate(grid, size=image_size, mode=mode)
 
 
-def colour_tokens(maps: Tensor, palette: Uint8Array) -> Uint8Array:
-    """Mixes the tokens' colours by their maps.
-
-    Args:
-        maps:
-            Maps with shape (batch_size, num_tokens, height, width) that sum to one over
-            the tokens, from `token_maps`.
-        palette:
-            RGB colours with shape (num_tokens, 3).
-
-    Returns:
-        Pictures with shape (batch_size, height, width, 3).
-
-    Raises:
-        ValueError: If palette and maps differ in the number of tokens.
-    """
-    if len(palette) != maps.shape[1]:
-        raise ValueError(
-            f"palette has {len(palette)} colours for {maps.shape[1]} tokens; use "
-            f"token_palette({maps.shape[1]})."
-        )
-    colours = torch.from_numpy(palette).float() / 255
-    return _to_uint8(torch.einsum("brhw,rc->bhwc", maps.cpu(), colours))
-
-
 def overlay(
-    pictures: Uint8Array, colours: Uint8Array, opacity: float = 0.55
+    pictures: Uint8Array,
+    colours: Uint8Array,
+    opacity: float | NDArray[np.float32] = OPACITY,
 ) -> Uint8Array:
     """Lays colours over pictures.
 
@@ -216,7 +212,8 @@ def overlay(
         colours:
             Colours with the same shape.
         opacity:
-            0 shows the picture alone, 1 the colours alone.
+            0 shows the picture alone, 1 the colours alone; one number, or an array
+            that broadcasts against the pictures.
 
     Returns:
         Pictures with the same shape.
@@ -228,7 +225,7 @@ def overlay(
         raise ValueError(
             f"pictures {pictures.shape} and colours {colours.shape} differ in shape."
         )
-    if not 0 <= opacity <= 1:
+    if np.min(opacity) < 0 or np.max(opacity) > 1:
         raise ValueError(f"opacity must be in [0, 1], got {opacity}.")
     mixed = (1 - opacity) * pictures.astype(np.float32) + opacity * colours
     return mixed.round().astype(np.uint8)
@@ -237,7 +234,11 @@ def overlay(
 def overlay_localization(
     pictures: Uint8Array, localization: Tensor, grid_size: tuple[int, int]
 ) -> Uint8Array:
-    """Colours every patch by its tokens, over the image.
+    """Gives every patch the colour of its strongest token, over the image.
+
+    The colour is as opaque as the token leads: by the square root of `token_leads`, so
+    that small leads can be seen. Mixing the colours of all tokens would be true to the
+    localization as well, but many colours mix to grey.
 
     Args:
         pictures:
@@ -252,13 +253,19 @@ def overlay_localization(
         Pictures with the same shape.
     """
     height, width = pictures.shape[1:3]
-    maps = token_maps(localization, grid_size, (height, width))
-    return overlay(pictures, colour_tokens(maps, token_palette(maps.shape[1])))
+    palette = torch.from_numpy(token_palette(localization.shape[-1]))
+    colours = palette[localization.argmax(dim=-1).cpu()].float()
+    opacity = OPACITY * token_leads(localization).cpu().sqrt()
+    layers = torch.cat([colours, opacity[..., None]], dim=-1)
+    shown = token_maps(layers, grid_size, (height, width)).permute(0, 2, 3, 1).numpy()
+    return overlay(pictures, shown[..., :3].astype(np.uint8), shown[..., 3:])
 
 
 @torch.no_grad()
 def overlay_tokens(model: Stellar, images: Tensor) -> Uint8Array:
-    """Images with every patch in the colours of its tokens.
+    """Images with every patch in the colour of its strongest token.
+
+    See `overlay_localization`.
 
     Args:
         model:
@@ -275,6 +282,20 @@ def overlay_tokens(model: Stellar, images: Tensor) -> Uint8Array:
     """
     pictures, result = denormalize(images, model.mean, model.std), model(images)
     return overlay_localization(pictures, result.localization, result.grid_size)
+
+
+def scale_maps(maps: Tensor) -> Tensor:
+    """Shows each map by its own measure: in parts of its maximum.
+
+    Args:
+        maps:
+            Maps with shape (..., height, width), at least 0.
+
+    Returns:
+        Tensor with the same shape and dtype, in [0, 1]; a map of zeros stays as it is.
+    """
+    peak = maps.amax(dim=(-2, -1), keepdim=True)
+    return maps / peak.clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def threshold_maps(maps: Tensor, threshold: float) -> Tensor:
@@ -346,8 +367,8 @@ def overlay_token(
             Number of the token, counted from 0.
         threshold:
             Fraction of the token's maximum in a picture from which on a patch is
-            coloured, and then fully, see `threshold_maps`. None colours every patch as
-            strongly as the token has it.
+            coloured, and then fully, see `threshold_maps`. None colours every patch by
+            what it has of that maximum, see `scale_maps`.
 
     Returns:
         Pictures with the same shape.
@@ -361,8 +382,7 @@ def overlay_token(
     height, width = pictures.shape[1:3]
     localization = without_absent(factorization.localization)
     maps = token_maps(localization, factorization.grid_size, (height, width))[:, token]
-    if threshold is not None:
-        maps = threshold_maps(maps, threshold)
+    maps = scale_maps(maps) if threshold is None else threshold_maps(maps, threshold)
     return highlight(pictures, maps, token_palette(num_tokens)[token])
 
 

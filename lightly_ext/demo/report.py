@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lightly_ext.demo.boards import Boards, Uint8Array
 from lightly_ext.demo.features import normalized
@@ -21,13 +22,13 @@ from lightly_ext.demo.table import (
     gain,
     table_rows,
 )
+from lightly_ext.evaluate.pictures.gallery import draw_sheet, draw_strips, enlarged
 from lightly_ext.pages import page
 from stellar_plugin import visualize
 from stellar_plugin.model import Stellar
 
 NUM_BOARDS = 8
 NUM_TOKEN_BOARDS = 4
-PICTURE_SCALE = 3
 HIGHLIGHTS = ("map_sparse", "knn_sparse", "patch_miou_lowrank", "psnr")
 
 
@@ -39,18 +40,24 @@ class Gallery:
         rows:
             An array with shape (num_columns, height, width, 3) by its title.
         notes:
-            What to say below each picture of a row, by its title.
+            What to say of each picture of a row, by its title.
     """
 
     rows: Mapping[str, Uint8Array]
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes all pictures as one, enlarged."""
-        picture = visualize.tile_pictures(list(self.rows.values()))
-        enlarged = picture.repeat(PICTURE_SCALE, 0).repeat(PICTURE_SCALE, 1)
+        """Writes all pictures as one, enlarged: notes, or else titles, above them."""
+        rows = {title: enlarged(row) for title, row in self.rows.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(enlarged).save(path)
+        if self.notes:
+            titled = [
+                list(zip(self.notes[title], row, strict=True))
+                for title, row in rows.items()
+            ]
+            draw_sheet(titled).save(path)
+        else:
+            draw_strips(rows).save(path)
 
 
 def before_after_gallery(random: Stellar, trained: Stellar, boards: Boards) -> Gallery:
@@ -77,15 +84,23 @@ def token_gallery(model: Stellar, boards: Boards) -> Gallery:
         for token in range(result.sparse.shape[1])
     ]
     rows = np.stack([boards.images, *tokens], axis=1)  # (boards, 1 + tokens, 60, 60, 3)
-    num_patches = result.localization.shape[1]
     notes = {
-        f"board {i}": [
-            f"board {i}",
-            *(visualize.shown_mass(mass, num_patches) for mass in masses),
-        ]
-        for i, masses in enumerate(visualize.token_masses(result.localization).tolist())
+        f"board {i}": [f"board {i}", *_token_notes(localization)]
+        for i, localization in enumerate(result.localization)
     }
     return Gallery(dict(zip(notes, rows, strict=True)), notes)
+
+
+def _token_notes(localization: Tensor) -> list[str]:
+    """Number, share and maximum of each token of a localization matrix."""
+    masses = visualize.token_masses(localization).tolist()
+    peaks = localization.amax(dim=0).tolist()
+    notes = []
+    for token, (mass, peak) in enumerate(zip(masses, peaks, strict=True)):
+        note = f"token {token}, {visualize.shown_mass(mass, len(localization))}"
+        absent = visualize.is_absent(mass, len(localization))
+        notes.append(note if absent else f"{note}, maximum {peak:.2f}")
+    return notes
 
 
 def render_page(

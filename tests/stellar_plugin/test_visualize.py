@@ -8,17 +8,18 @@ from stellar_plugin import Stellar
 from stellar_plugin.encoder import Factorization
 from stellar_plugin.pca import pca_pictures, principal_components
 from stellar_plugin.visualize import (
-    colour_tokens,
     denormalize,
     highlight,
     overlay,
     overlay_localization,
     overlay_token,
     reconstruction_rows,
+    scale_maps,
     strongest_token,
     threshold_maps,
     tile_pictures,
     to_pictures,
+    token_leads,
     token_maps,
     token_palette,
 )
@@ -107,23 +108,14 @@ class TestStrongestToken:
         )
 
 
-class TestColourTokens:
-    def test_colour_tokens__hard_map_has_palette_colours(self) -> None:
-        palette = token_palette(3)
-        hard = strongest_token(_localization())
-        colours = colour_tokens(token_maps(hard, (2, 3), (2, 3)), palette)
-        expected = palette[hard.argmax(dim=-1).numpy()].reshape(2, 2, 3, 3)
-        np.testing.assert_array_equal(colours, expected)
-
-    def test_colour_tokens__soft_map_mixes(self) -> None:
-        palette = np.array([[200, 0, 100], [0, 100, 100]], dtype=np.uint8)
-        maps = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1)
-        assert colour_tokens(maps, palette)[0, 0, 0].tolist() == [50, 75, 100]
-
-    def test_colour_tokens__wrong_palette(self) -> None:
-        maps = token_maps(_localization(), (2, 3), (2, 3))
-        with pytest.raises(ValueError, match="2 colours for 3 tokens"):
-            colour_tokens(maps, token_palette(2))
+class TestTokenLeads:
+    def test_token_leads__known_values(self) -> None:
+        localization = torch.tensor(
+            [[0.5, 0.5, 0.0], [0.2, 0.0, 0.8], [0.0, 1.0, 0.0], [0.4, 0.4, 0.2]]
+        )
+        leads = token_leads(localization)
+        torch.testing.assert_close(leads, torch.tensor([0.0, 0.75, 1.0, 0.0]))
+        assert token_leads(torch.ones(2, 5, 1)).tolist() == [[1.0] * 5] * 2
 
 
 class TestOverlay:
@@ -140,6 +132,8 @@ class TestOverlay:
             overlay(pictures, pictures[:, :1])
         with pytest.raises(ValueError, match=r"opacity must be in \[0, 1\], got 2"):
             overlay(pictures, pictures, opacity=2)
+        with pytest.raises(ValueError, match=r"opacity must be in \[0, 1\]"):
+            overlay(pictures, pictures, np.array([0.5, -0.1, 0.5], dtype=np.float32))
 
     def test_overlay_localization__black_picture(self) -> None:
         pictures = np.zeros((2, 4, 6, 3), dtype=np.uint8)
@@ -149,18 +143,61 @@ class TestOverlay:
         expected = (0.55 * token_palette(3)[winner].astype(float)).round()
         assert result[0, 0, 0].tolist() == expected.tolist()
 
+    def test_overlay_localization__as_opaque_as_a_token_leads(self) -> None:
+        # Level; a lead of 0.64, so 0.8 of the opacity; alone; and the darker token.
+        rows = [[0.5, 0.5, 0.0], [1 / 1.36, 0.36 / 1.36, 0.0], [0.0, 1.0, 0.0]]
+        localization = torch.tensor([[*rows, [0.1, 0.2, 0.7]]])
+        grey = np.full((1, 4, 6, 3), 100, dtype=np.uint8)
+        shown = overlay_localization(grey, localization, (2, 2))[0]
+        palette = token_palette(3).astype(float)
+        assert (shown[:2, :3] == 100).all()
+        for patch, colour, lead in (
+            (shown[:2, 3:], palette[0], 0.64),
+            (shown[2:, :3], palette[1], 1.0),
+            (shown[2:, 3:], palette[2], 5 / 7),
+        ):
+            opacity = 0.55 * lead**0.5
+            expected = (1 - opacity) * 100 + opacity * colour
+            np.testing.assert_allclose(patch - expected, 0, atol=0.51)
+
+    @pytest.mark.parametrize("num_tokens", [1, 64])
+    def test_overlay_localization__any_number_of_tokens(self, num_tokens: int) -> None:
+        # A uniform localization says nothing: the photo alone, but for a single token.
+        localization = torch.full((1, 6, num_tokens), 1 / num_tokens)
+        grey = np.full((1, 4, 6, 3), 100, dtype=np.uint8)
+        shown = overlay_localization(grey, localization, (2, 3))
+        alone = (0.45 * 100 + 0.55 * token_palette(1)[0].astype(float)).round()
+        assert (shown == (alone if num_tokens == 1 else 100)).all()
+
     def test_overlay_token__tokens_add_up(self, model: Stellar) -> None:
-        # The halves of the picture add up to r / 2 pictures, the rest to the soft map.
+        # The halves of the picture add up to r / 2 pictures, the rest to the maps in
+        # parts of their maxima, of the tokens that are present.
         images = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             result = model(images)
         black = np.zeros((1, 16, 24, 3), dtype=np.uint8)
         parts = [overlay_token(black, result, i).astype(int) for i in range(3)]
         maps = token_maps(result.localization, result.grid_size, (16, 24))
-        soft = colour_tokens(maps, token_palette(3))
-        np.testing.assert_allclose(sum(parts), 0.5 * soft, atol=2)
+        present = result.localization.sum(dim=1)[0] >= 0.5  # of a patch
+        assert 0 < present.sum() < 3
+        scaled = (
+            maps[0] / maps[0].amax(dim=(1, 2), keepdim=True) * present[:, None, None]
+        )
+        soft = np.einsum("rhw,rc->hwc", scaled.numpy(), token_palette(3))
+        np.testing.assert_allclose(sum(parts)[0], 0.5 * soft, atol=2)
         with pytest.raises(ValueError, match="token must be in 0 to 2, got 3"):
             overlay_token(black, result, 3)
+
+    def test_overlay_token__full_colour_at_its_own_maximum(self) -> None:
+        # The token has at most 0.2 of a patch, far from one, and nothing of another.
+        localization = torch.tensor([[[0.2, 0.8], [0.1, 0.9], [0.0, 1.0], [0.2, 0.8]]])
+        nothing = torch.zeros(1, 0, 1)
+        result = Factorization(None, nothing, nothing, (2, 2), lambda *_: localization)
+        grey = np.full((1, 2, 2, 3), 100, dtype=np.uint8)
+        shown = overlay_token(grey, result, 0)[0].reshape(4, 3)
+        colour = token_palette(2)[0].astype(float)
+        expected = [(50 + 0.5 * part * colour).round() for part in (1, 0.5, 0, 1)]
+        np.testing.assert_array_equal(shown, expected)
 
     @pytest.mark.parametrize("threshold", [None, 0.5])
     def test_overlay_token__known_places(self, threshold: float | None) -> None:
@@ -207,6 +244,11 @@ class TestThresholdMaps:
         assert result.tolist() == [[[1, 1, 0]], [[1, 1, 0]], [[0, 0, 0]]]
         assert threshold_maps(maps, 1.0).sum(dim=-1).tolist() == [[1], [1], [0]]
         assert threshold_maps(maps, 0.0).sum(dim=-1).tolist() == [[3], [3], [0]]
+
+    def test_scale_maps__each_by_its_own_maximum(self) -> None:
+        maps = torch.tensor([[[0.8, 0.4, 0.2]], [[0.08, 0.0, 0.02]], [[0.0, 0.0, 0.0]]])
+        expected = [[[1.0, 0.5, 0.25]], [[1.0, 0.0, 0.25]], [[0.0, 0.0, 0.0]]]
+        torch.testing.assert_close(scale_maps(maps), torch.tensor(expected))
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.5])
     def test_threshold_maps__outside(self, threshold: float) -> None:

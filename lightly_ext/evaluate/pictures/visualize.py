@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from lightly_ext.evaluate.pictures.gallery import (
     CLUSTER_COLOURS,
     CLUSTER_TITLE,
     TOKEN_COLOURS,
+    draw_shares,
     draw_sheet,
     enlarged,
     shown_name,
@@ -40,6 +42,7 @@ from stellar_plugin.visualize import (
     check_threshold,
     highlight,
     overlay_localization,
+    scale_maps,
     shown_mass,
     strongest_token,
     threshold_maps,
@@ -50,6 +53,7 @@ from stellar_plugin.visualize import (
     without_absent,
 )
 
+SHARES_TITLE = "shares of the image"
 ROWS_PER_SHEET = 8
 TOKEN_COLUMNS = 6
 
@@ -115,10 +119,11 @@ def run_visualize(
 ) -> list[Path]:
     """Draws what a model sees in images: sheets with one row per image.
 
-    A row has the image, its patches in the colours of their tokens (mixed, and of the
-    strongest token alone), the first three principal components of its patch features,
-    and its reconstruction. Without localization, k-means clusters of the patches of the
-    image take the place of tokens; without decoder there is no reconstruction.
+    A row has the image, its patches in the colours of their strongest tokens (as opaque
+    as these lead, and all alike), the first three principal components of its patch
+    features, its reconstruction, and the share of the image that each token has.
+    Without localization, k-means clusters of the patches of the image take the place of
+    tokens; without decoder there is no reconstruction.
 
     Args:
         model:
@@ -136,7 +141,7 @@ def run_visualize(
             Also draw one picture per image with all of its tokens, each alone.
         threshold:
             For `tokens`: colour the patches that have at least this fraction of the
-            token's maximum. None colours patches as strongly as the token has them.
+            token's maximum. None colours them by what they have of that maximum.
 
     Returns:
         The pictures that were written.
@@ -258,7 +263,7 @@ def _read(
 
 
 def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
-    """Pictures of the sheets by the titles of their columns.
+    """Pictures of the sheets by the titles of their columns, in the size of the images.
 
     Args:
         seen:
@@ -272,7 +277,7 @@ def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
     if seen.localization is not None:
         strongest = strongest_token(seen.localization)
         for title, matrix in {
-            "tokens, mixed": seen.localization,
+            "tokens, by their lead": seen.localization,
             "strongest token": strongest,
         }.items():
             shown = overlay_localization(seen.pictures, matrix, seen.grid_size)
@@ -292,7 +297,7 @@ def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
 def token_pictures(
     seen: Seen, number: int, threshold: float | None
 ) -> dict[str, Uint8Array]:
-    """Each token of an image alone, and how much of the image it has.
+    """Each token of an image alone, how much of the image it has, and of a patch.
 
     Args:
         seen:
@@ -312,30 +317,49 @@ def token_pictures(
     height, width = picture.shape[:2]
     present = without_absent(localization)
     maps = token_maps(present, seen.grid_size, (height, width))[0]
-    if threshold is not None:
-        maps = threshold_maps(maps, threshold)
+    peaks = maps.amax(dim=(1, 2)).tolist()
+    maps = scale_maps(maps) if threshold is None else threshold_maps(maps, threshold)
     pictures = {"input": picture}
     for token, colour in enumerate(token_palette(len(maps))):
         title = f"token {token}, {shown_mass(masses[token], num_patches)}"
+        if peaks[token]:
+            title += f", maximum {peaks[token]:.2f}"
         pictures[title] = highlight(picture[None], maps[token, None], colour)[0]
     return pictures
 
 
-def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
+def _sheet_legend(seen: Seen) -> str:
+    """What the columns show, in words."""
+    said = []
     if seen.localization is not None:
-        legend += f" {TOKEN_COLOURS}"
+        said += [
+            TOKEN_COLOURS,
+            "By their lead: a patch has the colour of its strongest token, the more "
+            "opaque the further that is ahead of the second; where two are level, the "
+            "photo shows alone.",
+            "Shares: how much of the image each token has.",
+        ]
     if seen.clusters is not None:
-        legend += f" {CLUSTER_COLOURS}"
-    legend += (
-        " PCA: the first three components of the patches of all images as red, green "
+        said.append(CLUSTER_COLOURS)
+    said.append(
+        "PCA: the first three components of the patches of all images as red, green "
         "and blue, each from its 1st to its 99th percentile."
     )
+    if seen.decoded is not None:
+        said.append("Reconstruction: from the tokens and where they are alone.")
+    return " ".join(said)
+
+
+def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
     columns = {k: enlarged(v) for k, v in sheet_columns(seen).items()}
+    if seen.localization is not None:
+        columns[SHARES_TITLE] = _shares(seen, columns["input"].shape[1:3])
     rows = []
     for i, name in enumerate(seen.names):
         titles = [name, *list(columns)[1:]]
         pictures = [pictures[i] for pictures in columns.values()]
         rows.append(list(zip(titles, pictures, strict=True)))
+    legend += f" {_sheet_legend(seen)}"
     written = []
     for start in range(0, len(rows), ROWS_PER_SHEET):
         path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
@@ -345,15 +369,23 @@ def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
     return written
 
 
+def _shares(seen: Seen, size: tuple[int, int]) -> Uint8Array:
+    assert seen.localization is not None
+    num_patches = seen.localization.shape[1]
+    masses = token_masses(seen.localization).tolist()
+    return np.stack([draw_shares(of_image, num_patches, size) for of_image in masses])
+
+
 def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Path]:
     strength = (
-        "as strong as its localization, from 0 to 1"
+        "none of it where the token has nothing, full at its maximum in the image, "
+        "which the title says as part of a patch"
         if threshold is None
-        else f"where its localization is at least {threshold:g} of its maximum"
+        else f"where the token has at least {threshold:g} of its maximum in the image"
     )
     legend = (
-        f"Tokens are counted from 0; the colour is that of the number, {strength}. "
-        "Percent: the share of the image. A token that has less than "
+        f"Each token alone: its colour over the dimmed image, {strength}. "
+        f"{TOKEN_COLOURS} Percent: the share of the image. A token that has less than "
         f"{ABSENT_PATCHES:g} of one patch in all is absent: nothing is in colour."
     )
     written = []

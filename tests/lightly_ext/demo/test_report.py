@@ -15,6 +15,7 @@ from lightly_ext.demo.boards import BoardSets
 from lightly_ext.demo.features import normalized
 from lightly_ext.demo.report import Gallery, render_page, token_gallery
 from lightly_ext.demo.table import METRICS, gain, table_rows, to_json, to_markdown
+from lightly_ext.evaluate.pictures.gallery import GAP, LINE
 from stellar_plugin import Stellar
 from tests.lightly_ext.evaluate.small import DECODER, MODEL_NAME, VIT
 from tests.page import Page
@@ -24,6 +25,7 @@ SCORES = {
     "random weights": {"knn_sparse": 0.75, "knn_dense": 0.85, "psnr": 4.0},
     "trained": {"knn_sparse": 0.95, "knn_dense": 0.5, "psnr": 21.25},
 }
+NOTES = ["token 0, 71.0%, maximum 0.98", "token 1, absent, 0.02%", "token 2, 28.9%"]
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
@@ -67,7 +69,7 @@ class TestRenderPage:
             Gallery({"input": row, "a < b": row[::-1]}),
             Gallery(
                 {str(i): row for i, row in enumerate(tokens)},
-                {"0": ["", "absent, 0.02%"]},
+                {str(i): [f"board {i}", *NOTES] for i in range(3)},
             ),
             {"machine": "5 > 4 cores"},
         )
@@ -91,12 +93,17 @@ class TestRenderPage:
         assert "a &lt; b" in page
         assert "5 &gt; 4 cores" in page
         assert "from 3 tokens" in page
-        tokens = [f"token {i}" for i in range(3)]  # counted from 0
-        assert re.findall(r"<span>(token \d+|absent[^<]*)</span>", page) == [
-            *tokens,
-            "absent, 0.02%",
-        ]
+        captions = [caption.strip() for caption in Page(page).captions]
+        assert captions == [text for i in range(3) for text in (f"board {i}", *NOTES)]
         assert "$" not in page
+
+    def test_render_page__every_picture_is_told_from_the_others(
+        self, page: str
+    ) -> None:
+        texts = [image["alt"] for image in Page(page).images]
+        assert len(set(texts)) == len(texts) == 2 * 8 + 3 * 4
+        assert "Test board 7: a < b" in texts
+        assert "2, token 1, absent, 0.02%" in texts
 
 
 class TestGallery:
@@ -106,20 +113,39 @@ class TestGallery:
         model = Stellar(MODEL_NAME, num_queries=3, **sizes)
         boards = sets.test[:2]
         with torch.no_grad():
-            masses = model(normalized(model, boards.images)).localization.mean(dim=1)
+            maps = model(normalized(model, boards.images)).localization
+        masses, peaks = maps.mean(dim=1).tolist(), maps.amax(dim=1).tolist()
         notes = token_gallery(model, boards).notes
         assert list(notes) == ["board 0", "board 1"]
-        for (board, *shown), expected in zip(
-            notes.values(), masses.tolist(), strict=True
-        ):
-            assert board in notes
-            for text, mass in zip(shown, expected, strict=True):
+        for i, shown in enumerate(notes.values()):
+            assert shown[0] == f"board {i}"
+            for token, text in enumerate(shown[1:]):
+                mass, peak = masses[i][token], peaks[i][token]
                 few = mass < 0.5 / 25
-                assert text == (f"absent, {mass:.2%}" if few else f"{mass:.1%}")
+                share = f"absent, {mass:.2%}" if few else f"{mass:.1%}"
+                rest = "" if few else f", maximum {peak:.2f}"
+                assert text == f"token {token}, {share}{rest}"
 
-    def test_save__enlarged(self, tmp_path: Path) -> None:
-        row = np.full((2, 4, 5, 3), 9, dtype=np.uint8)
-        Gallery({"a": row}).save(tmp_path / "new" / "a.png")
-        with Image.open(tmp_path / "new" / "a.png") as image:
-            # Two tiles of 5 px and three gaps of 2 px, three times as large.
-            assert image.size == (3 * 16, 3 * 8)
+    def test_save__rows_have_labels(self, tmp_path: Path) -> None:
+        rows = {
+            name: np.full((2, 60, 60, 3), i, np.uint8) for i, name in enumerate("ab")
+        }
+        Gallery(rows).save(tmp_path / "new" / "a.png")
+        picture = np.asarray(Image.open(tmp_path / "new" / "a.png"))
+        # Two boards in three times their size, and a line of text above each row.
+        assert picture.shape == (2 * (LINE + 180 + GAP), GAP + 2 * (180 + GAP), 3)
+        for i in range(2):
+            top = i * (LINE + 180 + GAP) + LINE
+            assert (picture[top : top + 180, GAP : GAP + 180] == i).all()
+            assert (picture[top - LINE : top] < 255).any()
+
+    def test_save__notes_above_each_picture(self, tmp_path: Path) -> None:
+        row = np.full((2, 60, 60, 3), 9, np.uint8)
+        path = tmp_path / "a.png"
+        Gallery({"board 0": row}, {"board 0": ["board 0", "token 0, 100.0%"]}).save(
+            path
+        )
+        picture = np.asarray(Image.open(path))
+        assert picture.shape == (LINE + 180 + GAP, GAP + 2 * (180 + GAP), 3)
+        for left in (GAP, GAP + 180 + GAP):
+            assert (picture[:LINE, left : left + 180] < 255).any()

@@ -68,7 +68,7 @@ class TestRunVisualize:
         (sheet,) = run_visualize(*given, str(folder))
         assert sheet.name == "sheet_01.png"
         assert (sheet.parent / "result.json").is_file()
-        assert _columns(sheet) == 5
+        assert _columns(sheet) == 6  # with the shares
         cut = centre_crop(given.results.protocol(given.model, VISUALIZE), "bicubic")
         images = torch.stack([cut(read_image(p)) for p in sorted(folder.iterdir())])
         inputs = images.permute(0, 2, 3, 1).numpy()
@@ -116,7 +116,7 @@ class TestRunVisualize:
         folder = write_images(tmp_path / "images", 2)
         source = write_model(tmp_path / "codes", target="tokens", num_codes=16)
         (sheet,) = run_visualize(*_given(tmp_path, source), str(folder))
-        assert _columns(sheet) == 4
+        assert _columns(sheet) == 5
         assert "comes without its tokenizer" in capsys.readouterr().out
         source = write_model(tmp_path / "none", target=None)
         (sheet,) = run_visualize(*_given(tmp_path, source), str(folder))
@@ -173,7 +173,7 @@ class TestRunVisualize:
             run_visualize(*given, str(folder), threshold=0.5)
 
 
-SHARES = {0: "55.0%", 1: "45.0%"}
+SHARES = {0: "55.0%, maximum 0.90", 1: "45.0%, maximum 0.80"}
 
 
 class TestPictures:
@@ -185,7 +185,7 @@ class TestPictures:
 
     def test_token_pictures__shares_and_areas(self) -> None:
         pictures = token_pictures(self._seen(), 0, threshold=0.6)
-        # Means of the columns; 0.6 of the maxima 0.9 and 0.8.
+        # Means and maxima of the columns; 0.6 of the maxima.
         titles = [f"token {i}, {share}" for i, share in SHARES.items()]
         assert list(pictures) == ["input", *titles]
         inside = dict(zip(titles, ([[1, 1], [0, 0]], [[0, 0], [1, 1]]), strict=True))
@@ -197,6 +197,15 @@ class TestPictures:
             expected = np.where(area, tinted, np.uint8(50))
             np.testing.assert_array_equal(pictures[title], expected)
 
+    def test_token_pictures__full_colour_at_each_maximum(self) -> None:
+        pictures = token_pictures(self._seen(), 0, threshold=None)
+        columns = ([1, 6 / 9, 2 / 9, 5 / 9], [1 / 8, 4 / 8, 1, 5 / 8])
+        shown = zip(token_palette(2), list(pictures.values())[1:], columns, strict=True)
+        for colour, picture, parts in shown:
+            expected = np.array(parts)[:, None] * 0.5 * colour + 50
+            found = picture[::2, ::2].reshape(4, 3)
+            np.testing.assert_allclose(found, expected, atol=0.51)
+
     @pytest.mark.parametrize("threshold", [None, 0.5])
     def test_token_pictures__a_token_next_to_nothing_is_absent(
         self, threshold: float | None
@@ -205,7 +214,7 @@ class TestPictures:
         seen = dataclasses.replace(self._seen(), localization=localization)
         pictures = token_pictures(seen, 0, threshold)
         assert list(pictures)[1:] == [
-            "token 0, 100.0%",
+            "token 0, 100.0%, maximum 1.00",
             "token 1, absent, 0.02%",
         ]
         assert (pictures["token 1, absent, 0.02%"] == 50).all()
@@ -223,7 +232,7 @@ class TestPictures:
     def test_sheet_columns__what_there_is(self) -> None:
         assert list(sheet_columns(self._seen())) == [
             "input",
-            "tokens, mixed",
+            "tokens, by their lead",
             "strongest token",
             "patch features, PCA",
         ]
