@@ -210,7 +210,7 @@ class StellarEncoder(nn.Module):
                 three channels.
         """
         tokens = self.forward_features(images, keep)
-        return self._split(tokens, self._image_grid(images))
+        return self.split(tokens, self._image_grid(images))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Returns all normalised tokens in timm's order [CLS, registers, patches].
@@ -265,7 +265,7 @@ class StellarEncoder(nn.Module):
         for index, block in enumerate(blocks[: max(wanted) + 1]):
             x = block(x)
             if index in wanted:
-                results.append(self._split(self.vit.norm(x), grid_size))
+                results.append(self.split(self.vit.norm(x), grid_size))
         return results
 
     def localize(self, dense: Tensor, sparse: Tensor) -> Tensor:
@@ -302,7 +302,15 @@ class StellarEncoder(nn.Module):
         """Trades computation for memory: block activations are recomputed."""
         self.vit.set_grad_checkpointing(enable)
 
-    def _split(self, tokens: Tensor, grid_size: tuple[int, int]) -> Factorization:
+    def split(self, tokens: Tensor, grid_size: tuple[int, int]) -> Factorization:
+        """The factorization that tokens are.
+
+        Args:
+            tokens:
+                What `forward_features` returned.
+            grid_size:
+                Height and width of the patch grid of the whole image.
+        """
         num_prefix = self.vit.num_prefix_tokens
         return Factorization(
             cls=tokens[:, 0] if self.vit.has_class_token else None,

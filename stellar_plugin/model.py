@@ -25,6 +25,7 @@ from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.hub_files import TRANSFORMERS_KEYS, write_code, write_processor
 from stellar_plugin.image_transform import ImageTransform
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
 from stellar_plugin.visual_tokens import VisualTokens, visual_tokens
@@ -424,7 +425,10 @@ class Stellar(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_own(self.state_dict(), self.config, save_directory)
+        config = {**self.config, **TRANSFORMERS_KEYS}
+        write_own(self.state_dict(), config, save_directory)
+        write_code(save_directory)
+        write_processor(save_directory, self.encoder.image_size, self.mean, self.std)
 
 
 def _create_decoder(

@@ -114,6 +114,12 @@ def test_arrows__only_the_mmseg_room_needs_openmmlab() -> None:
     assert all(inside(module, "stellar_plugin.mmseg") for module in users)
 
 
+def test_arrows__only_the_room_of_transformers_needs_transformers() -> None:
+    room = "stellar_plugin.transformers"
+    users = {module for module, _ in arrows("stellar_plugin", "transformers", room)}
+    assert users == {room}
+
+
 def test_arrows__configs_name_the_mmseg_room_only() -> None:
     named = set()
     for path in (ROOT / "mm_configs").rglob("*.py"):

@@ -36,6 +36,7 @@ from stellar_plugin.checkpoints.timm_models import (
     weights_of,
 )
 from stellar_plugin.encoder import NEEDED_KIND, StellarEncoder, is_plain
+from stellar_plugin.hub_files import without_transformers
 from stellar_plugin.weight_files import (
     CONFIG_NAME,
     check_intact,
@@ -155,19 +156,20 @@ def checked_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ValueError: If the schema version is not known, or an argument is missing that
             no tensor shows.
     """
-    version = config.get("schema_version")
+    ours = without_transformers(config)
+    version = ours.get("schema_version")
     if version is True or version != SCHEMA_VERSION:
         raise ValueError(
             f"'{path}' has schema version {reprlib.repr(version)}, this package reads "
             f"{SCHEMA_VERSION}; install the version of stellar-plugin that wrote it."
         )
-    missing = [name for name in NEEDED if name not in config]
+    missing = [name for name in NEEDED if name not in ours]
     if missing:
         raise ValueError(
             f"'{path}' has no {', '.join(missing)}, which the weights do not show; "
             "take the file that save_pretrained wrote."
         )
-    return {name: value for name, value in config.items() if name != "schema_version"}
+    return {k: v for k, v in ours.items() if k != "schema_version"}
 
 
 def write_own(
