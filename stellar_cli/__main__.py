@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv:
             Arguments, those of the process by default.
     """
+    if not sys.stdout.isatty():
+        # Else rich would draw its bars into notebooks, which ask for colours.
+        os.environ.setdefault("TTY_INTERACTIVE", "0")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -84,7 +84,7 @@ class StellarProgress(ProgressBar):
         """Finds out how many steps there are and were."""
         self._total = pl_module.continuation.total_steps(trainer)
         self._begin = (trainer.global_step, time.monotonic())
-        if self.is_enabled and self.console.is_terminal:
+        if self.is_enabled and self.console.is_interactive:
             self._bar = _bar(self.console)
             step = trainer.global_step
             self._bar.add_task("", total=self._total, completed=step, numbers="")

@@ -5,6 +5,7 @@ import sys
 from unittest.mock import Mock
 
 import pytest
+from rich.console import Console
 
 from stellar_cli import __main__ as cli
 from stellar_cli.tasks import TASKS
@@ -150,3 +151,15 @@ class TestMain:
         monkeypatch.setattr(cli.importlib, "import_module", refuse)
         with pytest.raises(SystemExit, match=rf"stellar-plugin\[{extra}\]"):
             cli.main([command])
+
+
+def test_main__no_bars_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As notebooks set it for the commands of their cells.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")  # and as it was before, afterwards
+    monkeypatch.delenv("TTY_INTERACTIVE")
+    assert Console().is_interactive
+    cli.main(["configs"])
+    assert Console().is_terminal and not Console().is_interactive

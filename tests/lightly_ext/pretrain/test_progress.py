@@ -100,7 +100,13 @@ class TestStellarProgress:
 
     def test_bar__on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         out, clock = io.StringIO(), Clock(monkeypatch)
-        console = Console(file=out, force_terminal=True, width=120, color_system=None)
+        console = Console(
+            file=out,
+            force_terminal=True,
+            force_interactive=True,
+            width=120,
+            color_system=None,
+        )
         progress = StellarProgress(console)
         trained(progress, clock, 3, 10, total=12, max_epochs=3)
         last = out.getvalue().splitlines()[-2]
