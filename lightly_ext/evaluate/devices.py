@@ -10,8 +10,11 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
 from torch.utils.data import DataLoader, Subset
 
 from lightly_ext.data import num_cpus
@@ -157,6 +160,17 @@ class Devices:
         """Prints in the first process."""
         if self.rank == 0:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def say_table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table in the first process, the head first; none without rows."""
+        if self.rank > 0 or len(rows) < 2:
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, name in enumerate(rows[0]):
+            table.add_column(name, justify="right" if i else "left", overflow="fold")
+        for row in rows[1:]:
+            table.add_row(*map(escape, row))
+        self.console.print(table, highlight=False)
 
 
 def _end_without_parent(_: int) -> None:

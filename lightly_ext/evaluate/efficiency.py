@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from rich.table import Table
 from torch.utils.benchmark import Timer
 
 from lightly_ext.durable import replace_text
@@ -276,16 +275,11 @@ def _shown(time: Time | None) -> str:
 
 def _write(devices: Devices, results: Results, result: Result, times: Times) -> None:
     """Prints the table and writes it beside the result, with a plot."""
-    folder = results.save(result, control=False)
-    head, *rows = table_rows(times)
-    table = Table(title=f"Median (IQR), {result.data}")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for row in rows:
-        table.add_row(*row)
-    devices.console.print(table)
-    text = f"Median (IQR), {result.data}\n\n{markdown_table([head, *rows])}\n"
-    replace_text(folder / "efficiency.md", text)
+    rows = table_rows(times)
+    title = f"Median (IQR), {result.data}"
+    devices.say(title)
+    folder = results.save(result, control=False, curves=rows)
+    replace_text(folder / "efficiency.md", f"{title}\n\n{markdown_table(rows)}\n")
     medians = {
         _words(name): {float(b): time.median for b, time in known.items()}
         for name, known in times.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightly_ext.durable import replace_text
+from lightly_ext.evaluate.curves import curve_rows
 from stellar_plugin.protocols import NOT_TOLD, card_digest, json_values
 
 RESULT_NAME = "result.json"
@@ -124,20 +125,31 @@ class Result:
         levels = (self.chance.get(score), self.untrained.get(score))
         return [NOT_TOLD if v is None else shown_value(v) for v in levels]
 
-    def _score_rows(self) -> list[tuple[str, ...]]:
-        head = ("score", "", "chance", "untrained")
+    def plain_rows(self) -> list[list[str]]:
+        """The scores that are numbers, beside them chance and untrained; head first."""
+        head = ["score", "", "chance", "untrained"]
         rows = [
-            (name, shown_value(v), *(("", "") if is_count(name) else self.beside(name)))
+            [name, shown_value(v), *(["", ""] if is_count(name) else self.beside(name))]
             for name, v in self.scores.items()
+            if not isinstance(v, Mapping)
         ]
         return [head, *rows]
+
+    def curve_rows(self) -> list[list[str]]:
+        """The scores that are curves, see `curves.curve_rows`."""
+        return curve_rows(self.task, self.scores, self.untrained)
+
+    def _score_tables(self) -> list[list[list[str]]]:
+        """Those of the tables of scores that have rows."""
+        tables = [self.plain_rows(), self.curve_rows()]
+        return [rows for rows in tables if len(rows) > 1]
 
     def to_markdown(self) -> str:
         """Scores and card as Markdown."""
         return "\n".join(
             [
                 f"# {self.task}: {self.model} on {self.data}\n",
-                f"{markdown_table(self._score_rows())}\n",
+                *(f"{markdown_table(rows)}\n" for rows in self._score_tables()),
                 _table("protocol", self.protocol),
                 *(_table(of, values) for of, values in self.identity.items()),
                 _table("provenance", self.provenance),

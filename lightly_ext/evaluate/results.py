@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,6 +32,8 @@ from stellar_plugin.protocols import Protocol
 
 # In px; an image of it takes 0.75 GiB.
 LARGEST_SIDE = 2**14
+# Of more scores a table is printed.
+MAX_IN_LINE = 3
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T")
 Run = TypeVar("Run", bound=Callable[..., Any])
@@ -264,7 +266,12 @@ class Results:
         parts = (result.task, _slug(result.data), _slug(result.model), result.digest)
         return self.output / "-".join(parts)
 
-    def save(self, result: Result, control: bool = True) -> Path:
+    def save(
+        self,
+        result: Result,
+        control: bool = True,
+        curves: Sequence[Sequence[str]] | None = None,
+    ) -> Path:
         """Writes a result into its folder, in the first process, and prints it.
 
         The same architecture with random weights is evaluated, or found again, and
@@ -275,6 +282,9 @@ class Results:
                 The result.
             control:
                 Whether random weights have a meaning for it.
+            curves:
+                What to print of its curves, rows of text, the head first. None makes a
+                table of them.
 
         Returns:
             The folder.
@@ -285,11 +295,22 @@ class Results:
         if control and result.control is not None:
             result = replace(result, untrained=self._control(result))
             self._write(result, folder)
-        scores = ", ".join(_shown_score(result, name) for name in result.scores)
         note = ", in place of an earlier one of the same run" if replaces else ""
-        self.devices.say(f"{result.task}, {result.model} on {result.data}: {scores}")
+        self._say_scores(result)
+        self.devices.say_table(result.curve_rows() if curves is None else curves)
         self.devices.say(f"Stored in {folder}{note}.")
         return folder
+
+    def _say_scores(self, result: Result) -> None:
+        """Prints the scores that are numbers: a few in a line, more as a table."""
+        plain = [k for k, v in result.scores.items() if not isinstance(v, Mapping)]
+        tabled = [name for name in plain if not is_count(name)]
+        tabled = tabled if len(tabled) > MAX_IN_LINE else []
+        line = [_shown_score(result, name) for name in plain if name not in tabled]
+        title = f"{result.task}, {result.model} on {result.data}"
+        self.devices.say(": ".join(filter(None, (title, ", ".join(line)))))
+        head, *rows = result.plain_rows()
+        self.devices.say_table([head, *(row for row in rows if row[0] in tabled)])
 
     def stored(self) -> Iterator[tuple[Path, Result]]:
         """All results in the output folder that can be read."""
@@ -342,7 +363,7 @@ class Results:
 
 def _shown_score(result: Result, name: str) -> str:
     text = f"{name} {shown_value(result.scores[name])}"
-    if is_count(name) or isinstance(result.scores[name], Mapping):
+    if is_count(name):
         return text
     chance, untrained = result.beside(name)
     if is_untrained(result):

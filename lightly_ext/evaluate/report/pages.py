@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from lightly_ext.evaluate.curves import axis_title
 from lightly_ext.evaluate.report.scores import score_title, shown_score
 from lightly_ext.evaluate.report.tables import (
     Column,
@@ -212,9 +213,9 @@ def _card_letters(table: Table) -> dict[str, str]:
     return names
 
 
-def _column_title(column: Column, letters: Mapping[str, str]) -> str:
+def _column_title(task: str, column: Column, letters: Mapping[str, str]) -> str:
     if column.at:
-        return column.at
+        return f"{axis_title(task)}: {column.at}"
     letter = f"{letters[column.digest]}. " if len(letters) > 1 else ""
     feature = column.card.get("features")
     # The card of retrieval has all that is compared, which its rows name.
@@ -230,7 +231,7 @@ def _head(table: Table, letters: Mapping[str, str]) -> list[str]:
     """Titles of the columns; plain scores have chance and untrained beside them."""
     titles = []
     for column in table.columns:
-        titles.append(_column_title(column, letters))
+        titles.append(_column_title(table.task, column, letters))
         titles += [] if column.at else ["chance", "untrained"]
     return titles
 
@@ -259,7 +260,7 @@ def _gain_rows(table: Table, letters: Mapping[str, str]) -> list[list[str]]:
         rows.append(
             [
                 gain.row.title,
-                _column_title(gain.column, letters),
+                _column_title(table.task, gain.column, letters),
                 table.cells[gain.row, gain.column].text(score),
                 f"{untrained.text(score)} ({gain.untrained.title}"
                 + (f", {feature})" if feature else ")"),

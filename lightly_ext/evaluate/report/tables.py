@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
+from lightly_ext.evaluate.curves import point_place
 from lightly_ext.evaluate.report.published import Published
 from lightly_ext.evaluate.report.scores import (
     REFERENCES,
@@ -169,7 +170,7 @@ class Table:
             unmeasured = column.digest not in measured
             data = str(column.card.get("data"))
             card = (data, unmeasured, feature != "auto", feature, column.digest)
-            return *card, column.inputs, _point(column.at)
+            return *card, column.inputs, point_place(column.at)
 
         return sorted(dict.fromkeys(column for _, column in self.cells), key=place)
 
@@ -222,14 +223,6 @@ def build_tables(
 
 def _knows_nothing(row: Row) -> bool:
     return row.subject.split("_")[0] in REFERENCES
-
-
-def _point(at: str) -> float:
-    """Place of a point on a curve, 0 where it is no number."""
-    try:
-        return float(at)
-    except ValueError:
-        return 0.0
 
 
 def _text(score: str, values: Sequence[float | None]) -> str:

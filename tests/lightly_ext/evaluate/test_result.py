@@ -42,6 +42,13 @@ class TestResult:
         # What a protocol does not use is not on its card.
         assert not any(line.startswith("| epochs") for line in lines)
 
+    def test_to_markdown__curves_have_a_table_of_their_own(self) -> None:
+        scores = {"fid": {"16": 2.5, "8": 4.0}, "num_images": 3}
+        text = replace(RESULT, task="rank", scores=scores).to_markdown()
+        tables = "| num_images | 3 |  |  |\n\n| number of tokens | 8 | 16 |\n| --- |"
+        assert tables in text
+        assert "| fid | 4 | 2.5 |" in text.splitlines()
+
     def test_digest__of_card_model_weights_and_seed(self) -> None:
         others = [
             replace(RESULT, protocol=KNN.replace(neighbours=10).card()),

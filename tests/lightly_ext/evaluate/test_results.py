@@ -349,6 +349,23 @@ class TestResults:
         assert Result.load(folder / "result.json").scores == {"accuracy": 0.75}
         assert {path.name for path in folder.iterdir()} == {"result.json", "result.md"}
 
+    def test_save__many_scores_are_a_table(
+        self, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = make_given(tmp_path, model)
+        scores = {**{f"part_{i}": i / 8 for i in range(5)}, "num_images": 6}
+        chance = {"part_3": 0.0625}
+        result = dataclasses.replace(self.result(given), scores=scores, chance=chance)
+        given.results.save(result, control=False)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["knn,", "mine", "on", "a", "set:", "num_images", "6"] in lines
+        assert ["part_3", "0.375", "0.0625", "not", "told"] in lines
+        assert sum(line[:1] == ["num_images"] for line in lines) == 0
+        capsys.readouterr()
+        given.results.save(result, control=False, curves=[["batch", "1"], ["a", "2"]])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["batch", "1"] in lines and ["a", "2"] in lines
+
     def test_announce__the_whole_card(
         self, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
