@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stellar_cli.errors import OptionError, did_you_mean, shown
+from stellar_cli.errors import OptionError, closest, shown
+from stellar_cli.noise import leave_out
 from stellar_cli.pretrain_help import pretrain_help
 from stellar_cli.tasks import TASKS, check_task
 
@@ -71,10 +72,11 @@ def _help() -> str:
 
 def _check_command(name: str) -> None:
     if name not in COMMANDS:
-        close = did_you_mean(name, COMMANDS)
-        if name in TASKS:
-            close = f" Did you mean 'evaluate {name}'?"
-        raise OptionError(f"There is no command '{name}'.{close}")
+        # Tasks are typed as commands, too.
+        close = closest(name, [*COMMANDS, *TASKS])
+        typed = close if close in COMMANDS else f"evaluate {close}"
+        question = f" Did you mean '{typed}'?" if close else ""
+        raise OptionError(f"There is no command '{name}'.{question}")
 
 
 def _run(command: str, *options: str) -> None:
@@ -86,11 +88,9 @@ def _run(command: str, *options: str) -> None:
         "--help" if option in ("--help-all", "--help_all") else option
         for option in options
     ]
+    leave_out()
     name, extra, _ = COMMANDS[command]
-    # Some tasks of `stellar evaluate` are commands of their own too.
-    if name == EVALUATE and command != "evaluate":
-        arguments = [command, *arguments]
-    if name == EVALUATE:
+    if command == "evaluate":
         check_task(arguments)
     try:
         module = importlib.import_module(name)
@@ -101,7 +101,11 @@ def _run(command: str, *options: str) -> None:
             f"`stellar {command}` needs the package '{error.name}': "
             f"pip install 'stellar-plugin[{extra}]'"
         )
-    module.main(arguments)
+    # Some tasks of `stellar evaluate` are commands of their own too.
+    if name == EVALUATE and command != "evaluate":
+        module.main([command, *arguments], f"stellar {command}")
+    else:
+        module.main(arguments)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,27 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     Returns:
         The question with a space in front, empty if nothing is close.
     """
+    close = closest(name, names)
+    return f" Did you mean '{close}'?" if close else ""
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """What is closest to a misspelt name, or in its place now.
+
+    Args:
+        name:
+            What was given.
+        names:
+            What there is.
+
+    Returns:
+        One of them, or None if nothing is close.
+    """
     known = list(names)
     name = RENAMED.get(name, name)
-    close = [name] if name in known else difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    if name in known:
+        return name
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def raise_errors(parser: Any) -> None:
@@ -183,11 +200,18 @@ def _shortened(message: str, parser: Any) -> str:
             if not given.startswith("-"):
                 return f"The argument '{given}' belongs to no option."
             return f"There is no option {given}.{did_you_mean(given, names)}"
-    if match := re.match(r"argument (--\w+).*: expected one argument", message, re.I):
-        return (
-            f"{match[1]} needs a value; one that begins with - is joined to it: "
-            f"{match[1]}=VALUE."
-        )
+    # An option with a short name is "-c/--config".
+    if match := re.match(
+        r"argument (?:-\w/)?(--[\w.-]+)(?: \S+)?: (.+)", message, re.I
+    ):
+        option, problem = match.groups()
+        if problem == "expected one argument":
+            return (
+                f"{option} needs a value; one that begins with - is joined to it: "
+                f"{option}=VALUE."
+            )
+        problem = re.sub(r"invalid (\w+) value: (.+)", r"expected \1, got \2", problem)
+        return f"{option}: {problem}."
     if match := re.match(r'Parser key "(.+?)":', message):
         return f"--{match[1]}: {_expected(message[match.end() :])}"
     if match := re.match("the following arguments are required: (.+)", message):

@@ -152,11 +152,13 @@ class StellarDataModule(LightningDataModule):
         """Lists the images and checks that there are enough, and readable ones."""
         self._sharing = _processes_on_these_cores()
         images, world_size = len(self.train_dataset), self._world_size()
-        if images // world_size < self.batch_size:
+        most = images // world_size
+        if most < self.batch_size:
+            way_out = f"Set it to {most} or less" if most else "Use fewer processes"
             raise ValueError(
                 f"The {images} images below {self.path} are fewer than one batch "
-                f"needs: batch_size={self.batch_size} on {world_size} process(es). Use "
-                "a smaller batch_size."
+                f"needs: batch_size={self.batch_size} on {world_size} process(es). "
+                f"{way_out}, or add images."
             )
         if self.knn_datasets:
             self._check_knn(*self.knn_datasets)

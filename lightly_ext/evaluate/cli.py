@@ -16,22 +16,25 @@ from lightly_ext.evaluate.results import Results
 from stellar_cli.tasks import TASKS
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], command: str | None = None) -> None:
     """Runs `stellar evaluate`.
 
     Args:
         argv:
             A task of `stellar_cli.tasks.TASKS`, then its options.
+        command:
+            What was typed before the options, `stellar evaluate TASK` by default.
 
     Raises:
         OptionError: If there is no such option, or its value is of another kind.
     """
     task, options = argv[0], list(argv[1:])
     module_name, what = TASKS[task]
-    module, name = _import(task, module_name), task.replace("-", "_")
+    command = command or f"stellar evaluate {task}"
+    module, name = _import(task, module_name, command), task.replace("-", "_")
     function = getattr(module, f"run_{name}")
     needs_model = "model" in inspect.signature(function).parameters
-    parser = command_parser(f"stellar evaluate {task}", f"{what}.")
+    parser = command_parser(command, f"{what}.")
     # `report` takes folders of results where the others take a model.
     if needs_model:
         parser.add_function_arguments(load_frozen_model, skip={"seed"})
@@ -60,7 +63,7 @@ def _begin(values: dict[str, Any], check: Callable[..., Any]) -> dict[str, Any]:
     return {"model": model.to(devices.device), "devices": devices, "results": results}
 
 
-def _import(task: str, module_name: str) -> ModuleType:
+def _import(task: str, module_name: str, command: str) -> ModuleType:
     try:
         return importlib.import_module(f"lightly_ext.evaluate.{module_name}")
     except ModuleNotFoundError as error:
@@ -68,6 +71,6 @@ def _import(task: str, module_name: str) -> ModuleType:
             raise
         extra = "text" if task == "align-text" else "eval"
         sys.exit(
-            f"`stellar evaluate {task}` needs the package '{error.name}': "
+            f"`{command}` needs the package '{error.name}': "
             f"pip install 'stellar-plugin[{extra}]'"
         )

@@ -3,14 +3,18 @@
 Stock: mmsegmentation 1.x imports `mmcv.ops`, which mmcv-lite does not have, and
 mmengine up to 0.10.7 cannot read its own checkpoints where `torch.load` reads weights
 only (since torch 2.6). Maintained fork: mmengine looks for configs named "mmseg::..."
-in a package mmsegmentation, which is called onedl-mmsegmentation there.
+in a package mmsegmentation, which is called onedl-mmsegmentation there, and both mmseg
+and mmcv say at every import what they can do without.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import pickle
 import sys
+import warnings
+from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -27,13 +31,18 @@ from torch import Tensor
 
 # Methods that mmengine saves with every logged value.
 STATISTICS = ("min", "max", "current", "mean")
+# What mmseg prints, twice, and what mmcv warns of.
+NOT_NEEDED = "Could not import OneDL"
+NOT_NEEDED_EITHER = "Fail to import ``MultiScaleDeformableAttention``"
 
 
 def apply() -> None:
     """Repairs what is missing. Safe to call again."""
+    warnings.filterwarnings("ignore", NOT_NEEDED_EITHER)
     _provide_mmcv_ops()
     _allow_mmengine_checkpoints()
     _find_mmseg_configs()
+    _import_datasets()
 
 
 def point_sample(
@@ -155,3 +164,12 @@ def _find_mmseg_configs() -> None:
     fork = "onedl-mmsegmentation"
     if not is_installed(MODULE2PACKAGE["mmseg"]) and is_installed(fork):
         MODULE2PACKAGE["mmseg"] = fork
+
+
+def _import_datasets() -> None:
+    """Imports `mmseg.datasets` without the message on what it can do without."""
+    with redirect_stdout(io.StringIO()) as said:
+        importlib.import_module("mmseg.datasets")
+    for line in said.getvalue().splitlines():
+        if line != NOT_NEEDED:
+            print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,27 @@ def test_example__trains_and_saves(
     model = Stellar.from_pretrained(tmp_path / "stellar")
     decoded = model.reconstruct(torch.zeros(1, 3, 32, 48))
     assert decoded.shape == (1, 3, 32, 48)
+
+
+@pytest.mark.slow
+def test_example__fewer_photos_than_a_batch(images: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "one"
+    photo.mkdir()
+    shutil.copy(images / "0.png", photo)
+    result = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "pytorch" / "stellar.py", photo, "--epochs=1"),
+            *("--num_workers=0", "--num_views=1", "--num_prototypes=8"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    loss = float(re.search(r"loss: ([\d.]+)", result.stdout).group(1))
+    assert 0 < loss < 100
 
 
 @pytest.mark.slow

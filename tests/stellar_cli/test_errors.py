@@ -180,12 +180,25 @@ class TestShown:
             "--size=VALUE.",
         ),
         ([], "Missing: --size."),
+        (["--size", "x"], "--size: expected int, got 'x'."),
+        (
+            ["--data.path"],
+            "--data.path needs a value; one that begins with - is joined to it: "
+            "--data.path=VALUE.",
+        ),
+        (
+            ["--config"],
+            "--config needs a value; one that begins with - is joined to it: "
+            "--config=VALUE.",
+        ),
     ],
 )
 def test_raise_errors(kind: type, arguments: list[str], said: str) -> None:
     parser = kind(prog="x", allow_abbrev=False)
     raise_errors(parser)
     parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--data.path")
+    parser.add_argument("-c", "--config")
     if kind is jsonargparse.ArgumentParser:
         parser = pickle.loads(pickle.dumps(parser))  # as for a process that is spawned
     # Unknown options are looked at after the required ones.

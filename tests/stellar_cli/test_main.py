@@ -76,6 +76,11 @@ class TestMain:
                 "`stellar --help` lists the options.\n",
             ),
             (
+                ["knnn", "--model", "a"],
+                "stellar: There is no command 'knnn'. Did you mean 'evaluate knn'?\n"
+                "`stellar --help` lists the options.\n",
+            ),
+            (
                 ["evaluate", "knnn", "--model", "a"],
                 "stellar evaluate: There is no task 'knnn'. Did you mean 'knn'?\n"
                 "`stellar evaluate --help` lists the options.\n",
@@ -116,24 +121,24 @@ class TestMain:
     @pytest.mark.parametrize(
         "arguments, module, passed_on",
         [
-            (["pretrain", "--config", "a"], "pretrain", ["--config", "a"]),
-            (["evaluate", "knn", "--model", "a"], "evaluate", ["knn", "--model", "a"]),
-            (["report", "runs"], "evaluate", ["report", "runs"]),
-            (["pretrain", "--help-all"], "pretrain", ["--help"]),
-            (["pretrain", "--debug", "--help_all"], "pretrain", ["--help"]),
+            (["pretrain", "--config", "a"], "pretrain", [["--config", "a"]]),
+            (["evaluate", "knn", "--data", "a"], "evaluate", [["knn", "--data", "a"]]),
+            (["report", "runs"], "evaluate", [["report", "runs"], "stellar report"]),
+            (["pretrain", "--help-all"], "pretrain", [["--help"]]),
+            (["pretrain", "--debug", "--help_all"], "pretrain", [["--help"]]),
         ],
     )
     def test_main__passes_arguments_on(
         self,
         arguments: list[str],
         module: str,
-        passed_on: list[str],
+        passed_on: list[object],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        given: list[tuple[str, list[str]]] = []
+        given: list[tuple[str, list[object]]] = []
 
         def imported(name: str) -> Mock:
-            return Mock(main=lambda arguments: given.append((name, arguments)))
+            return Mock(main=lambda *passed: given.append((name, [*passed])))
 
         monkeypatch.setattr(cli.importlib, "import_module", imported)
         cli.main(arguments)

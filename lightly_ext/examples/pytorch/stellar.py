@@ -74,15 +74,17 @@ def main(
     Args:
         path: Folder with images.
         epochs: Number of epochs.
-        batch_size: Number of images per step.
+        batch_size: Number of images per step, at most those of the folder.
         num_workers: Number of processes that load images.
         num_views: Number of global views, and of local views.
         num_prototypes: Number of prototypes of each head.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     transform = STELLARTransform(num_global_views=num_views, num_local_views=num_views)
+    dataset = ImageFolderDataset(path, transform)
+    batch_size = min(batch_size, len(dataset))
     dataloader = DataLoader(
-        ImageFolderDataset(path, transform),
+        dataset,
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
