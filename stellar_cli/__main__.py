@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 
+from stellar_cli import clock
 from stellar_cli.errors import OptionError, closest, shown
 from stellar_cli.noise import leave_out
 from stellar_cli.pretrain_help import pretrain_help
@@ -16,6 +18,7 @@ EVALUATE = "lightly_ext.evaluate.cli"
 # Module, extra and purpose of each command.
 COMMANDS = {
     "convert": ("stellar_plugin.convert_cli", "export", "convert weights"),
+    "try": ("lightly_ext.quick_start.cli", "eval", "your photos to a result: minutes"),
     "pretrain": ("lightly_ext.pretrain.cli", "pretrain", "pretrain on images"),
     "evaluate": (EVALUATE, "eval", "every table and figure of the paper"),
     "visualize": (EVALUATE, "eval", "localization, PCA, reconstruction"),
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not sys.stdout.isatty():
         # Else rich would draw its bars into notebooks, which ask for colours.
         os.environ.setdefault("TTY_INTERACTIVE", "0")
+    clock.began = time.monotonic()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

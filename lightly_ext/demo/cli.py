@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightly_ext.demo.photos.imagenette import cache_folder, download_imagenette
-from lightly_ext.demo.photos.run import run_photo_demo
+from lightly_ext.demo.imagenette import cache_folder, download_imagenette
 from lightly_ext.demo.run import run_demo
+from lightly_ext.quick_start.cli import add_minutes, check_minutes
+from lightly_ext.quick_start.run import run_try
 from stellar_cli.errors import OptionError, raise_errors
 
 DIGITS_OUTPUT, PHOTOS_OUTPUT = Path("runs/demo"), Path("runs/photo_demo")
-MINUTES = 10.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,28 +25,18 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="stellar demo",
         description="Pretrains a small STELLAR, without labels, evaluates it, and "
-        "writes a page with pictures. Without options: on boards of handwritten "
-        "digits, in a few minutes on a CPU, without network. With --data or --photos: "
-        "on photographs, a prior first.",
+        "writes a page with pictures: on boards of handwritten digits, in a few "
+        "minutes on a CPU, without network; with --photos `stellar try` on "
+        "photographs. For photos of your own: stellar try FOLDER.",
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="photos of your own, nested to any depth; subfolders train and val are "
-        "the split, subfolders in them the classes, where there are any",
-    )
-    source.add_argument(
+    # Where it was, once.
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    parser.add_argument(
         "--photos",
         action="store_true",
         help=f"Imagenette at 160 px, downloaded once (94 MB) into {cache_folder()}",
     )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help=f"time of pretraining on photographs (default: {MINUTES:g})",
-    )
+    add_minutes(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -62,19 +51,20 @@ def main(argv: Sequence[str]) -> None:
     )
     raise_errors(parser)
     arguments = parser.parse_args(argv)
-    if arguments.data is None and not arguments.photos:
+    if arguments.data is not None:
+        raise OptionError("Photos of your own: stellar try FOLDER.")
+    if not arguments.photos:
         if arguments.minutes is not None:
-            raise OptionError("--minutes belongs to --data or --photos.")
+            raise OptionError("--minutes belongs to --photos.")
         run_demo(arguments.output or DIGITS_OUTPUT, arguments.seed)
         return
-    minutes = MINUTES if arguments.minutes is None else arguments.minutes
-    if not 0 < minutes < math.inf:
-        raise OptionError(f"--minutes must be above 0, got {minutes:g}.")
-    output = arguments.output or PHOTOS_OUTPUT
-    if arguments.data is not None:
-        run_photo_demo(arguments.data, output, arguments.seed, minutes)
-        return
+    check_minutes(arguments.minutes)
     folder, names = download_imagenette(cache_folder())
-    run_photo_demo(
-        folder, output, arguments.seed, minutes, "STELLAR on Imagenette", names
+    run_try(
+        folder,
+        arguments.output or PHOTOS_OUTPUT,
+        arguments.seed,
+        arguments.minutes,
+        title="STELLAR on Imagenette",
+        class_names=names,
     )

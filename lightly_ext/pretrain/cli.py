@@ -300,13 +300,15 @@ class SaveRecipe(SaveConfigCallback):
             replace_text(path, self.parser.dump(config, skip_unset=False))
 
 
-def main(argv: Sequence[str]) -> Trainer:
+def main(argv: Sequence[str], *callbacks: Callback) -> Trainer:
     """Runs `stellar pretrain`.
 
     Args:
         argv:
             Arguments behind the command. `-c` and `--config` take a file or the name of
             a recipe of this package; several are merged, later ones win.
+        callbacks:
+            Callbacks of the trainer for this time alone: no recipe repeats them.
 
     Returns:
         The trainer, after training.
@@ -339,7 +341,7 @@ def main(argv: Sequence[str]) -> Trainer:
                 folder, cli.config["resume"], cli.config["method"]
             )
             cli.say_what_follows()
-            trainer = cli.build(story, start, checkpoint=checkpoint)
+            trainer = cli.build(story, start, *callbacks, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     cli.say_what_was_made()
     return trainer

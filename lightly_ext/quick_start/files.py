@@ -1,7 +1,8 @@
-"""Photos of the demo: found, split, and copied small, so that each is read once."""
+"""Photos of a try: found, split, and copied small, so that each is read once."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ TRAIN, TESTS, BANK = "train", ("val", "test"), "bank"
 # One in so many photos of a class is for testing, where the folder does not say.
 TEST_PART = 5
 # Photos that are used, at most: to learn from, and of them and of the others to score.
-MAX_TRAIN, MAX_BANK, MAX_TEST = 15_000, 1000, 500
+MAX_TRAIN = {"cpu": 15_000, "gpu": 100_000}
+MAX_BANK, MAX_TEST = 1000, 500
 # The shorter side of copies in px, at most: views are smaller.
 COPIED_SIDE = 256
 QUALITY = 95
@@ -34,6 +36,8 @@ class PhotoSets:
     """Photos to learn from and others to test with.
 
     Attributes:
+        folder:
+            Where they were found.
         train:
             Photos to learn from.
         test:
@@ -46,6 +50,7 @@ class PhotoSets:
             Numbers of photos that were found and are not used, by the reason.
     """
 
+    folder: Path
     train: ImageFiles
     test: ImageFiles
     split: str
@@ -58,7 +63,7 @@ class PhotoSets:
         return limited(self.train, MAX_BANK)
 
 
-def find_photos(folder: Path) -> PhotoSets:
+def find_photos(folder: Path, most: int = MAX_TRAIN["cpu"]) -> PhotoSets:
     """Finds the photos of a folder and splits them.
 
     Subfolders `train` and `val` (or `test`) are the parts. Without, the last fifth of
@@ -69,6 +74,8 @@ def find_photos(folder: Path) -> PhotoSets:
     Args:
         folder:
             Folder of photos, nested to any depth.
+        most:
+            Photos to learn from, at most.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -77,7 +84,7 @@ def find_photos(folder: Path) -> PhotoSets:
     if not folder.is_dir():
         what = "is a file, no folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(
-            f"'{printable(folder)}' {what}: name a folder of photos by --data."
+            f"'{printable(folder)}' {what}: name a folder of photos."
         )
     parts = [folder / name for name in TESTS if (folder / name).is_dir()]
     if (folder / TRAIN).is_dir() and parts:
@@ -88,13 +95,13 @@ def find_photos(folder: Path) -> PhotoSets:
         train, test = _halves(_listed(root))
         each = "each class" if train.labels else "the photos"
         split = f"The last fifth of {each}, in the order of names, is for testing."
-    used = limited(train, MAX_TRAIN), limited(test, MAX_TEST)
+    used = limited(train, most), limited(test, MAX_TEST)
     left_out = {
-        f"training photos beyond {MAX_TRAIN}": len(train) - len(used[0]),
+        f"training photos beyond {most}": len(train) - len(used[0]),
         f"test photos beyond {MAX_TEST}": len(test) - len(used[1]),
     }
     left_out = {reason: number for reason, number in left_out.items() if number}
-    return _checked(PhotoSets(*used, split, "", left_out))
+    return _checked(PhotoSets(folder, *used, split, "", left_out))
 
 
 def copy_photos(photos: PhotoSets, output: Path) -> PhotoSets:
@@ -180,10 +187,12 @@ def _checked(photos: PhotoSets) -> PhotoSets:
     if len(train) < MIN_IMAGES or not len(test):
         lost = photos.left_out.get("unreadable", 0)
         raise ValueError(
-            f"The demo needs {MIN_IMAGES} photos to learn from and one to test "
-            f"with, '{printable(train.root)}' gives {len(train)} and {len(test)}"
-            f"{f', as {lost} are unreadable' if lost else ''}. Name a folder with more "
-            f"of them by --data, best {MEASURED_IMAGES} or more."
+            f"There are {len(train)} photos to learn from and {len(test)} to test with "
+            f"in '{printable(photos.folder)}'"
+            f"{f', {lost} are unreadable' if lost else ''}: fewer than {MIN_IMAGES} "
+            f"cannot be learned from. Add photos, best {MEASURED_IMAGES} or more, or "
+            "look at them with a model that is trained: `stellar visualize --model "
+            f"stellar-b16 --data {shlex.quote(str(photos.folder))}`."
         )
     reason = photos.unlabelled or _no_classes(train, test)
     classes = () if reason else sorted(_classes(train))

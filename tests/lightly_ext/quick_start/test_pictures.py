@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lightly_ext.demo.photos.pictures import (
+from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.quick_start.pictures import (
     NUM_NEIGHBOURS,
     NUM_QUERIES,
     Shown,
     distinct_tokens,
     near_tokens,
 )
-from lightly_ext.demo.photos.scores import Seen
-from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.quick_start.scores import Seen
 
 
 class TestDistinctTokens:

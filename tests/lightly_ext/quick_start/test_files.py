@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from lightly_ext.data import read_image
-from lightly_ext.demo.photos import files
-from lightly_ext.demo.photos.files import copy_photos, find_photos, limited
-from lightly_ext.demo.photos.run import check_apart
 from lightly_ext.evaluate.images import ImageFiles
+from lightly_ext.quick_start import files
+from lightly_ext.quick_start.files import copy_photos, find_photos, limited
 from tests.lightly_ext.evaluate.small import write_classes, write_images
 
 
@@ -66,7 +65,7 @@ class TestFindPhotos:
         assert copy_photos(found, tmp_path / "out").unlabelled == found.unlabelled
 
     def test_find_photos__too_few(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"needs 20 photos .* gives 16 and 4"):
+        with pytest.raises(ValueError, match=r"16 photos .* 4 to test .*visualize"):
             find_photos(write_images(tmp_path, 20))
 
     def test_find_photos__nothing_there(self, tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ class TestCopyPhotos:
         photos = write_images(tmp_path / "photos", 30)
         for path in sorted(photos.iterdir())[:10]:
             path.write_bytes(b"broken")
-        with pytest.raises(ValueError, match="gives 14 and 6, as 10 are unreadable"):
+        with pytest.raises(ValueError, match=r"14 photos .* 6 to .* 10 are unread"):
             copy_photos(find_photos(photos), tmp_path / "out")
 
     def test_copy_photos__labels_of_what_is_left(self, tmp_path: Path) -> None:
@@ -141,12 +140,3 @@ class TestLimited:
         some = limited(ImageFiles(tmp_path, names, labels, ("a", "b", "c")), 20)
         assert np.bincount(some.labels).tolist() == [18, 1, 1]
         assert some.names[:3] == ["0.png", "5.png", "10.png"]
-
-
-class TestCheckApart:
-    def test_check_apart__one_in_the_other(self, tmp_path: Path) -> None:
-        inside = tmp_path / "photos"
-        check_apart(inside, tmp_path / "out")
-        for pair in ((tmp_path, inside), (inside, tmp_path), (inside, inside)):
-            with pytest.raises(ValueError, match="lie in one another"):
-                check_apart(*pair)

@@ -11,24 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchvision.transforms.v2.functional import horizontal_flip, resize_image
 
-from lightly_ext.demo.metrics import mean_psnr
-from lightly_ext.demo.photos.files import PhotoSets
-from lightly_ext.demo.probes import linear_accuracy
 from lightly_ext.evaluate.frozen_model import FrozenModel
 from lightly_ext.metrics import effective_rank, knn_accuracy, localization_entropy
+from lightly_ext.quick_start.files import PhotoSets
 from stellar_plugin import Factorization, Stellar
 
 RAW, UNTRAINED, PRIOR, TRAINED = "raw pixels", "untrained", "prior (MAE)", "trained"
+CHANCE = "chance"
 FEATURES = {
     "sparse": "sparse tokens",
     "cls": "CLS",
-    "dense": "dense",
+    "dense": "patches",
     "tokens": "all tokens",
 }
+# The feature of each encoder that is compared first, chosen before any is measured.
+FIRST = {RAW: "dense", UNTRAINED: "sparse", PRIOR: "dense", TRAINED: "sparse"}
+KNN, AGAIN = "knn", "again"
 # Raw pixels of larger photos are averaged down to this side.
 RAW_SIDE = 32
 BATCH_SIZE = 50
+# Side of the two crops of a photo that shall find each other.
+CROP_SHARE = 0.7
 MISSING = "–"
 
 Scores = dict[str, float]
@@ -88,8 +94,28 @@ def look_raw(images: Tensor) -> Seen:
     return Seen({"dense": pixels}, torch.empty(len(images), 0, 0), None, (side, side))
 
 
+def crops(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Two crops of each photo: above left, and below right, mirrored.
+
+    Args:
+        images:
+            uint8 tensor with shape (num_photos, 3, side, side).
+
+    Returns:
+        Two tensors with the same shape.
+    """
+    side = images.shape[-1]
+    part = max(1, round(CROP_SHARE * side))
+    first, second = images[..., :part, :part], images[..., -part:, -part:]
+    pair = (
+        resize_image(crop, size=[side, side], antialias=True)
+        for crop in (first, horizontal_flip(second))
+    )
+    return next(pair), next(pair)
+
+
 def labelled_scores(bank: Seen, test: Seen, photos: PhotoSets) -> Scores:
-    """Accuracy of kNN and logistic regression on each feature.
+    """Accuracy of kNN on each feature.
 
     Args:
         bank:
@@ -100,16 +126,36 @@ def labelled_scores(bank: Seen, test: Seen, photos: PhotoSets) -> Scores:
             Their classes.
 
     Returns:
-        `knn_X` and `linear_X` for each feature X, in 0 to 1.
+        `knn_X` for each feature X, in 0 to 1.
     """
     labels = photos.bank.label_tensor, photos.test.label_tensor
-    scores: Scores = {}
-    for name, features in bank.features.items():
-        other = test.features[name]
-        scores[f"knn_{name}"] = knn_accuracy(features, labels[0], other, labels[1])
-        scores[f"linear_{name}"] = linear_accuracy(
-            features.numpy(), labels[0].numpy(), other.numpy(), labels[1].numpy()
+    return {
+        f"{KNN}_{name}": knn_accuracy(
+            features, labels[0], test.features[name], labels[1]
         )
+        for name, features in bank.features.items()
+    }
+
+
+def found_again(first: Seen, second: Seen) -> Scores:
+    """How often one crop of a photo finds the other among those of all photos.
+
+    Args:
+        first:
+            Crops of the photos.
+        second:
+            Other crops of the same photos.
+
+    Returns:
+        `again_X` for each feature X, in 0 to 1: the part of photos of which the other
+        crop is the nearest by cosine.
+    """
+    scores = {}
+    for name, features in first.features.items():
+        units = (F.normalize(x.double()) for x in (features, second.features[name]))
+        nearest = (next(units) @ next(units).T).argmax(dim=1)
+        hits = nearest == torch.arange(len(nearest))
+        scores[f"{AGAIN}_{name}"] = float(hits.double().mean())
     return scores
 
 
@@ -131,19 +177,72 @@ def reconstructions(model: Stellar, normalized: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, targets: Tensor) -> float:
-    """PSNR in dB of reconstructions, of photos uint8 (num_photos, 3, side, side)."""
-    return mean_psnr(images, targets.float() / 255)
+    """Mean PSNR in dB of reconstructions in [0, 1], of photos of the same shape.
+
+    Args:
+        images:
+            Tensor with shape (num_photos, 3, side, side).
+        targets:
+            uint8 tensor with the same shape.
+    """
+    ratio = peak_signal_noise_ratio(
+        images,
+        targets.float() / 255,
+        data_range=1.0,
+        reduction="elementwise_mean",
+        dim=(1, 2, 3),
+    )
+    return float(ratio)
 
 
 def chance(photos: PhotoSets) -> float:
-    """Accuracy of whoever always says the most frequent class of the test photos."""
+    """Accuracy of whoever always says the most frequent class of the test photos.
+
+    Without classes, that of guessing which photo another crop is of.
+    """
+    if photos.unlabelled:
+        return 1 / len(photos.test)
     counts = photos.test.label_tensor.bincount()
     return float(counts.max() / counts.sum())
 
 
-def best(scores: Mapping[str, float], kind: str) -> float:
-    """The best accuracy of "knn" or "linear" over all features."""
-    return max(v for name, v in scores.items() if name.startswith(f"{kind}_"))
+def first_scores(scores: Mapping[str, Scores], kind: str) -> dict[str, float]:
+    """The accuracy of the first feature of each encoder, see `FIRST`.
+
+    Args:
+        scores:
+            Scores by the names of the encoders.
+        kind:
+            `KNN` or `AGAIN`.
+    """
+    return {
+        name: found[f"{kind}_{FIRST[name]}"]
+        for name, found in scores.items()
+        if f"{kind}_{FIRST[name]}" in found
+    }
+
+
+def standard_error(accuracy: float, number: int) -> float:
+    """Standard deviation of an accuracy on so many test photos."""
+    return math.sqrt(accuracy * (1 - accuracy) / number)
+
+
+def is_above(one: float, other: float, number: int) -> bool:
+    """Whether an accuracy is above another one by more than chance explains.
+
+    That is two standard errors of the difference, as of independent photos: on the same
+    photos the difference varies less.
+
+    Args:
+        one:
+            Accuracy in 0 to 1.
+        other:
+            What it is compared with.
+        number:
+            Test photos of each.
+    """
+    errors = (standard_error(value, number) for value in (one, other))
+    return one - other > 2 * math.hypot(*errors)
 
 
 @dataclass(frozen=True)
@@ -161,6 +260,9 @@ class Table:
             Scores by the titles of the rows.
         scale:
             Values are shown times this.
+        number:
+            Photos that accuracies are of, so that their standard errors are shown; None
+            for what is no accuracy.
     """
 
     title: str
@@ -168,34 +270,46 @@ class Table:
     columns: Mapping[str, str]
     rows: Mapping[str, Scores]
     scale: float = 1.0
+    number: int | None = None
 
     def cells(self) -> list[list[str]]:
         """Rows of text."""
         return [
-            [title, *(self._shown(scores.get(key)) for key in self.columns)]
+            [title, *(self._shown(title, scores.get(key)) for key in self.columns)]
             for title, scores in self.rows.items()
         ]
 
-    def _shown(self, value: float | None) -> str:
-        return MISSING if value is None else f"{self.scale * value:.1f}"
+    def _shown(self, title: str, value: float | None) -> str:
+        if value is None:
+            return MISSING
+        text = f"{self.scale * value:.1f}"
+        if self.number is None or title == CHANCE:
+            return text
+        return f"{text} ± {self.scale * standard_error(value, self.number):.1f}"
 
 
-def tables(scores: Mapping[str, Scores], chance_level: float | None) -> list[Table]:
-    """Tables of accuracies, if there are classes, and of what needs none."""
-    found = []
-    if chance_level is not None:
-        for kind, title, how in (
-            ("knn", "kNN", "The 20 nearest training photos by cosine vote."),
-            ("linear", "linear", "Logistic regression, features standardised, C = 1."),
-        ):
-            columns = {f"{kind}_{key}": name for key, name in FEATURES.items()}
-            guess = {"chance": dict.fromkeys(columns, chance_level)}
-            found.append(
-                Table(f"{title} accuracy, %", how, columns, guess | dict(scores), 100)
-            )
+def tables(scores: Mapping[str, Scores], photos: PhotoSets) -> list[Table]:
+    """Tables of accuracies, of classes if there are some, and of what needs none."""
+    number = len(photos.test)
+    if photos.unlabelled:
+        kind, title = AGAIN, "Found again, %"
+        how = (
+            f"One crop of a test photo (above left, {CROP_SHARE:.0%} of its side) is "
+            "compared with another one (below right, mirrored) of all test photos: how "
+            "often the nearest by cosine is of the same photo. It is near to what "
+            "training asks for, and says less than accuracy on classes."
+        )
+    else:
+        kind, title = KNN, "kNN accuracy, %"
+        how = "The 20 nearest training photos vote, by cosine. Nothing is fitted."
+    columns = {f"{kind}_{key}": name for key, name in FEATURES.items()}
+    guess = {CHANCE: dict.fromkeys(columns, chance(photos))}
+    found = [Table(title, how, columns, guess | dict(scores), 100, number)]
     ranks = {f"rank_{key}": name for key, name in FEATURES.items()}
-    rank = "How many directions a feature of test photos uses: exp of the entropy of "
-    rank += "its singular values. 1 is a collapse; more is not always better."
+    rank = (
+        "How many directions a feature of test photos uses: exp of the entropy of its "
+        "singular values. 1 is a collapse; more is not always better."
+    )
     found.append(Table("Effective rank", rank, ranks, scores))
     columns = {"psnr": "PSNR, dB", "share": "tokens in use, %", "blur": "blur, %"}
     how = (
@@ -223,16 +337,11 @@ def to_markdown(found: Sequence[Table]) -> str:
 
 
 def to_json(
-    scores: Mapping[str, Scores], chance_level: float | None, facts: Mapping[str, Any]
+    scores: Mapping[str, Scores], chance_level: float, facts: Mapping[str, Any]
 ) -> str:
     """The numbers for programs: fractions in 0 to 1, decibels, and facts of the run."""
     content = {**facts, "chance": chance_level, "scores": scores}
     return json.dumps(content, indent=2) + "\n"
-
-
-def standard_error(accuracy: float, number: int) -> float:
-    """Standard deviation of an accuracy on so many test photos."""
-    return math.sqrt(accuracy * (1 - accuracy) / number)
 
 
 def _pooled(result: Factorization) -> dict[str, Tensor]:

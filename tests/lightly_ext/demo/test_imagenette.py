@@ -13,9 +13,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from lightly_ext.demo.photos import files, imagenette
-from lightly_ext.demo.photos.files import find_photos
-from lightly_ext.demo.photos.imagenette import URL, download_imagenette
+from lightly_ext.demo import imagenette
+from lightly_ext.demo.imagenette import URL, download_imagenette
+from lightly_ext.quick_start import files
+from lightly_ext.quick_start.files import find_photos
 from stellar_cli.__main__ import main
 
 WNIDS = {"n01440764": "tench", "n03028079": "church"}
@@ -100,7 +101,7 @@ class TestDownloadImagenette:
         assert line.startswith(
             f"stellar demo: Imagenette cannot be downloaded from {URL}"
         )
-        assert "name resolution" in line and "--data FOLDER" in line
+        assert "name resolution" in line and "stellar try FOLDER" in line
         assert f"put that file (94 MB) into '{tmp_path / 'imagenette'}'" in line
         assert "--debug" in hint
         assert not (tmp_path / "out").exists()
@@ -127,10 +128,10 @@ class TestMain:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--data", "x", "--photos"], "not allowed with argument"),
-            (["--minutes", "3"], "--minutes belongs to --data or --photos."),
-            (["--data", "x", "--minutes", "0"], "--minutes must be above 0, got 0."),
-            (["--data", "x", "--minutes", "inf"], "must be above 0, got inf."),
+            (["--data", "x"], "Photos of your own: stellar try FOLDER."),
+            (["--minutes", "3"], "--minutes belongs to --photos."),
+            (["--photos", "--minutes", "0"], "--minutes must be above 0, got 0."),
+            (["--photos", "--minutes", "inf"], "must be above 0, got inf."),
         ],
     )
     def test_main__options(

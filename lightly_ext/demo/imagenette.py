@@ -101,6 +101,6 @@ def _patient() -> Iterator[None]:
 def _unavailable(root: Path, reason: str) -> RuntimeError:
     return RuntimeError(
         f"Imagenette cannot be downloaded from {URL} ({reason}): put that file (94 MB) "
-        f"into '{root}', or show photos of your own by --data FOLDER; without options "
-        "the demo needs no network."
+        f"into '{root}', or take photos of your own, `stellar try FOLDER`; without "
+        "options the demo needs no network."
     )

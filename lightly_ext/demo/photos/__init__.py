@@ -1,1 +1,0 @@
-"""The demo on photographs: a prior, STELLAR, and what they have learned."""

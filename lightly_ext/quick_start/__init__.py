@@ -1,0 +1,1 @@
+"""`stellar try`: from a folder of photos to a page, within a time."""

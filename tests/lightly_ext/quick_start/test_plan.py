@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from lightly_ext.quick_start.plan import (
+    Costs,
+    minutes_for,
+    training_seconds,
+)
+from lightly_ext.quick_start.training import PRIOR, STELLAR, Steps, steps_within
+
+
+class TestMinutesFor:
+    @pytest.mark.parametrize(
+        ("number", "minutes"), [(200, 10), (1500, 10), (6000, 20), (15_000, 30)]
+    )
+    def test_minutes_for__square_root_of_photos(
+        self, number: int, minutes: float
+    ) -> None:
+        found = minutes_for(number, "cpu")
+        assert found.number == minutes
+        assert "--minutes names another" in found.reason
+
+    def test_minutes_for__says_what_a_gpu_does(self) -> None:
+        assert minutes_for(1000, "gpu").number == 10
+        assert "larger model" in minutes_for(1000, "gpu").reason
+
+
+class TestTrainingSeconds:
+    costs = Costs({PRIOR: 10.0, STELLAR: 20.0}, 5.0, 15.0)
+
+    def test_training_seconds__all_else_is_paid_first(self) -> None:
+        found = training_seconds(560.0, self.costs, [PRIOR, STELLAR])
+        assert found == pytest.approx({PRIOR: 200.0, STELLAR: 300.0})
+        # Of one stage that is left, all that is left.
+        found = training_seconds(335.0, self.costs, [STELLAR])
+        assert found == pytest.approx({STELLAR: 300.0})
+        assert training_seconds(1.0, self.costs, []) == {}
+
+    def test_training_seconds__too_few(self) -> None:
+        with pytest.raises(ValueError, match=r"too small: 65 s are left, .* take 60 s"):
+            training_seconds(65.0, self.costs, [PRIOR, STELLAR])
+
+
+class TestStepsWithin:
+    def test_steps_within__knn_takes_a_tenth_at_most(self) -> None:
+        # Six points would take 60 s of 100.
+        assert steps_within(100.0, 1.0, 10.0) == Steps(85, 85)
+        assert steps_within(1000.0, 1.0, 10.0) == Steps(6 * 148, 148)
+        assert steps_within(1000.0, 1.0, 0.0) == Steps(6 * 158, 158)
+
+    def test_steps_within__one_at_least(self) -> None:
+        assert steps_within(1.0, 5.0, 0.0) == Steps(1, 1)
+        assert steps_within(3.0, 1.0, 0.0) == Steps(2, 1)
