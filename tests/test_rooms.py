@@ -100,6 +100,11 @@ def test_arrows__are_seen() -> None:
             (f"lightly_ext.{room}", ("lightly_ext.demo",))
             for room in ("metrics", "data", "pretrain", "evaluate", "search")
         ),
+        *(
+            (f"lightly_ext.{room}", ("lightly_ext.quick_start",))
+            for room in ("metrics", "data", "pretrain", "evaluate", "search")
+        ),
+        ("lightly_ext.quick_start", ("lightly_ext.demo", "sklearn", "threadpoolctl")),
         # The demo calls mmseg's command line.
         ("lightly_ext", (*OPENMMLAB, "stellar_plugin.mmseg")),
     ],

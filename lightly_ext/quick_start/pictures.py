@@ -20,6 +20,7 @@ from stellar_plugin.visualize import (
     ABSENT_PATCHES,
     Uint8Array,
     overlay_localization,
+    scale_maps,
     shown_mass,
     strongest_token,
     to_pictures,
@@ -315,20 +316,19 @@ def distinct_tokens(units: Tensor, number: int, seed: int) -> list[tuple[int, in
 def marked_token(
     picture: Uint8Array, weights: Tensor, colour: Uint8Array
 ) -> Uint8Array:
-    """A pale photo with a token in its colour, full where the token is strongest.
+    """A pale photo with a token in its colour, which shows on dark photos too.
 
     Args:
         picture:
             Photo with shape (height, width, 3).
         weights:
-            Map of the token with shape (height, width), 0 or more.
+            Map of the token with shape (height, width), in [0, 1].
         colour:
             RGB colour with shape (3,).
     """
     grey = picture.mean(axis=2, keepdims=True)
     pale = 255 - CONTRAST * (255 - grey)
-    peak = float(weights.max())
-    covers = OPACITY * weights.numpy()[..., None] / (peak or 1.0)
+    covers = OPACITY * weights.numpy()[..., None]
     return (pale + covers * (colour - pale)).round().astype(np.uint8)
 
 
@@ -339,6 +339,6 @@ def _localization(shown: Shown) -> Tensor:
 
 def _marked(shown: Shown, number: int, token: int) -> Uint8Array:
     localization = without_absent(_localization(shown)[number : number + 1])
-    maps = token_maps(localization, shown.seen.grid_size, (SIDE, SIDE))[0]
+    maps = scale_maps(token_maps(localization, shown.seen.grid_size, (SIDE, SIDE)))[0]
     colour = token_palette(len(maps))[token]
     return marked_token(shown.picture(number), maps[token], colour)
