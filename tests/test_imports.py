@@ -35,7 +35,10 @@ def run_without(names: tuple[str, ...], body: str) -> subprocess.CompletedProces
             "print(m.reconstruct(torch.zeros(1, 3, 224, 224)).shape)",
         ),
         ((*LEARNING, "sklearn"), "import stellar_plugin.mmseg"),
-        ((*OPENMMLAB, "sklearn"), "import lightly_ext.pretrain.cli"),
+        (
+            (*OPENMMLAB, "sklearn", "threadpoolctl"),
+            "import lightly_ext.pretrain.cli, lightly_ext.quick_start.cli",
+        ),
         (
             (*OPENMMLAB, "sklearn", "open_clip"),
             "from importlib import import_module\n"
