@@ -12,7 +12,6 @@ from stellar_plugin.checkpoints import (
     Checkpoint,
     load_encoder,
     read_checkpoint,
-    save_heads,
 )
 from stellar_plugin.checkpoints.export import timm_call, to_official, to_timm
 from stellar_plugin.model import Stellar
@@ -113,7 +112,10 @@ def _convert(
         output.parent.mkdir(parents=True, exist_ok=True)
         return f"{export_onnx(encoder, output)}, for normalised images"
     model = Stellar.from_checkpoint(
-        checkpoint, num_heads=num_heads, decoder_num_heads=arguments.decoder_num_heads
+        checkpoint,
+        num_heads=num_heads,
+        decoder_num_heads=arguments.decoder_num_heads,
+        source=arguments.source,
     )
     if arguments.to == "official":
         state = to_official(model, checkpoint.heads)
@@ -121,5 +123,4 @@ def _convert(
         write_tensors(state, output)
         return f"{output}, in the official layout"
     model.save_pretrained(output)
-    save_heads(checkpoint.heads, output)
     return f"{output}, for Stellar.from_pretrained"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -19,27 +19,29 @@ from stellar_plugin.checkpoints.files import (
     WEIGHTS_NAME,
     write_own,
 )
+from stellar_plugin.checkpoints.heads import save_heads
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.load import fitted_model, load_model_weights
+from stellar_plugin.checkpoints.names import State
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_arguments, model_config
 from stellar_plugin.decoder import PixelDecoder, TokenDecoder
 from stellar_plugin.encoder import Factorization, StellarEncoder
+from stellar_plugin.hashes import file_sha256
 from stellar_plugin.hub_files import TRANSFORMERS_KEYS, write_code, write_processor
 from stellar_plugin.image_transform import ImageTransform
+from stellar_plugin.model_card import CARD_NAME, REPLACED, model_card
+from stellar_plugin.provenance import (
+    loaded_provenance,
+    saved_provenance,
+    write_provenance,
+)
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, MaskGITVQGAN
 from stellar_plugin.visual_tokens import VisualTokens, visual_tokens
 from stellar_plugin.weight_files import CONFIG_NAME
 
 
-class Stellar(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="stellar-plugin",
-    paper_url="https://arxiv.org/abs/2602.01905",
-    license="mit",
-    pipeline_tag="image-feature-extraction",
-):
+class Stellar(nn.Module, PyTorchModelHubMixin):
     """STELLAR: sparse tokens, where they are, and the image back from them [0].
 
     - [0]: STELLAR, 2026, https://arxiv.org/abs/2602.01905
@@ -76,6 +78,12 @@ class Stellar(
             How the position embedding is resampled, see `StellarEncoder`.
         vit_kwargs:
             Passed on to timm, for example img_size, patch_size, embed_dim, depth.
+        heads:
+            States of the projection heads that it was trained with, by name; no part of
+            the model, but saved with it.
+        provenance:
+            Where its weights come from, as far as that is recorded; its model card
+            tells it.
 
     Raises:
         ValueError: If `num_queries` is less than 1, an argument is unknown, of another
@@ -147,6 +155,8 @@ class Stellar(
         self.tokenizer: MaskGITVQGAN | None = None
         if tokenizer is not None:
             self._set_tokenizer(MaskGITVQGAN(**tokenizer))
+        self.heads: dict[str, State] = {}
+        self.provenance: dict[str, Any] = {}
 
     def transform(
         self, image_size: int | tuple[int, int] | None = None
@@ -380,7 +390,10 @@ class Stellar(
         """
         checkpoint = read_checkpoint(source, variant=variant, **hub_kwargs)
         return cls.from_checkpoint(
-            checkpoint, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+            checkpoint,
+            num_heads=num_heads,
+            decoder_num_heads=decoder_num_heads,
+            source=source,
         )
 
     @classmethod
@@ -390,8 +403,20 @@ class Stellar(
         *,
         num_heads: int | None = None,
         decoder_num_heads: int | None = None,
+        source: str | Path | None = None,
     ) -> Stellar:
-        """The same from what `stellar_plugin.checkpoints.read_checkpoint` returned."""
+        """The same from what `stellar_plugin.checkpoints.read_checkpoint` returned.
+
+        Args:
+            checkpoint:
+                The checkpoint.
+            num_heads:
+                As for `from_pretrained`.
+            decoder_num_heads:
+                As for `from_pretrained`.
+            source:
+                What the checkpoint was read from, for the model card; None is its file.
+        """
         if checkpoint.layout == STELLAR and not checkpoint.config:
             raise FileNotFoundError(
                 f"No {CONFIG_NAME} in '{checkpoint.path.parent}'; from_pretrained "
@@ -422,13 +447,64 @@ class Stellar(
                 )
             model = cls(**config)
         load_model_weights(model, checkpoint, num_heads=num_heads)
+        model.heads = dict(checkpoint.heads)
+        model.provenance = loaded_provenance(checkpoint, source or checkpoint.path)
         return model.eval()
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Uploads model, heads and model card, see `generate_model_card`.
+
+        Args:
+            repo_id:
+                "OWNER/NAME"; made if it is not there.
+            kwargs:
+                As of huggingface_hub: private, token, branch, create_pr,
+                commit_message, and `model_card_kwargs`, for example {"license":
+                "cc-by-4.0", "results": "runs/evaluate"}.
+
+        Returns:
+            Address of the commit.
+        """
+        named = {"source": repo_id} if "/" in repo_id else {}
+        card = {**named, **(kwargs.pop("model_card_kwargs", None) or {})}
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
+
+    def generate_model_card(
+        self,
+        source: str | None = None,
+        license: str | None = None,
+        results: str | Path | None = None,
+    ) -> ModelCard:
+        """The card that `save_pretrained` writes: what is recorded, and what is not.
+
+        Args:
+            source:
+                What the weights are loaded by, for example the name of a repository.
+            license:
+                The hub's name of the licence of the weights, for example "mit". None
+                is that of the weights that training started from.
+            results:
+                Folder with results of `stellar evaluate`; those of these very weights
+                are shown with their protocols.
+
+        Raises:
+            FileNotFoundError: If `results` is no folder.
+            ValueError: If a stored result is damaged.
+        """
+        return model_card(self, source, license, results)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {**self.config, **TRANSFORMERS_KEYS}
         write_own(self.state_dict(), config, save_directory)
+        save_heads(self.heads, save_directory)
         write_code(save_directory)
         write_processor(save_directory, self.encoder.image_size, self.mean, self.std)
+        sha256 = file_sha256(save_directory / WEIGHTS_NAME)
+        self.provenance = saved_provenance(self.provenance, sha256)
+        write_provenance(save_directory, self.provenance)
+        card = save_directory / CARD_NAME
+        if card.is_file() and any(text in card.read_text() for text in REPLACED):
+            card.unlink()  # the caller keeps what is there
 
 
 def _create_decoder(

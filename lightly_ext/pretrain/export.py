@@ -7,6 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from lightly_ext.durable import finish_replacing, partial, replace_folder
+from lightly_ext.pretrain.story import RunStory
+
+
+def run_facts(module: Any) -> dict[str, Any]:
+    """What is recorded of a run, for whoever gets its weights.
+
+    Args:
+        module:
+            The `Pretraining`, in its training.
+    """
+    facts = {"method": module.METHOD, "settings": dict(module.hparams)}
+    if module.started_from:
+        facts["started_from"] = module.started_from
+    stories = (c for c in module.trainer.callbacks if isinstance(c, RunStory))
+    story = next(stories, None)
+    if story is None or not story.record["sessions"]:
+        return facts
+    return {**facts, **story.facts(module.trainer)}
 
 
 def export_model(module: Any, folder: Path) -> None:
@@ -29,7 +47,7 @@ def export_model(module: Any, folder: Path) -> None:
     if new.exists():
         shutil.rmtree(new)
     try:
-        module.export(new)
+        module.export(new, run_facts(module))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from stellar_plugin.checkpoints import (
     read_checkpoint,
     save_encoder,
 )
+from stellar_plugin.provenance import origin, write_provenance
 from stellar_plugin.visualize import Uint8Array, denormalize
 
 # Intensity of hidden patches in pictures.
@@ -120,6 +122,7 @@ class MAEPretraining(Pretraining):
         self.hparams["model"] = self.model.config
         if checkpoint is not None:
             load_encoder_weights(self.model.encoder, checkpoint)
+            self.started_from = origin(checkpoint, weights or checkpoint.path)
         self.model.set_grad_checkpointing(grad_checkpointing)
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -148,11 +151,12 @@ class MAEPretraining(Pretraining):
             )
         self._masks(1, torch.zeros(1, dtype=torch.int64))
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the encoder, with what tells readers that MAE trained it."""
         config = self.model.config
         config = {k: v for k, v in config.items() if not k.startswith("decoder_")}
         save_encoder(self.model.encoder, config, "MAE", folder)
+        write_provenance(folder, provenance or {})
 
     def training_step(
         self, batch: ViewBatch | tuple[Tensor, Tensor | None], batch_idx: int

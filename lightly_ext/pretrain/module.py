@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,8 @@ from stellar_plugin.checkpoints import (
     load_model_weights,
     numerics,
     read_checkpoint,
-    save_heads,
 )
+from stellar_plugin.provenance import origin
 from stellar_plugin.tokenizer import TOKENIZER_FILE, WHERE_TO_GET_IT, tokenizer_sizes
 from stellar_plugin.visualize import Uint8Array, reconstruction_rows
 
@@ -222,6 +223,7 @@ class StellarPretraining(Pretraining):
             self.cls_head = STELLARProjectionHead(width, **(head or {}))
         if checkpoint is not None:
             self._start_from(checkpoint, encoder_only=weights is None)
+            self.started_from = origin(checkpoint, start or checkpoint.path)
         self.teacher = self._teacher(teacher_momentum)
         self.model.set_grad_checkpointing(grad_checkpointing)
 
@@ -241,11 +243,13 @@ class StellarPretraining(Pretraining):
         """Checks sizes, blur, masks and what a teacher reads."""
         check_views(self, transform)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the model and, so that training can be continued, its heads."""
-        self.model.save_pretrained(folder)
         heads = {name: getattr(self, name) for name in HEADS}
-        save_heads({k: head.state_dict() for k, head in heads.items() if head}, folder)
+        self.model.heads = {k: head.state_dict() for k, head in heads.items() if head}
+        self.model.provenance = dict(provenance or {})
+        self.model.save_pretrained(folder)
+        self.model.heads = {}  # of shards, these are whole copies
 
     def sample_rows(self, images: Tensor) -> list[Uint8Array]:
         """Reconstructions, and the strongest token of each patch."""

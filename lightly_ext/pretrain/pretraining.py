@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +56,8 @@ class Pretraining(LightningModule):
             What the pictures of `sample_rows` show.
         model:
             Has an `encoder`, and as `config` its resolved arguments.
+        started_from:
+            What is known of the weights that it started from, None for random ones.
     """
 
     METHOD: ClassVar[str]
@@ -62,6 +65,7 @@ class Pretraining(LightningModule):
     PARTS: ClassVar[dict[str, tuple[str, ...]]] = {}
     CAPTION: ClassVar[str]
     model: Any
+    started_from: dict[str, Any] | None = None
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
@@ -76,8 +80,15 @@ class Pretraining(LightningModule):
         """Raises a ValueError if there is nothing to learn from what it makes."""
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Writes weights and config into a new folder."""
+    def export(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes weights and config into a new folder.
+
+        Args:
+            folder:
+                The folder.
+            provenance:
+                What is recorded of the run, for the model card and for later runs.
+        """
 
     @abstractmethod
     def sample_rows(self, images: Tensor) -> list[Uint8Array]:

@@ -109,6 +109,24 @@ class RunStory(Callback):
         """For processes that are spawned, which listen by themselves."""
         return {**self.__dict__, "_show_warning": None}
 
+    def facts(self, trainer: Any) -> dict[str, Any]:
+        """What goes with the weights: commands, images, length, machine, versions."""
+        self._note_data()
+        session = self.record["sessions"][-1]
+        kept = ("global_batch", "device", "precision", "versions", "revision")
+        images = trainer.datamodule.train_dataset
+        uncounted = {"path": images.location, "images": len(images)}
+        return {
+            "commands": [told["command"] for told in self.record["sessions"]],
+            "data": self.record.get("data", uncounted),
+            "step": trainer.global_step,
+            "total_steps": self._total,
+            "images_seen": self._images,
+            "seconds": round(self._time(), 1),
+            "derived": self.record["derived"],
+            **{name: session[name] for name in kept},
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What is counted, as of a checkpoint."""
         return {"images": self._images, "seconds": self._time(), "knn": self._knn}

@@ -121,7 +121,7 @@ def read_source(
         return _read_timm(name.removeprefix(TIMM_PREFIX))
     if name.removeprefix("stellar-") in OFFICIAL_VARIANTS:
         name, variant = OFFICIAL_REPO, name
-    elif _is_path(name):
+    elif is_path(name):
         raise FileNotFoundError(
             f"There is no checkpoint '{source}': it is neither a folder or weight file "
             f"here nor the name of a hub repository.{_beside(path)} Give {SOURCES}."
@@ -129,7 +129,7 @@ def read_source(
     return _read_hub(name, variant, hub_kwargs)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name is that of a file or folder, and the hub need not be asked."""
     return (
         name.startswith((".", "~"))

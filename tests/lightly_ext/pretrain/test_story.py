@@ -24,6 +24,7 @@ from lightly_ext.pretrain.run_log import read_log
 from lightly_ext.pretrain.samples import moments, sample_images
 from lightly_ext.pretrain.story import RunStory, tell
 from stellar_cli.__main__ import main as stellar
+from stellar_plugin.hashes import file_sha256
 from tests.lightly_ext.data.image_files import write_image
 from tests.page import Page
 
@@ -116,6 +117,18 @@ class TestRunStory:
         command = shlex.split(second["command"])
         assert command[:2] == ["stellar", "pretrain"]
         assert f"--output={story[0]}" in command and command[-1] == "--resume"
+
+    def test_model__says_what_it_was_trained_on(self, story: tuple[Path, str]) -> None:
+        record, model = record_of(story[0]), story[0] / "model"
+        told = json.loads((model / "provenance.json").read_text())
+        assert told["commands"] == [s["command"] for s in record["sessions"]]
+        assert told["data"] == record["data"]
+        assert (told["step"], told["images_seen"]) == (10, 40)
+        assert told["versions"] == versions() and told["settings"]["lr"] == 0.002
+        assert told["weights_sha256"] == file_sha256(model / "model.safetensors")
+        card = (model / "README.md").read_text()
+        assert told["commands"][1] in card and "24 images of `train`" in card
+        assert "random weights" in card and "sparse_head, cls_head" in card
 
     def test_record__events(self, story: tuple[Path, str]) -> None:
         events = {(e["kind"], e["step"]): e for e in record_of(story[0])["events"]}
