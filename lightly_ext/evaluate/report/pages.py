@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from lightly_ext.evaluate.curves import axis_title
+from lightly_ext.evaluate.report.exhibits import Exhibit
 from lightly_ext.evaluate.report.scores import score_title, shown_score
 from lightly_ext.evaluate.report.tables import (
     Column,
@@ -37,12 +38,14 @@ class Report:
     Attributes:
         tables: The tables.
         notes: What was skipped, and why.
-        num_results: Number of results in the tables.
+        num_results: Number of results, those that have pictures alone included.
+        exhibits: What they have to look at.
     """
 
     tables: Sequence[Table]
     notes: Sequence[str]
     num_results: int
+    exhibits: Sequence[Exhibit] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ def to_markdown(report: Report) -> str:
             parts.append(markdown_table([head, *grid.differences]))
         shared = "\n".join(f"- {k}: {escaped(v)}" for k, v in grid.shared.items())
         parts.append(f"{_card_heading(grid)}\n\n{shared}")
+    if report.exhibits:
+        parts.append("## Pictures and pages")
+        parts.append("\n".join(map(_links, report.exhibits)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,6 +138,7 @@ def to_html(report: Report) -> str:
         grids=[to_grid(table) for table in report.tables],
         notes=report.notes,
         num_results=report.num_results,
+        exhibits=report.exhibits,
         reading=READING,
         date=datetime.date.today().isoformat(),
         card_heading=_card_heading,
@@ -149,6 +156,12 @@ def to_json(report: Report) -> dict[str, Any]:
         "tables": [_table_json(table) for table in report.tables],
         "notes": list(report.notes),
     }
+
+
+def _links(exhibit: Exhibit) -> str:
+    files = {**exhibit.pages, **{p.name: p.address for p in exhibit.pictures}}
+    links = ", ".join(f"[{escaped(name)}]({at})" for name, at in files.items())
+    return f"- {escaped(exhibit.title)}: {links}"
 
 
 def _table_json(table: Table) -> dict[str, Any]:

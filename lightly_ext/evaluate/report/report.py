@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightly_ext.durable import replace_text
 from lightly_ext.evaluate.options import check_writable
+from lightly_ext.evaluate.report.exhibits import find_exhibits
 from lightly_ext.evaluate.report.pages import Report, to_html, to_json, to_markdown
 from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
@@ -44,8 +45,9 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
             f"No result in {names}: `stellar evaluate TASK ... --output FOLDER` stores "
             f"a {RESULT_NAME}."
         )
-    tables = build_tables(found, related(all_published(), found))
-    report = Report(tables, notes, len(found))
+    measured = list(found.values())
+    tables = build_tables(measured, related(all_published(), measured))
+    report = Report(tables, notes, len(found), find_exhibits(found, folder))
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "report.md", to_markdown(report))
     replace_text(folder / "report.html", to_html(report))
@@ -55,7 +57,9 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
     return folder
 
 
-def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
+def collect_results(
+    folders: Iterable[Path],
+) -> tuple[dict[Path, Result], list[str]]:
     """Reads every result below some folders.
 
     Args:
@@ -63,8 +67,8 @@ def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
             The folders.
 
     Returns:
-        The results, in the order of their names; and a line for each file that is left
-        out: unreadable, of another version, or repeated later.
+        The results by their files, in the order of these; and a line for each file
+        that is left out: unreadable, of another version, or repeated later.
 
     Raises:
         FileNotFoundError: If a folder is missing.
@@ -89,7 +93,7 @@ def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
             notes.append(f"Skipped '{skipped}': repeated by '{path}'{differ}.")
         newest[key] = (path, result)
     kept = sorted(newest.values(), key=lambda r: r[0])
-    return [result for _, result in kept], notes
+    return dict(kept), notes
 
 
 def related(

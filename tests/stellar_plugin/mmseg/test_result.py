@@ -96,7 +96,8 @@ def stored(folder: Path) -> dict[str, Any]:
         raise AssertionError(f"{constant} is no JSON")
 
     text = (folder / "work/result.json").read_text()
-    (result,), notes = collect_results([folder / "work"])
+    results, notes = collect_results([folder / "work"])
+    (result,) = results.values()
     assert not notes
     found = json.loads(text, parse_constant=refuse)
     assert result.scores == found["scores"]

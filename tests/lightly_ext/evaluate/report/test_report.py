@@ -633,7 +633,7 @@ class TestCollectResults:
             text = json.dumps({**of_file, **fields})
             (tmp_path / name / "result.json").write_text(text)
         results, notes = collect_results([tmp_path])
-        assert [r.model for r in results] == ["a"]
+        assert {p.parent.name: r.model for p, r in results.items()} == {"good": "a"}
         text = "\n".join(notes)
         assert len(notes) == 5
         for name in ("broken", "foreign", "stale", "words", "shape"):
@@ -650,7 +650,7 @@ class TestCollectResults:
                 tmp_path / name
             )
         results, notes = collect_results([tmp_path, tmp_path / "x"])
-        assert [r.scores["accuracy"] for r in results] == [0.6]
+        assert [r.scores["accuracy"] for r in results.values()] == [0.6]
         last = tmp_path / "x/result.json"
         assert len(notes) == 1
         assert notes[0].endswith(f"repeated by '{last}', with other scores.")
