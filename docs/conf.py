@@ -22,7 +22,7 @@ extensions = [
     "sphinx_design",
     "docs._ext.source_pages",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "figures"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
