@@ -26,6 +26,8 @@ exclude_patterns = ["_build", "_ext", "figures"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pictures.css"]
 
 # Notebooks are executed by their test.
 nb_execution_mode = "off"

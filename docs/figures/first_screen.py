@@ -21,8 +21,8 @@ from docs.figures.card import INK, SOFT, Box, Card, shades
 from stellar_plugin import Stellar
 from stellar_plugin.visualize import (
     Uint8Array,
-    colour_tokens,
     denormalize,
+    scale_maps,
     shown_mass,
     to_pictures,
     token_maps,
@@ -74,7 +74,8 @@ def look(model: Stellar, photo: Image.Image) -> Seen:
     masses = token_masses(result.localization)[0]
     tokens = sorted(masses.topk(min(MAX_TOKENS, len(masses))).indices.tolist())
     numbers = result.sparse[0, tokens, :MAX_NUMBERS]
-    chosen = maps[0, tokens]
+    colours = torch.from_numpy(token_palette(len(masses))).float()
+    mixed = torch.einsum("rhw,rc->hwc", maps[0], colours)
     scale = SIDE * 2 / images.shape[-1]
     large = model.transform(_multiple(images.shape[-2:], scale, model))(photo)
     return Seen(
@@ -82,8 +83,8 @@ def look(model: Stellar, photo: Image.Image) -> Seen:
         tokens=tokens,
         shares=[shown_mass(float(masses[t]), height * width) for t in tokens],
         numbers=((numbers - numbers.min()) / (numbers.max() - numbers.min())).numpy(),
-        maps=(chosen / chosen.amax(dim=(1, 2), keepdim=True)).numpy(),
-        mixed=colour_tokens(maps, token_palette(len(masses)))[0],
+        maps=scale_maps(maps[0, tokens]).numpy(),
+        mixed=mixed.round().to(torch.uint8).numpy(),
         reconstruction=to_pictures(model.reconstruct(images))[0],
         num_tokens=len(masses),
         dim=result.sparse.shape[-1],

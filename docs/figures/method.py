@@ -28,6 +28,7 @@ from stellar_plugin.checkpoints import load_head_weights, read_checkpoint
 from stellar_plugin.visualize import (
     Uint8Array,
     denormalize,
+    scale_maps,
     to_pictures,
     token_maps,
     token_palette,
@@ -142,7 +143,7 @@ def localization(scene: Scene) -> Card:
     grid = scene.result.grid_size
     where = token_maps(scene.result.localization, grid, grid)[0, token]
     card.text(472, 32, f"column {token}", TITLE)
-    column = shades((where / where.max()).numpy(), scene.palette[token])
+    column = shades(scale_maps(where).numpy(), scene.palette[token])
     card.picture(Box(472, 60, 144, 144), column, f"map of token {token}")
     card.text(472, 226, f"a map: where\ntoken {token} is", TEXT, SOFT)
     card.text(24, 304, "A row: what a patch is made of; it sums to one.", TEXT, SOFT)

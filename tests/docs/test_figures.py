@@ -85,6 +85,11 @@ class TestFirstScreen:
             drawn = crop(card, f"reconstruction {row}")
             # Pixels are enlarged, each to 11 x 11.
             assert (drawn[5::11, 5::11] == expected).all()
+        # Each patch in the colours of all tokens, by its row of L.
+        with torch.no_grad():
+            weights = model(images).localization[0].numpy()
+        colours = (weights @ token_palette(TOKENS)).round().reshape(4, 4, 3)
+        assert np.abs(crop(card, "mixed 1")[44::88, 44::88] - colours).max() <= 1
         # The photo itself, not the model's 32 px: as small, it is the input.
         photo = Image.fromarray(crop(card, "photo 0")).resize((SIZE, SIZE))
         picture = denormalize(images, model.mean, model.std)[0]
