@@ -17,7 +17,7 @@ CARD: Colour = (16, 22, 34)
 INK: Colour = (236, 240, 246)
 SOFT: Colour = (166, 176, 192)
 LINE: Colour = (92, 104, 124)
-QUALITY = 88
+QUALITY = 85
 HEAD = 5  # of an arrow
 
 
@@ -106,7 +106,9 @@ class Card:
         font = ImageFont.load_default(SCALE * size)
         for i, line in enumerate(text.split("\n")):
             place = SCALE * x, SCALE * (y + 1.3 * size * i)
-            self._draw.text(place, line, colour, font, anchor)
+            # The outline is seen on pictures only.
+            outline = {"stroke_width": SCALE, "stroke_fill": CARD}
+            self._draw.text(place, line, colour, font, anchor, **outline)
 
     def fill(self, box: Box, colour: Colour, radius: float = 0) -> None:
         """Fills a box with a colour."""
