@@ -107,8 +107,9 @@ class Card:
         for i, line in enumerate(text.split("\n")):
             place = SCALE * x, SCALE * (y + 1.3 * size * i)
             # The outline is seen on pictures only.
-            outline = {"stroke_width": SCALE, "stroke_fill": CARD}
-            self._draw.text(place, line, colour, font, anchor, **outline)
+            self._draw.text(
+                place, line, colour, font, anchor, stroke_width=SCALE, stroke_fill=CARD
+            )
 
     def fill(self, box: Box, colour: Colour, radius: float = 0) -> None:
         """Fills a box with a colour."""

@@ -17,7 +17,7 @@ NOT_RUN = {
     r"embedding-atlas .*": "the program of another package, which does not end",
     r"stellar evaluate TASK .*": "shows the form of commands",
     r"stellar demo.*": "takes minutes: lightly_ext/demo",
-    r".* runs/figures/.*": "needs the photos of scikit-image: tests/docs/test_figures.py",
+    r".* runs/figures/.*": "needs photos of scikit-image: docs/test_figures.py",
 }
 # Not parsed either: a form, with words that stand for others.
 FORMS = r"stellar evaluate TASK .*|stellar try .*"
