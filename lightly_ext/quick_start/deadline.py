@@ -11,9 +11,9 @@ from pytorch_lightning import Callback
 class Deadline(Callback):
     """Ends a run after a time, with its learning rate where it ends in any case.
 
-    Where steps are as fast as planned, it changes nothing. Where they are slower, the
-    schedule follows the time that is gone in place of the steps that are done: a run
-    that was only cut off would stop at a high learning rate, which is worth less.
+    The schedule follows the time that is gone where that is further than the steps that
+    are done: a run that was only cut off would stop at a high learning rate, which is
+    worth less. Where all steps fit into the time, it changes nothing.
 
     Attributes:
         seconds:
@@ -40,7 +40,11 @@ class Deadline(Callback):
         """Part of the time that is gone, from 0 on."""
         return (time.monotonic() - self._start) / self.seconds
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Ends the run if the time is over."""
-        if self.share >= 1:
+        if self.share >= 1 and not trainer.should_stop:
             trainer.should_stop = True
+            pl_module.print(
+                f"The time is over behind step {trainer.global_step}, and so is the "
+                "schedule of the learning rate."
+            )

@@ -63,6 +63,8 @@ class Content:
             What is going on; empty at the end.
         choices:
             What was chosen.
+        steps:
+            Steps of the trainings, by name.
         runs:
             Trainings that are finished, by name.
         planned:
@@ -78,10 +80,16 @@ class Content:
     photos: PhotoSets
     state: str = ""
     choices: list[Choice] = field(default_factory=list)
+    steps: dict[str, Choice] = field(default_factory=dict)
     runs: Mapping[str, Stage] = field(default_factory=dict)
     planned: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_choices(self) -> list[Choice]:
+        """What was chosen, the steps too."""
+        return [*self.choices, *self.steps.values()]
 
 
 def render_page(
@@ -110,7 +118,7 @@ def render_page(
         few=MEASURED_IMAGES if len(photos.train) < MEASURED_IMAGES else 0,
         num_train=len(photos.train),
         cards=cards(photos, scores) if done else [],
-        choices=content.choices,
+        choices=content.all_choices,
         times=[
             (
                 name,
@@ -242,8 +250,11 @@ def next_steps(content: Content) -> dict[str, str]:
             f"--trainer.max_steps {steps} --trainer.val_check_interval {steps // 10}"
         ),
         "use it in Python": (
-            'python -c "from stellar_plugin import Stellar; '
-            f"print(Stellar.from_pretrained('{output / 'model'}').encoder)\""
+            "python -c "
+            + shlex.quote(
+                "from stellar_plugin import Stellar; "
+                f'print(Stellar.from_pretrained("{output / "model"}").encoder)'
+            )
         ),
     }
 

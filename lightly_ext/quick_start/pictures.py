@@ -146,13 +146,6 @@ def spread(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def photo_gallery(titles: Sequence[str], images: Tensor) -> Gallery:
-    """Some photos, before there is a model."""
-    text = "Some of the photos that are kept for testing, as a model will get them."
-    rows = {"photo": photo_pictures(images)}
-    return Gallery("Photos", text, rows, {"photo": titles}, compares=True)
-
-
 def token_gallery(test: Shown, which: str) -> Gallery:
     """Where each token of some photos is, one photo per row."""
     rows: dict[str, Uint8Array] = {}
@@ -263,10 +256,15 @@ def near_photos(bank: Shown, test: Shown) -> Gallery:
 def near_tokens(bank: Shown, seed: int) -> Gallery:
     """Distinct tokens of training photos, and the nearest ones of other photos."""
     units = F.normalize(bank.seen.sparse.float(), dim=-1)
+    # A token that is absent from a photo has nothing to show there.
+    present = without_absent(_localization(bank)).sum(dim=1) > 0
+    places = present.nonzero().tolist()
+    chosen = distinct_tokens(units[present], NUM_QUERIES, seed)
     rows: dict[str, Uint8Array] = {}
     notes: dict[str, list[str]] = {}
-    for i, (image, token) in enumerate(distinct_tokens(units, NUM_QUERIES, seed)):
-        similarity, nearest = (units @ units[image, token]).max(dim=1)
+    for i, (image, token) in enumerate(places[number] for number in chosen):
+        cosines = units @ units[image, token]
+        similarity, nearest = cosines.masked_fill(~present, -torch.inf).max(dim=1)
         similarity[image] = -torch.inf
         count = min(NUM_NEIGHBOURS, len(units) - 1)
         found = similarity.argsort(descending=True, stable=True)[:count]
@@ -275,8 +273,8 @@ def near_tokens(bank: Shown, seed: int) -> Gallery:
         marked = [_marked(bank, *pair) for pair in zip(images, tokens, strict=True)]
         title = f"{i + 1}. token {token} of a photo"
         rows[title] = np.stack(marked)
-        cosines = [f", {value:.2f}" for value in similarity[found].tolist()]
-        texts = zip(map(bank.title, images), ["", *cosines], strict=True)
+        shown = [f", {value:.2f}" for value in similarity[found].tolist()]
+        texts = zip(map(bank.title, images), ["", *shown], strict=True)
         notes[title] = [name + cosine for name, cosine in texts]
     text = (
         "Tokens of training photos that differ most from one another, and the most "
@@ -286,31 +284,30 @@ def near_tokens(bank: Shown, seed: int) -> Gallery:
     return Gallery("Nearest tokens", text, rows, notes)
 
 
-def distinct_tokens(units: Tensor, number: int, seed: int) -> list[tuple[int, int]]:
+def distinct_tokens(units: Tensor, number: int, seed: int) -> list[int]:
     """Chooses tokens greedily, each the farthest from those chosen before.
 
     Args:
         units:
-            Tokens of unit length with shape (num_photos, num_tokens, dim).
+            Tokens of unit length with shape (num_tokens, dim).
         number:
             How many to choose, at most all of them.
         seed:
             Draws those to choose from; the first of them is the first.
 
     Returns:
-        Photo and number of each.
+        Their numbers.
     """
-    vectors = units.flatten(0, 1)
     rng = np.random.default_rng(seed)
-    count = min(NUM_CANDIDATES, len(vectors))
-    drawn = torch.from_numpy(rng.choice(len(vectors), count, replace=False))
-    vectors = vectors[drawn]
+    count = min(NUM_CANDIDATES, len(units))
+    drawn = torch.from_numpy(rng.choice(len(units), count, replace=False))
+    vectors = units[drawn]
     chosen, closest = [0], vectors @ vectors[0]
     while len(chosen) < min(number, count):
         closest[chosen[-1]] = torch.inf
         chosen.append(int(closest.argmin()))
         closest = torch.maximum(closest, vectors @ vectors[chosen[-1]])
-    return [divmod(place, units.shape[1]) for place in drawn[chosen].tolist()]
+    return drawn[chosen].tolist()
 
 
 def marked_token(

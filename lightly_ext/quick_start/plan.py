@@ -178,8 +178,8 @@ def choices(
         ),
         Choice(
             "ViT",
-            f"{options[NAME]}{f', {depth} blocks' if depth else ''}, "
-            f"{record['parameters'] / 1e6:.1f} million parameters with decoder",
+            f"{options[NAME]}{f' of depth {depth}' if depth else ''}, "
+            f"{record['parameters'] / 1e6:.2g} million parameters with decoder",
             why(NAME),
         ),
         Choice("image size", f"{side} px", why(CROP)),
@@ -203,8 +203,8 @@ def choices(
 def steps_choice(name: str, trial: Trial, steps: Steps) -> Choice:
     """How many steps of a stage there are to be, and why."""
     images = trial.stage.record["sessions"][0]["global_batch"]
-    pace = f"{trial.per_step:.2f} s for {images} photos, by a trial"
-    return Choice(f"steps, {name}", str(steps.number), f"what fits, at {pace}")
+    pace = f"{trial.per_step:.2f} s for {images} photos, by a trial; the time ends it"
+    return Choice(f"steps, {name}", f"about {steps.number}", f"what fits, at {pace}")
 
 
 def _reasons(stage: Stage) -> dict[str, str]:

@@ -231,14 +231,14 @@ class Try:
         seconds = plan.training_seconds(self.left, costs, list(trials))
         for name, trial in trials.items():
             steps = steps_within(seconds[name], trial.per_step, costs.point)
-            self.content.choices.append(plan.steps_choice(name, trial, steps))
+            self.content.steps[name] = plan.steps_choice(name, trial, steps)
             self.planned[TITLES[name]] = costs.starts[name] + seconds[name]
         self.planned[LAST] = (1 + (PRIOR in trials)) * costs.page
         self._say_plan()
 
     def _say_plan(self) -> None:
         table = RichTable("chosen", "", "because")
-        for choice in self.content.choices:
+        for choice in self.content.all_choices:
             table.add_row(*choice)
         self.stages.console.print(table)
         table = RichTable("stage", "takes", "until")
@@ -266,6 +266,8 @@ class Try:
             names = [other for other in trials if other not in self.runs]
             seconds = plan.training_seconds(self.left, costs, names)[name]
             steps = steps_within(seconds, trials[name].per_step, costs.point)
+            chosen = plan.steps_choice(name, trials[name], steps)
+            self.content.steps[name] = chosen
             self.runs[name] = trainer.train(name, seconds - costs.point, steps)
         self.progress.finish(name, time.monotonic() - start)
 
@@ -276,9 +278,10 @@ class Try:
         replace_folder(partial(model), model)
         tables = measured.tables(compared.scores, self.photos)
         facts = self._facts()
+        chosen = {what: f"{x} ({why})" for what, x, why in self.content.all_choices}
         replace_text(self.output / "table.md", measured.to_markdown(tables))
         chance = measured.chance(self.photos)
-        text = measured.to_json(compared.scores, chance, facts)
+        text = measured.to_json(compared.scores, chance, chosen | facts)
         replace_text(self.output / "table.json", text)
         self.content.facts = facts
         self._write(compared, "")
@@ -306,7 +309,6 @@ class Try:
 
     def _facts(self) -> dict[str, str]:
         facts = {"seed": str(self.seed)}
-        facts |= {what: f"{value} ({why})" for what, value, why in self.content.choices}
         for name, run in self.runs.items():
             record = run.record
             facts[f"run, {name}"] = (
@@ -314,7 +316,6 @@ class Try:
                 f"{run.minutes:.1f} minutes; everything in {run.folder}"
             )
         facts |= {f"version, {name}": text for name, text in versions().items()}
-        facts |= {f"time, {k}": f"{v:.1f} s" for k, v in self.stages.seconds.items()}
         return facts | {"time in all": f"{self.stages.gone:.1f} s"}
 
     def _print_table(self, table: measured.Table) -> None:

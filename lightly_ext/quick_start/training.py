@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import shutil
 import statistics
 import time
@@ -29,12 +30,15 @@ RECIPES = {PRIOR: "photos_prior", STELLAR: "photos"}
 # Online kNN is computed so many times in a stage, at most, and before it; it takes at
 # most this part of the time.
 POINTS, KNN_SHARE = 6, 0.1
-# Part of the time that is planned with: a machine that is a little slower than in the
-# trial still takes all steps.
-MARGIN = 0.95
+# So many times the steps that fit by the trial, at most: the time ends a run, also on a
+# machine that is faster then.
+SPARE = 1.5
 ENDLESS = 10**6
 # One process, and no compiler: it takes minutes, of ten.
-COMMON = ("--trainer.max_epochs=-1", "--trainer.devices=1", "--model.compile=false")
+COMMON = (
+    *("--trainer.max_epochs=-1", "--trainer.devices=1", "--model.compile=false"),
+    "--trainer.enable_model_summary=false",
+)
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,16 @@ class Steps:
 
     Attributes:
         number:
-            All of them.
+            What fits, by a trial.
         interval:
             Steps from one computation of online kNN to the next.
+        most:
+            What is done at most, a multiple of the interval.
     """
 
     number: int
     interval: int
+    most: int
 
 
 class Pretrainings:
@@ -152,7 +159,6 @@ class Pretrainings:
                     f"--trainer.max_time={{seconds: {max(1, round(seconds))}}}",
                     "--trainer.log_every_n_steps=1",
                     "--trainer.enable_progress_bar=false",
-                    "--trainer.enable_model_summary=false",
                 ]
             )
         whole = time.monotonic() - start
@@ -171,8 +177,7 @@ class Pretrainings:
             name:
                 `PRIOR`, or `STELLAR`, which starts from it.
             seconds:
-                Time from the first step to the last; a machine that is too slow for all
-                steps takes fewer.
+                Time from the first step to the last.
             steps:
                 How many steps fit.
         """
@@ -182,7 +187,7 @@ class Pretrainings:
             [
                 *self._common(name, self.output / PRIOR / "model"),
                 f"--output={folder}",
-                f"--trainer.max_steps={steps.number}",
+                f"--trainer.max_steps={steps.most}",
                 f"--trainer.val_check_interval={steps.interval}",
                 "--trainer.check_val_every_n_epoch=null",
                 *self._knn(),
@@ -238,10 +243,9 @@ def steps_within(seconds: float, per_step: float, per_point: float) -> Steps:
     points = POINTS
     if per_point:
         points = max(1, min(points, int(KNN_SHARE * seconds / per_point)))
-    fitting = (MARGIN * seconds - points * per_point) / per_step
-    points = max(1, min(points, int(fitting)))
-    interval = max(1, int(fitting / points))
-    return Steps(points * interval, interval)
+    number = max(1, int((seconds - points * per_point) / per_step))
+    interval = max(1, number // points)
+    return Steps(number, interval, interval * math.ceil(SPARE * number / interval))
 
 
 def read_stage(folder: Path) -> Stage:

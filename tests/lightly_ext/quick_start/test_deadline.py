@@ -21,18 +21,23 @@ def rates(
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = CosineWarmupScheduler(optimizer, 4, STEPS, end_value=0.01)
     trainer = SimpleNamespace(
-        lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)], should_stop=False
+        lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)],
+        should_stop=False,
+        global_step=0,
     )
     continuation = SimpleNamespace(total_steps=lambda trainer: STEPS)
     callback = Deadline(seconds)
-    callback.on_train_start(trainer, SimpleNamespace(continuation=continuation))
+    said: list[str] = []
+    module = SimpleNamespace(continuation=continuation, print=said.append)
+    callback.on_train_start(trainer, module)
     found = []
     while len(found) < STEPS and not trainer.should_stop:
         found.append(optimizer.param_groups[0]["lr"])
         now[0] += per_step
         optimizer.step()
-        callback.on_train_batch_end(trainer)
+        callback.on_train_batch_end(trainer, module)
         schedule.step()
+    assert trainer.should_stop == bool(said)
     return found
 
 

@@ -45,10 +45,9 @@ class TestTrainingSeconds:
 class TestStepsWithin:
     def test_steps_within__knn_takes_a_tenth_at_most(self) -> None:
         # Six points would take 60 s of 100.
-        assert steps_within(100.0, 1.0, 10.0) == Steps(85, 85)
-        assert steps_within(1000.0, 1.0, 10.0) == Steps(6 * 148, 148)
-        assert steps_within(1000.0, 1.0, 0.0) == Steps(6 * 158, 158)
+        assert steps_within(100.0, 1.0, 10.0) == Steps(90, 90, 180)
+        assert steps_within(1000.0, 1.0, 10.0) == Steps(940, 156, 10 * 156)
+        assert steps_within(1200.0, 1.0, 0.0) == Steps(1200, 200, 1800)
 
     def test_steps_within__one_at_least(self) -> None:
-        assert steps_within(1.0, 5.0, 0.0) == Steps(1, 1)
-        assert steps_within(3.0, 1.0, 0.0) == Steps(2, 1)
+        assert steps_within(1.0, 5.0, 0.0) == Steps(1, 1, 2)

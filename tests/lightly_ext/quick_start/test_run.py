@@ -73,7 +73,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     seconds = {PRIOR: 100.0, STELLAR: 200.0}
     monkeypatch.setattr(plan, "TRIAL_SECONDS", 1.0)
     monkeypatch.setattr(plan, "training_seconds", lambda *_: seconds)
-    monkeypatch.setattr(run, "steps_within", lambda *_: Steps(steps, 1))
+    monkeypatch.setattr(run, "steps_within", lambda *_: Steps(steps, 1, steps))
 
 
 @pytest.mark.slow
