@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightly_ext.data import read_image
 from lightly_ext.data.streams.sources import BUILDERS
-from lightly_ext.durable import replacing
+from lightly_ext.durable import replace_text, replacing
 from lightly_ext.evaluate.clusters import cluster_patches
 from lightly_ext.evaluate.datasets import find_images
 from lightly_ext.evaluate.devices import Devices
@@ -24,70 +23,31 @@ from lightly_ext.evaluate.loading import load_stellar
 from lightly_ext.evaluate.options import check_positive
 from lightly_ext.evaluate.pictures.gallery import (
     CLUSTER_COLOURS,
-    CLUSTER_TITLE,
     TOKEN_COLOURS,
     draw_shares,
     draw_sheet,
     enlarged,
     shown_name,
 )
+from lightly_ext.evaluate.pictures.page import PAGE, render_visualize
+from lightly_ext.evaluate.pictures.seen import Seen, sheet_columns, token_pictures
 from lightly_ext.evaluate.results import Results, evaluation
 from lightly_ext.evaluate.sizes import described_cut
 from stellar_plugin import Stellar
-from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import CLUSTERS, VISUALIZE, CropProtocol
 from stellar_plugin.visualize import (
     ABSENT_PATCHES,
     Uint8Array,
     check_threshold,
-    highlight,
-    overlay_localization,
-    scale_maps,
-    shown_mass,
-    strongest_token,
-    threshold_maps,
     to_pictures,
-    token_maps,
     token_masses,
-    token_palette,
-    without_absent,
 )
 
 SHARES_TITLE = "shares of the image"
 ROWS_PER_SHEET = 8
+# Side of a photo of the page in px, at most, if the model's input has no more.
+PHOTO_SIDE = 448
 TOKEN_COLUMNS = 6
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Images, and what a model makes of them.
-
-    Attributes:
-        names:
-            Names of the files.
-        pictures:
-            The images as the model gets them, uint8 (num_images, height, width, 3).
-        dense:
-            Patch features, float32 with shape (num_images, num_patches, dim).
-        grid_size:
-            Height and width of the patch grid.
-        localization:
-            Localization matrices, float32 with shape (num_images, num_patches,
-            num_tokens), None for a model without.
-        clusters:
-            Cluster of each patch where there is no localization, int64 with shape
-            (num_images, num_patches).
-        decoded:
-            Reconstructions like `pictures`, None for a model without decoder.
-    """
-
-    names: Sequence[str]
-    pictures: Uint8Array
-    dense: Tensor
-    grid_size: tuple[int, int]
-    localization: Tensor | None
-    clusters: Tensor | None
-    decoded: Uint8Array | None
 
 
 def check_visualize(
@@ -117,7 +77,7 @@ def run_visualize(
     tokens: bool = False,
     threshold: float | None = None,
 ) -> list[Path]:
-    """Draws what a model sees in images: sheets with one row per image.
+    """Draws what a model sees in images: sheets with one row per image, and a page.
 
     A row has the image, its patches in the colours of their strongest tokens (as opaque
     as these lead, and all alike), the first three principal components of its patch
@@ -159,7 +119,8 @@ def run_visualize(
         model, VISUALIZE, data=f"{len(files)} images of {name}", rule=rule
     )
     results.announce(model, protocol)
-    seen, num_unreadable = _look(model, devices, files, protocol)
+    readable, pixels = _read(model, devices, files, protocol)
+    seen = _look(model, devices, [files.names[i] for i in readable], pixels)
     scores = {"num_images": len(seen.names)}
     inputs = {"data": results.fingerprint(files)}
     result = results.result(
@@ -169,16 +130,23 @@ def run_visualize(
         protocol,
         scores,
         inputs,
-        num_unreadable=num_unreadable,
+        num_unreadable=len(files) - len(readable),
     )
     folder = results.save(result, control=False)
     written = []
     if devices.rank == 0:
-        shown = f"Images as the model gets them: {described_cut(protocol)}."
-        written = _write_sheets(seen, folder, shown)
+        cut = described_cut(protocol)
+        sheet_legend = f"Images as the model gets them: {cut}. {_sheet_legend(seen)}"
+        written = _write_sheets(seen, folder, sheet_legend)
+        strength = _token_legend(threshold)
         if tokens:
-            written += _write_tokens(seen, folder, threshold)
-        devices.say("\n".join(str(path) for path in written))
+            written += _write_tokens(seen, folder, strength, threshold)
+        title = f"What {result.model} sees in {name}"
+        legend = f"What the model gets of a photo: {cut}. {_sheet_legend(seen)}"
+        photos = _photos(model, files, readable, protocol)
+        page = render_visualize(title, seen, photos, legend, strength, threshold)
+        replace_text(folder / PAGE, page)
+        devices.say("\n".join(map(str, [*written, folder / PAGE])))
     devices.fabric.barrier()
     return written
 
@@ -209,9 +177,8 @@ def _decoder(model: FrozenModel, devices: Devices) -> Stellar | None:
 
 
 def _look(
-    model: FrozenModel, devices: Devices, files: ImageFiles, protocol: CropProtocol
-) -> tuple[Seen, int]:
-    names, pixels = _read(model, devices, files, protocol)
+    model: FrozenModel, devices: Devices, names: Sequence[str], pixels: Tensor
+) -> Seen:
     stellar = _decoder(model, devices)
     localizes = model.has_localization
     dense, localization, clusters, decoded = [], [], [], []
@@ -231,7 +198,7 @@ def _look(
                 decoded.append(stellar.reconstruct(normalised, size).float().cpu())
                 if not decoded[-1].isfinite().all():
                     raise not_finite("Reconstructions", devices.precision)
-    seen = Seen(
+    return Seen(
         names,
         pixels.permute(0, 2, 3, 1).numpy(),
         torch.cat(dense),
@@ -240,13 +207,12 @@ def _look(
         None if localizes else torch.cat(clusters),
         to_pictures(torch.cat(decoded)) if stellar else None,
     )
-    return seen, len(files) - len(names)
 
 
 def _read(
     model: FrozenModel, devices: Devices, files: ImageFiles, protocol: CropProtocol
-) -> tuple[list[str], Tensor]:
-    """Names and pixels of the readable images, all of them in every process."""
+) -> tuple[list[int], Tensor]:
+    """Numbers and pixels of the readable images, all of them in every process."""
     transform = centre_crop(protocol, model.origin.interpolation)
     loader = devices.loader(EvaluationImages(files, transform), range(len(files)))
     batches = list(loader)
@@ -258,74 +224,27 @@ def _read(
         )
     if broken:
         devices.say(f"Skipped: {unreadable_text(files, broken)}.")
-    names = [files.names[i] for i in readable.nonzero()[:, 0].tolist()]
-    return names, torch.cat([batch.image for batch in batches])[readable]
+    numbers = readable.nonzero()[:, 0].tolist()
+    return numbers, torch.cat([batch.image for batch in batches])[readable]
 
 
-def sheet_columns(seen: Seen) -> dict[str, Uint8Array]:
-    """Pictures of the sheets by the titles of their columns, in the size of the images.
-
-    Args:
-        seen:
-            The images and what a model made of them.
-
-    Returns:
-        Arrays with shape (num_images, height, width, 3).
-    """
-    height, width = seen.pictures.shape[1:3]
-    columns = {"input": seen.pictures}
-    if seen.localization is not None:
-        strongest = strongest_token(seen.localization)
-        for title, matrix in {
-            "tokens, by their lead": seen.localization,
-            "strongest token": strongest,
-        }.items():
-            shown = overlay_localization(seen.pictures, matrix, seen.grid_size)
-            columns[title] = shown
-    if seen.clusters is not None:
-        parts = F.one_hot(seen.clusters, CLUSTERS).float()
-        shown = overlay_localization(seen.pictures, parts, seen.grid_size)
-        columns[CLUSTER_TITLE] = shown
-    columns["patch features, PCA"] = pca_pictures(
-        seen.dense, seen.grid_size, (height, width)
-    )
-    if seen.decoded is not None:
-        columns["reconstruction"] = seen.decoded
-    return columns
-
-
-def token_pictures(
-    seen: Seen, number: int, threshold: float | None
-) -> dict[str, Uint8Array]:
-    """Each token of an image alone, how much of the image it has, and of a patch.
-
-    Args:
-        seen:
-            The images and what a model made of them, localization included.
-        number:
-            Number of the image.
-        threshold:
-            As for `run_visualize`.
-
-    Returns:
-        Pictures with shape (height, width, 3) by their titles, the input first.
-    """
-    assert seen.localization is not None
-    picture = seen.pictures[number]
-    localization = seen.localization[number : number + 1]
-    masses, num_patches = token_masses(localization[0]).tolist(), localization.shape[1]
-    height, width = picture.shape[:2]
-    present = without_absent(localization)
-    maps = token_maps(present, seen.grid_size, (height, width))[0]
-    peaks = maps.amax(dim=(1, 2)).tolist()
-    maps = scale_maps(maps) if threshold is None else threshold_maps(maps, threshold)
-    pictures = {"input": picture}
-    for token, colour in enumerate(token_palette(len(maps))):
-        title = f"token {token}, {shown_mass(masses[token], num_patches)}"
-        if peaks[token]:
-            title += f", maximum {peaks[token]:.2f}"
-        pictures[title] = highlight(picture[None], maps[token, None], colour)[0]
-    return pictures
+def _photos(
+    model: FrozenModel,
+    files: ImageFiles,
+    numbers: Sequence[int],
+    protocol: CropProtocol,
+) -> list[Uint8Array]:
+    """What the model sees of images, in as many pixels as the files have, or so."""
+    photos = []
+    for number in numbers:
+        image = read_image(files.source(number))
+        # Never more than there are, or than a page has room for.
+        there = min(image.shape[1:]) // protocol.resize
+        factor = max(1, min(there, PHOTO_SIDE // protocol.crop))
+        sizes = {k: getattr(protocol, k) * factor for k in ("resize", "crop")}
+        cut = centre_crop(protocol.replace(**sizes), model.origin.interpolation)
+        photos.append(cut(image).permute(1, 2, 0).numpy())
+    return photos
 
 
 def _sheet_legend(seen: Seen) -> str:
@@ -359,7 +278,6 @@ def _write_sheets(seen: Seen, folder: Path, legend: str) -> list[Path]:
         titles = [name, *list(columns)[1:]]
         pictures = [pictures[i] for pictures in columns.values()]
         rows.append(list(zip(titles, pictures, strict=True)))
-    legend += f" {_sheet_legend(seen)}"
     written = []
     for start in range(0, len(rows), ROWS_PER_SHEET):
         path = folder / f"sheet_{start // ROWS_PER_SHEET + 1:02d}.png"
@@ -376,18 +294,24 @@ def _shares(seen: Seen, size: tuple[int, int]) -> Uint8Array:
     return np.stack([draw_shares(of_image, num_patches, size) for of_image in masses])
 
 
-def _write_tokens(seen: Seen, folder: Path, threshold: float | None) -> list[Path]:
+def _token_legend(threshold: float | None) -> str:
+    """What pictures of single tokens show, in words."""
     strength = (
         "none of it where the token has nothing, full at its maximum in the image, "
         "which the title says as part of a patch"
         if threshold is None
         else f"where the token has at least {threshold:g} of its maximum in the image"
     )
-    legend = (
+    return (
         f"Each token alone: its colour over the dimmed image, {strength}. "
         f"{TOKEN_COLOURS} Percent: the share of the image. A token that has less than "
         f"{ABSENT_PATCHES:g} of one patch in all is absent: nothing is in colour."
     )
+
+
+def _write_tokens(
+    seen: Seen, folder: Path, legend: str, threshold: float | None
+) -> list[Path]:
     written = []
     for i, name in enumerate(seen.names):
         pictures = token_pictures(seen, i, threshold)

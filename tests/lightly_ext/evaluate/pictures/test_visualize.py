@@ -13,12 +13,8 @@ from lightly_ext.data import read_image
 from lightly_ext.evaluate import cli
 from lightly_ext.evaluate.images import centre_crop
 from lightly_ext.evaluate.pictures.gallery import GAP, LINE, PANEL_SIDE
-from lightly_ext.evaluate.pictures.visualize import (
-    Seen,
-    run_visualize,
-    sheet_columns,
-    token_pictures,
-)
+from lightly_ext.evaluate.pictures.seen import Seen, sheet_columns, token_pictures
+from lightly_ext.evaluate.pictures.visualize import run_visualize
 from stellar_plugin import Stellar
 from stellar_plugin.pca import pca_pictures
 from stellar_plugin.protocols import VISUALIZE
@@ -39,6 +35,7 @@ from tests.lightly_ext.evaluate.small import (
     write_images,
     write_model,
 )
+from tests.page import Page
 
 FACTOR = PANEL_SIDE // IMAGE_SIZE
 PANEL = FACTOR * IMAGE_SIZE
@@ -149,6 +146,11 @@ class TestRunVisualize:
         folder = write_images(tmp_path / "images", 3)
         given = _given(tmp_path, source)
         (sheet,) = run_visualize(*given, str(folder / "0001.png"))
+        # The page has the same part of the photo, as large as the file has it.
+        page = Page((sheet.parent / "index.html").read_text())
+        photo = page.decoded()[0][1]
+        side = min(read_image(folder / "0001.png").shape[1:]) // IMAGE_SIZE * IMAGE_SIZE
+        assert photo.size == (side, side)
         cut = centre_crop(given.results.protocol(given.model, VISUALIZE), "bicubic")
         expected = cut(read_image(folder / "0001.png")).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(_panel(sheet, 0, 0), expected)
