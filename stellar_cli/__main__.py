@@ -13,6 +13,7 @@ from stellar_cli.errors import OptionError, closest, shown
 from stellar_cli.noise import leave_out
 from stellar_cli.pretrain_help import pretrain_help
 from stellar_cli.tasks import TASKS, check_task
+from stellar_cli.version import version_text
 
 EVALUATE = "lightly_ext.evaluate.cli"
 # Module, extra and purpose of each command.
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in HELP:
         print(_help())
         sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(version_text())
+        return
     with shown("stellar", debug):
         _check_command(arguments[0])
     words = 2 if arguments[0] == "evaluate" and {*arguments[1:2]} & TASKS.keys() else 1
@@ -70,6 +74,7 @@ def _help() -> str:
             *commands,
             "\n`stellar COMMAND --help` lists the options of a command.",
             "With `--debug`, errors show where they happened.",
+            "`stellar --version` says what a report of a mistake should name.",
         ]
     )
 

@@ -13,3 +13,4 @@ __all__ = [
     "StellarEncoder",
     "TokenDecoder",
 ]
+__version__ = "0.1.0"

@@ -249,7 +249,9 @@ class TestStellarDataModule:
 
     def test_setup__fewer_images_than_a_batch(self, tmp_path: Path) -> None:
         data = StellarDataModule(str(write_folder(tmp_path)), batch_size=9)
-        with pytest.raises(ValueError, match=r"The 8 images .*batch_size=9 on 1.* Set it to 8 or less"):
+        with pytest.raises(
+            ValueError, match=r"The 8 images .*batch_size=9 on 1.* Set it to 8 or less"
+        ):
             data.setup()
 
     def test_setup__different_classes(self, tmp_path: Path) -> None:
