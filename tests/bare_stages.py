@@ -196,7 +196,7 @@ STAGES: dict[str, tuple[Callable[[], None], str | None]] = {
     "eval": (evaluate, "pretrain"),
     "text": (text, "eval"),
     "search": (search, "eval"),
-    "server": (server, "search"),
+    "server": (server, "eval"),
 }
 
 

@@ -87,6 +87,8 @@ class PretrainCLI(LightningCLI):
         warnings.filterwarnings("ignore", "It is recommended to use `self.log")
         # Of the size in MB that its table of the model names.
         warnings.filterwarnings("ignore", "Precision .* not supported by the model")
+        # The momentum teacher and a frozen tokenizer are, on purpose.
+        warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")
         name = recipe_of(args)["method"]
         super().__init__(
             METHODS[name],
