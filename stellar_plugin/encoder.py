@@ -62,10 +62,10 @@ class Factorization:
 
     @cached_property
     def localization(self) -> Tensor:
-        """Localization matrix L, "where": (batch_size, num_patches, num_queries).
+        """Localization matrix L with shape (batch_size, num_patches, num_queries).
 
-        Every row is a distribution over the tokens. Computed when first read, so that
-        views of which only tokens are used do not pay for it.
+        Where: every row is a distribution over the tokens. Computed when first read,
+        so that views of which only tokens are used do not pay for it.
         """
         return self._localize(self.dense, self.sparse)
 

@@ -131,7 +131,7 @@ class MaskGITVQGAN(nn.Module):
                 Height and width of the grid of codes.
 
         Returns:
-            Codes, int64 with shape (batch_size, *grid_size).
+            Codes, int64 with shape (batch_size, height, width).
 
         Raises:
             ValueError: As for `encode`.

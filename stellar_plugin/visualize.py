@@ -311,7 +311,7 @@ def threshold_maps(maps: Tensor, threshold: float) -> Tensor:
             Fraction of a map's maximum, in [0, 1].
 
     Returns:
-        Tensor with the same shape and dtype: 1 where a map is positive and at least
+        Tensor with the same shape and dtype, 1 where a map is positive and at least
         `threshold` times its maximum, else 0.
 
     Raises:

@@ -43,11 +43,13 @@ class LinksToSource(SphinxTransform):
 
     def _outside(self, node: nodes.Element) -> str | None:
         """Path from the root of the repository, if it lies there but not in docs/."""
-        if node.get("reftype") != "myst" or node.get("refdomain") is not None:
+        if node.get("reftype") != "myst":
             return None
+        target = node["reftarget"].partition("#")[0]
+        if node.get("refdomain") == "doc":  # Markdown, of which MyST cuts the suffix
+            target += ".md"
         folder = Path(self.env.srcdir, self.env.docname).parent
-        path = (folder / node["reftarget"].partition("#")[0]).resolve()
-        root = Path(self.env.srcdir).parent
+        path, root = (folder / target).resolve(), Path(self.env.srcdir).parent
         inside = path.is_relative_to(root) and not path.is_relative_to(self.env.srcdir)
         return path.relative_to(root).as_posix() if inside and path.exists() else None
 
@@ -56,7 +58,7 @@ class LinksToSource(SphinxTransform):
         if page is None:
             page = f"source/{path}"
             self.env.metadata[self.env.docname].setdefault("sources", []).append(path)
-        uri = self.app.builder.get_relative_uri(self.env.docname, page)
+        uri = f"{'../' * self.env.docname.count('/')}{page}.html"
         node.replace_self(
             nodes.reference("", "", *node.children, internal=True, refuri=uri)
         )
@@ -83,7 +85,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     for path, files in folders.items():
         links = "".join(
             f'<li><a href="{name.removeprefix(Path(path).parent.as_posix() + "/")}'
-            f'{builder.link_suffix}"><code>{name}</code></a></li>'
+            f'.html"><code>{name}</code></a></li>'
             for name in files
         )
         yield f"source/{path}", _page(path, f"<ul>{links}</ul>"), "page.html"

@@ -145,7 +145,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     @property
     def unreadable(self) -> Tensor:
-        """Which images were found unreadable, by all workers of this process: bool."""
+        """Whether each image was found unreadable, by any worker of this process."""
         return self._states == _UNREADABLE
 
     @property

@@ -93,7 +93,7 @@ class Result:
 
     @property
     def traits(self) -> dict[str, Any]:
-        """What decides beside card and inputs: model and options, by name."""
+        """Model and options by name, which decide beside card and inputs."""
         if self.identity:
             return {**self.identity["model"], **self.identity["options"]}
         told = {k: self.provenance[k] for k in TOLD if k in self.provenance}

@@ -64,7 +64,7 @@ class StellarPretraining(Pretraining):
             Arguments of `stellar_plugin.Stellar`. Without `model_name` the encoder is
             that of `prior`, else a ViT-B/16.
         head:
-            Arguments of both `STELLARProjectionHead`s, for example num_prototypes. With
+            Arguments of each `STELLARProjectionHead`, for example num_prototypes. With
             None there, tokens are compared with the teacher's tokens of the batch in
             place of prototypes (not in the paper; short runs learn more by it).
         loss:
@@ -314,7 +314,7 @@ class StellarPretraining(Pretraining):
 
         Args:
             views:
-                Views as :class:`STELLARColorAugment` makes them.
+                Views as `STELLARColorAugment` makes them.
             keep:
                 Patches that each masked view keeps, int64 with shape
                 (batch_size, num_views, num_kept).

@@ -351,7 +351,7 @@ def _fill(index: ImageIndex, encoder: ImageEncoder, files: ImageFiles) -> Sequen
 
 
 def _entries(encoder: ImageEncoder, files: ImageFiles, batch: Any) -> Entries:
-    """What is kept of the readable images of a batch of `IndexedSample`s."""
+    """What is kept of the readable images of a batch of `IndexedSample`."""
     readable = batch.sample.readable
     images, numbers, _, sizes = (value[readable] for value in batch.sample)
     names = [files.names[i] for i in numbers.tolist()]

@@ -70,10 +70,11 @@ class STELLARColorAugment(nn.Module):
 
     Takes the uncoloured uint8 views of :class:`STELLARTransform` after they have been
     moved to the device. Applies, in this order:
-        - Color jitter: brightness, contrast, saturation and hue in random order
-        - Random gray scale
-        - Gaussian blur
-        - Normalization
+
+    - Color jitter: brightness, contrast, saturation and hue in random order
+    - Random gray scale
+    - Gaussian blur
+    - Normalization
 
     Everything is drawn for every image and view on its own, except for the order of
     the four jitter operations: it is drawn once for the global and once for the local

@@ -61,7 +61,7 @@ class Checkpoint:
         choice:
             Which weights were taken where the file holds several, in words.
         heads:
-            States of the `STELLARProjectionHead`s "sparse_head" and "cls_head", as far
+            States of each `STELLARProjectionHead`, "sparse_head" and "cls_head", as far
             as they are there.
         config:
             What is known for sure of the arguments of `Stellar`: all of them for models

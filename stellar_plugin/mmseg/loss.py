@@ -27,7 +27,7 @@ class LabelledDiceLoss(DiceLoss):
         eps:
             Added to both sums of the denominator.
         loss_name:
-            Name in the log; "loss_" in front makes it a part of the total.
+            Name in the log; `loss_` in front makes it a part of the total.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class StreamDataset(ImageDataset):
     """All images of tars, parquet or arrow files.
 
     Images are numbered in the order of the files. Broken images are passed over, see
-    :class:`ImageDataset`; a broken shard is an error.
+    `ImageDataset`; a broken shard is an error.
 
     Attributes:
         source:

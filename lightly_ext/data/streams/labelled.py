@@ -22,8 +22,8 @@ class LabelledStreamDataset(ImageDataset):
     """All images of shards with their classes, in the order of a folder of them.
 
     Samples are tuples of the transformed image and its class, as those of
-    :class:`ImageFolderDataset` with labels. Broken images are passed over, see
-    :class:`ImageDataset`.
+    `ImageFolderDataset` with labels. Broken images are passed over, see
+    `ImageDataset`.
 
     Attributes:
         path:

@@ -219,7 +219,7 @@ def open_shards(source: Source, named: bool = False) -> tuple[Shard, ...]:
         source:
             The shards.
         named:
-            Whether names of all images in tars will be wanted, see :class:`TarShard`.
+            Whether names of all images in tars will be wanted, see `TarShard`.
 
     Returns:
         Those that hold an image, in the order of their files.

@@ -85,7 +85,7 @@ class ImageTable:
         return f"{self.name}/{self.names[index]}"
 
     def labels(self) -> Labels:
-        """Classes of all images, see :func:`read_labels`."""
+        """Classes of all images, see `read_labels`."""
         if self._parquet:  # made arrow, all files have the names of the first
             check_class_names((p, ParquetShard(p).schema) for p in self._parquet)
         return read_labels(self._shards, self.shown)

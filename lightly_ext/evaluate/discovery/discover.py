@@ -144,7 +144,7 @@ def run_discover(
 
     Returns:
         The scores, see `stellar_plugin.protocols.DISCOVER`, with the name of the parts
-        before them; "grid_" is a uniform grid with as many cells, "centre_" a box in
+        before them; `grid_` is a uniform grid with as many cells, `centre_` a box in
         the centre of half the area.
 
     Raises:

@@ -74,7 +74,7 @@ def run_equivariance(
             known set.
 
     Returns:
-        The scores: `change_of_s` and `change_of_l` by shift in px, the mean of both
+        The scores, `change_of_s` and `change_of_l` by shift in px, the mean of both
         directions, and each by itself; `..._other_image`, the change against another
         image; `change_of_l_moved_back`, where a shift is one patch, against L moved by
         one patch; `identity_matches`, the share of tokens that keep their number. Of

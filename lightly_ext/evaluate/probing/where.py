@@ -128,7 +128,7 @@ def run_where(
 
     Returns:
         The scores, see `stellar_plugin.protocols.WHERE` and, for clusters,
-        `WHERE_CLUSTERS`; those that start with "grid_" are of a uniform grid with as
+        `WHERE_CLUSTERS`; those that start with `grid_` are of a uniform grid with as
         many cells as there are tokens or clusters.
 
     Raises:

@@ -36,7 +36,7 @@ UNREADABLE = "unreadable"
 class DecoderTraining(LightningModule):
     """Trains the decoder of an autoencoder.
 
-    Expects batches of `Sample`s. An unreadable image has no part in the loss.
+    Expects batches of `Sample`. An unreadable image has no part in the loss.
 
     Attributes:
         autoencoder:
