@@ -17,17 +17,17 @@ import torch
 from jsonargparse import auto_cli
 from PIL import Image
 
-from docs.figures.card import INK, SOFT, Box, Card, shades
+from docs.figures.card import INK, SCALE, SOFT, Box, Card, shades
 from stellar_plugin import Stellar
 from stellar_plugin.visualize import (
     Uint8Array,
     denormalize,
     scale_maps,
-    shown_mass,
     to_pictures,
     token_maps,
     token_masses,
     token_palette,
+    without_absent,
 )
 
 WIDTH, NARROW_WIDTH = 1280, 390
@@ -44,7 +44,8 @@ class Seen(NamedTuple):
         tokens: Numbers of the tokens that are shown, those with the largest shares.
         shares: Share of the photo that each of them has, as text.
         numbers: The first numbers of each, in [0, 1]: 0 for the least of the photo.
-        maps: Where each is, from 0 to 1, its maximum: (tokens, height, width).
+        maps: Where each is, from 0 to 1, its maximum: (tokens, height, width). 0 for a
+            token that is absent.
         mixed: Every patch in the colours of all tokens, by its row of L.
         reconstruction: What the decoder makes of L S.
         num_tokens: Number of all tokens.
@@ -69,33 +70,29 @@ def look(model: Stellar, photo: Image.Image) -> Seen:
     """Runs a model on a photo."""
     images = model.transform()(photo).unsqueeze(0)
     result = model(images)
-    height, width = result.grid_size
-    maps = token_maps(result.localization, result.grid_size, result.grid_size)
+    grid = result.grid_size
+    maps = token_maps(result.localization, grid, grid)
+    present = token_maps(without_absent(result.localization), grid, grid)
     masses = token_masses(result.localization)[0]
     tokens = sorted(masses.topk(min(MAX_TOKENS, len(masses))).indices.tolist())
     numbers = result.sparse[0, tokens, :MAX_NUMBERS]
     colours = torch.from_numpy(token_palette(len(masses))).float()
     mixed = torch.einsum("rhw,rc->hwc", maps[0], colours)
-    scale = SIDE * 2 / images.shape[-1]
-    large = model.transform(_multiple(images.shape[-2:], scale, model))(photo)
+    # The photo itself is shown with more pixels than the model gets.
+    factor = max(1, round(SCALE * SIDE / images.shape[-1]))
+    large = model.transform((factor * images.shape[-2], factor * images.shape[-1]))
     return Seen(
-        photo=denormalize(large.unsqueeze(0), model.mean, model.std)[0],
+        photo=denormalize(large(photo).unsqueeze(0), model.mean, model.std)[0],
         tokens=tokens,
-        shares=[shown_mass(float(masses[t]), height * width) for t in tokens],
+        shares=[f"{float(masses[t]):.1%}" for t in tokens],
         numbers=((numbers - numbers.min()) / (numbers.max() - numbers.min())).numpy(),
-        maps=scale_maps(maps[0, tokens]).numpy(),
+        maps=scale_maps(present[0, tokens]).numpy(),
         mixed=mixed.round().to(torch.uint8).numpy(),
         reconstruction=to_pictures(model.reconstruct(images))[0],
         num_tokens=len(masses),
         dim=result.sparse.shape[-1],
-        grid_size=result.grid_size,
+        grid_size=grid,
     )
-
-
-def _multiple(size: tuple[int, ...], scale: float, model: Stellar) -> tuple[int, int]:
-    """A size of the same proportions, at least, for a photo that is only shown."""
-    factor = max(1, round(scale))
-    return size[0] * factor, size[1] * factor
 
 
 def draw_wide(rows: list[Seen]) -> Card:
@@ -128,7 +125,7 @@ def draw_wide(rows: list[Seen]) -> Card:
         for x in (photo, where + SIDE, mixed):
             card.arrow(x + SIDE + 8, y + SIDE / 2, 28)
     y = head + len(rows) * (SIDE + GAP) + 10
-    card.text(WIDTH / 2, y, _formula(first), 19, SOFT, "mm")
+    card.text(WIDTH / 2, y, _footnote(first), 19, SOFT, "mm")
     return card
 
 
@@ -166,7 +163,7 @@ def _tokens_text(seen: Seen) -> str:
     return f"{of}{seen.num_tokens} tokens, shares"
 
 
-def _formula(seen: Seen) -> str:
+def _footnote(seen: Seen) -> str:
     height, width = seen.grid_size
     return (
         f"{height * width} patches, each a mixture of {seen.num_tokens} vectors of "
