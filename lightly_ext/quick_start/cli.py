@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
         "folder",
         type=Path,
         metavar="FOLDER",
-        help="photos, nested to any depth; subfolders train and val are the split, "
-        "subfolders in them the classes, where there are any",
+        help="photos, nested to any depth, or tars, parquet, hf:NAME; subfolders train "
+        "and val are the split, subfolders in them the classes, where there are any",
     )
     add_minutes(parser)
     parser.add_argument(

@@ -16,8 +16,10 @@ from rich.progress import track
 from torchvision.transforms.v2.functional import resize_image
 
 from lightly_ext.data import list_images, printable, read_image
+from lightly_ext.data.streams import Source
 from lightly_ext.evaluate.images import ImageFiles
-from lightly_ext.pretrain.derived import MEASURED_IMAGES, MIN_IMAGES
+from lightly_ext.evaluate.tables import TableSplits, class_images, table_images
+from lightly_ext.pretrain.derived import MEASURED_IMAGES, MIN_IMAGES, PATCHES
 from stellar_plugin.image_conversion import cut_ends
 
 TRAIN, TESTS, BANK = "train", ("val", "test"), "bank"
@@ -26,8 +28,9 @@ TEST_PART = 5
 # Photos that are used, at most: to learn from, and of them and of the others to score.
 MAX_TRAIN = {"cpu": 15_000, "gpu": 100_000}
 MAX_BANK, MAX_TEST = 1000, 500
-# The shorter side of copies in px, at most: views are smaller.
-COPIED_SIDE = 256
+# The shorter side of copies in px: less is not learned from, and views are smaller than
+# the most.
+LEAST_SIDE, COPIED_SIDE = min(least for least, _ in PATCHES.values()), 256
 QUALITY = 95
 
 
@@ -64,7 +67,7 @@ class PhotoSets:
 
 
 def find_photos(folder: Path, most: int = MAX_TRAIN["cpu"]) -> PhotoSets:
-    """Finds the photos of a folder and splits them.
+    """Finds the photos of a folder, or of tars or parquet, and splits them.
 
     Subfolders `train` and `val` (or `test`) are the parts. Without, the last fifth of
     each class, in the order of names, is for testing: photos taken in a row are alike.
@@ -73,7 +76,7 @@ def find_photos(folder: Path, most: int = MAX_TRAIN["cpu"]) -> PhotoSets:
 
     Args:
         folder:
-            Folder of photos, nested to any depth.
+            Folder of photos, nested to any depth; or what `find_splits` finds.
         most:
             Photos to learn from, at most.
 
@@ -81,20 +84,15 @@ def find_photos(folder: Path, most: int = MAX_TRAIN["cpu"]) -> PhotoSets:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no photo, or too few.
     """
-    if not folder.is_dir():
-        what = "is a file, no folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"'{printable(folder)}' {what}: name a folder of photos."
-        )
-    parts = [folder / name for name in TESTS if (folder / name).is_dir()]
-    if (folder / TRAIN).is_dir() and parts:
-        train, test = (_listed(path) for path in (folder / TRAIN, parts[0]))
-        split = f"The folder's own split: {TRAIN} and {parts[0].name}."
+    tables = TableSplits.find(str(folder))
+    if tables is not None:
+        train, test, split = _of_tables(tables)
+    elif folder.is_dir():
+        train, test, split = _of_folder(folder)
     else:
-        root = folder / TRAIN if (folder / TRAIN).is_dir() else folder
-        train, test = _halves(_listed(root))
-        each = "each class" if train.labels else "the photos"
-        split = f"The last fifth of {each}, in the order of names, is for testing."
+        raise FileNotFoundError(
+            f"'{printable(folder)}' does not exist: name a folder of photos."
+        )
     used = limited(train, most), limited(test, MAX_TEST)
     left_out = {
         f"training photos beyond {most}": len(train) - len(used[0]),
@@ -125,7 +123,11 @@ def copy_photos(photos: PhotoSets, output: Path) -> PhotoSets:
     test = _copied(photos.test, output / TESTS[0])
     lost = len(photos.train) + len(photos.test) - len(train) - len(test)
     left_out = photos.left_out | ({"unreadable": lost} if lost else {})
-    copied = _checked(replace(photos, train=train, test=test, left_out=left_out))
+    # Where other commands find them: not all read tables.
+    folder = photos.folder if photos.train.rows is None else train.root
+    copied = _checked(
+        replace(photos, folder=folder, train=train, test=test, left_out=left_out)
+    )
     for name in copied.bank.names:
         target = output / BANK / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +148,29 @@ def limited(files: ImageFiles, limit: int) -> ImageFiles:
     return files[sorted(chosen)]
 
 
+def _of_folder(folder: Path) -> tuple[ImageFiles, ImageFiles, str]:
+    parts = [folder / name for name in TESTS if (folder / name).is_dir()]
+    if (folder / TRAIN).is_dir() and parts:
+        train, test = (_listed(path) for path in (folder / TRAIN, parts[0]))
+        return train, test, f"The folder's own split: {TRAIN} and {parts[0].name}."
+    return _halves(_listed(folder / TRAIN if (folder / TRAIN).is_dir() else folder))
+
+
+def _of_tables(tables: TableSplits) -> tuple[ImageFiles, ImageFiles, str]:
+    train, test = tables.split("train"), tables.split("test")
+    if train is None or test is None:
+        return _halves(_of_source(tables.all_images("train")[1]))
+    parts = (_of_source(tables.splits[name]) for name in (train, test))
+    return next(parts), next(parts), f"The data's own split: {train} and {test}."
+
+
+def _of_source(source: Source) -> ImageFiles:
+    try:
+        return class_images(source)
+    except ValueError:  # an image has no class
+        return table_images(source)
+
+
 def _listed(folder: Path) -> ImageFiles:
     """Images of a folder, with its subfolders as classes if none lies outside."""
     names = list_images(folder)
@@ -158,11 +183,13 @@ def _listed(folder: Path) -> ImageFiles:
     return ImageFiles(folder, names, [numbers[f] for f in folders], classes)
 
 
-def _halves(files: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
+def _halves(files: ImageFiles) -> tuple[ImageFiles, ImageFiles, str]:
     groups = _by_class(files.labels or [0] * len(files))
     tests = {i for group in groups for i in group[len(group) - _num_test(group) :]}
     train = [i for i in range(len(files)) if i not in tests]
-    return files[train], files[sorted(tests)]
+    each = "each class" if files.labels else "the photos"
+    split = f"The last fifth of {each}, in the order of names, is for testing."
+    return files[train], files[sorted(tests)], split
 
 
 def _num_test(group: Sequence[int]) -> int:
@@ -225,29 +252,45 @@ def _no_classes(train: ImageFiles, test: ImageFiles) -> str:
 
 
 def _copied(files: ImageFiles, folder: Path) -> ImageFiles:
-    for parent in {(folder / name).parent for name in files.names}:
+    names = _names_of_copies(files)
+    for parent in {(folder / name).parent for name in names}:
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         copies: Iterable[str | None] = pool.map(
-            partial(_copy, files.root, folder), files.names
+            partial(_copy, files, folder), range(len(files)), names
         )
         shown = f"reading {folder.name}"
-        names = list(track(copies, shown, len(files), transient=True))
-    kept = [i for i, name in enumerate(names) if name is not None]
-    found = [name for name in names if name is not None]
-    return replace(files[kept], root=folder, names=found)
+        copied = list(track(copies, shown, len(files), transient=True))
+    kept = [i for i, name in enumerate(copied) if name is not None]
+    found = [name for name in copied if name is not None]
+    return replace(files[kept], root=folder, names=found, rows=None)
 
 
-def _copy(source: Path, folder: Path, name: str) -> str | None:
+def _names_of_copies(files: ImageFiles) -> Sequence[str]:
+    """Those of the files; images of a table may have any, and are numbered."""
+    if files.rows is None:
+        return files.names
+    names = [f"{number:06d}" for number in range(len(files))]
+    if files.labels is None:
+        return names
+    # Names of classes may be no names of folders.
+    return [f"{label:04d}/{n}" for label, n in zip(files.labels, names, strict=True)]
+
+
+def _copy(files: ImageFiles, folder: Path, number: int, name: str) -> str | None:
     """Name of the copy, None if the photo cannot be read."""
     try:
-        image = read_image(source / name)
-        if min(image.shape[1:]) <= COPIED_SIDE:
-            shutil.copyfile(source / name, folder / name)
+        source = files.source(number)
+        image = read_image(source)
+        side = min(image.shape[1:])
+        if isinstance(source, Path) and LEAST_SIDE <= side <= COPIED_SIDE:
+            shutil.copyfile(source, folder / name)
             return name
-        small = resize_image(cut_ends(image), size=[COPIED_SIDE], antialias=True)
+        size = min(max(side, LEAST_SIDE), COPIED_SIDE)
+        resized = resize_image(cut_ends(image), size=[size], antialias=True)
     except Exception:  # decoders raise anything on broken files
         return None
     name = f"{name}.jpg"
-    Image.fromarray(small.permute(1, 2, 0).numpy()).save(folder / name, quality=QUALITY)
+    picture = Image.fromarray(resized.permute(1, 2, 0).numpy())
+    picture.save(folder / name, quality=QUALITY)
     return name

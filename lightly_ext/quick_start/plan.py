@@ -34,6 +34,8 @@ MINUTES, PHOTOS, MAX_MINUTES = 10.0, 1500, 30.0
 SHARES = {PRIOR: 0.4, STELLAR: 0.6}
 # Part of the whole time that a trial takes, and the least, in seconds.
 TRIAL_SHARE, TRIAL_SECONDS = 0.008, 2.0
+# Part of the whole time that training has at least, where nobody asked for a time.
+MIN_SHARE = 0.3
 # Seconds without which training is none; and part of the time that nothing is planned
 # for.
 MIN_TRAINING, RESERVE = 10.0, 0.01
@@ -59,10 +61,12 @@ class Minutes(NamedTuple):
     Attributes:
         number: How many minutes.
         reason: What they follow from.
+        given: Whether somebody asked for them.
     """
 
     number: float
     reason: str
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,30 @@ def minutes_for(number: int, kind: str) -> Minutes:
     if kind == "gpu":
         reason += "; a GPU trains a larger model in it"
     return Minutes(float(round(minutes)), f"{reason}; --minutes names another")
+
+
+def extended(
+    asked: Minutes, left: float, costs: Costs, stages: Sequence[str]
+) -> Minutes:
+    """More time on a machine on which nearly none would be for training.
+
+    Args:
+        asked:
+            The time; one that somebody asked for stays.
+        left:
+            Seconds to the end of it.
+        costs:
+            What all else takes.
+        stages:
+            Names of the stages that are to come.
+    """
+    rest = left - sum(costs.starts[name] + costs.page for name in stages)
+    least = MIN_SHARE * 60 * asked.number
+    if asked.given or not stages or rest >= least:
+        return asked
+    more = math.ceil((least - rest) / 60)
+    reason = f"{asked.reason}; {more} more, as all else takes long on this machine"
+    return Minutes(asked.number + more, reason)
 
 
 def trial_seconds(minutes: float) -> float:
@@ -141,9 +169,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min"
 
 
-def choices(
-    photos: PhotoSets, runs: Mapping[str, Stage], asked: Minutes
-) -> list[Choice]:
+def choices(photos: PhotoSets, runs: Mapping[str, Stage]) -> list[Choice]:
     """What was chosen, and why.
 
     Args:
@@ -151,12 +177,11 @@ def choices(
             The photos.
         runs:
             Runs of `PRIOR` and `STELLAR`, short or long.
-        asked:
-            The time.
     """
     stellar = runs[STELLAR]
     options = {**runs[PRIOR].options, **stellar.options}
-    reasons = _reasons(runs[PRIOR]) | _reasons(stellar)
+    # The prior is first: what it has decided on is no choice of the other.
+    reasons = _reasons(stellar) | _reasons(runs[PRIOR])
 
     def why(name: str) -> str:
         return reasons.get(shown(name), "as given")
@@ -170,7 +195,6 @@ def choices(
     return [
         Choice("photos", _numbers(photos), photos.split),
         Choice("classes", _classes(photos), photos.unlabelled or "training reads none"),
-        Choice("time", f"{asked.number:g} minutes", asked.reason),
         Choice(
             "recipes",
             f"{RECIPES[PRIOR]}, then {RECIPES[STELLAR]}",

@@ -23,7 +23,7 @@ from lightly_ext.quick_start import scores as measured
 from lightly_ext.quick_start.comparison import Comparison
 from lightly_ext.quick_start.files import MAX_TRAIN, PhotoSets, copy_photos, find_photos
 from lightly_ext.quick_start.page import Content, render_page, verdict
-from lightly_ext.quick_start.plan import Costs, clock, duration
+from lightly_ext.quick_start.plan import Choice, Costs, clock, duration
 from lightly_ext.quick_start.scores import TRAINED, UNTRAINED, Scores
 from lightly_ext.quick_start.stages import Progress, Stages
 from lightly_ext.quick_start.training import (
@@ -92,7 +92,7 @@ def run_try(
     found = find_photos(folder, MAX_TRAIN[kind])
     asked = plan.minutes_for(len(found.train), kind)
     if minutes is not None:
-        asked = plan.Minutes(minutes, "as asked for by --minutes")
+        asked = plan.Minutes(minutes, "as asked for by --minutes", given=True)
     options = options or {}
     with RunLock(output):
         progress = Progress(output, _key(found, seed, asked.number, options))
@@ -212,7 +212,7 @@ class Try:
         """A page of what there is before training, and what scoring takes."""
         start = time.monotonic()
         runs = {name: trial.stage for name, trial in trials.items()} | self.runs
-        self.content.choices = plan.choices(self.photos, runs, self.asked)
+        self.content.choices = plan.choices(self.photos, runs)
         model = _loaded(runs[STELLAR].folder)
         assert model.origin.image_size is not None
         compared = Comparison(self.photos, model.origin.image_size[0])
@@ -228,6 +228,9 @@ class Try:
     def _plan(self, trials: Mapping[str, Trial], costs: Costs) -> None:
         """Divides the time that is left, and says so."""
         self.planned = dict(self.stages.seconds)
+        self.asked = plan.extended(self.asked, self.left, costs, list(trials))
+        chosen = Choice("time", f"{self.asked.number:g} minutes", self.asked.reason)
+        self.content.choices.append(chosen)
         seconds = plan.training_seconds(self.left, costs, list(trials))
         for name, trial in trials.items():
             steps = steps_within(seconds[name], trial.per_step, costs.point)

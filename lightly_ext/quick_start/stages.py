@@ -56,7 +56,11 @@ class Progress:
         remove_partial(self.output)
         earlier = json.loads(mark.read_text()) if mark.is_file() else {}
         if earlier.get("key") == self.key and not earlier["complete"]:
-            self.seconds = earlier["seconds"]
+            self.seconds = {
+                name: seconds
+                for name, seconds in earlier["seconds"].items()
+                if (self.output / name / "model").is_dir()
+            }
         for name in RESULTS:
             path = self.output / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

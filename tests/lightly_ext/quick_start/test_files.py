@@ -9,6 +9,7 @@ from lightly_ext.data import read_image
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.quick_start import files
 from lightly_ext.quick_start.files import copy_photos, find_photos, limited
+from tests.lightly_ext.data.streams.shard_files import write_tar
 from tests.lightly_ext.evaluate.small import write_classes, write_images
 
 
@@ -70,7 +71,7 @@ class TestFindPhotos:
 
     def test_find_photos__nothing_there(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").touch()
-        with pytest.raises(FileNotFoundError, match="is a file, no folder"):
+        with pytest.raises(ValueError, match=r"notes\.txt"):
             find_photos(tmp_path / "notes.txt")
         with pytest.raises(FileNotFoundError, match="does not exist"):
             find_photos(tmp_path / "nowhere")
@@ -85,15 +86,46 @@ class TestFindPhotos:
         assert found.left_out == {"test photos beyond 3": 5}
         assert len(found.test) == 3
 
+    def test_find_photos__tars(self, tmp_path: Path) -> None:
+        files = {}
+        for number in range(30):
+            path = write_images(tmp_path / "one", 1, seed=number) / "0000.png"
+            files[f"{number:03d}.png"] = path.read_bytes()
+            files[f"{number:03d}.cls"] = b"01"[number % 2 : number % 2 + 1]
+        shards = write_tar(tmp_path / "shards" / "photos.tar", files).parent
+        found = find_photos(shards)
+        assert (len(found.train), len(found.test)) == (24, 6)
+        copied = copy_photos(found, tmp_path / "out")
+        assert copied.train.labels == [0] * 12 + [1] * 12
+        # Their own pixels, in the order of the classes.
+        for name, number in ((copied.train.names[0], 0), (copied.test.names[-1], 29)):
+            seen = read_image(copied.train.root.parent / _part(name, copied) / name)
+            write_images(tmp_path / "one", 1, seed=number)
+            whole = read_image(tmp_path / "one" / "0000.png")
+            assert seen.shape == whole.shape == (3, 40, 36)
+            assert (seen.float() - whole.float()).abs().mean() < 6
+        # Commands that read folders alone find the copies.
+        assert copied.folder == copied.train.root
+
+
+def _part(name: str, photos: files.PhotoSets) -> str:
+    return "train" if name == photos.train.names[0] else "val"
+
 
 class TestCopyPhotos:
+    def test_copy_photos__tiny_ones_larger(self, tmp_path: Path) -> None:
+        photos = write_images(tmp_path / "photos", 30, (20, 30))
+        copied = copy_photos(find_photos(photos), tmp_path / "out")
+        small = read_image(copied.train.root / copied.train.names[0])
+        assert small.shape == (3, 32, 48)
+
     def test_copy_photos__large_ones_smaller_broken_ones_not(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(files, "COPIED_SIDE", 32)
         monkeypatch.setattr(files, "MAX_BANK", 10)
         photos = tmp_path / "photos"
-        write_images(photos / "a", 20, (20, 30))
+        write_images(photos / "a", 20, (32, 40))
         write_images(photos / "b", 20, (64, 96), seed=1)
         (photos / "a" / "0003.png").write_bytes(b"broken")
         (photos / "b" / "0019.png").write_bytes(b"broken")

@@ -4,6 +4,8 @@ import pytest
 
 from lightly_ext.quick_start.plan import (
     Costs,
+    Minutes,
+    extended,
     minutes_for,
     training_seconds,
 )
@@ -40,6 +42,22 @@ class TestTrainingSeconds:
     def test_training_seconds__too_few(self) -> None:
         with pytest.raises(ValueError, match=r"too small: 65 s are left, .* take 60 s"):
             training_seconds(65.0, self.costs, [PRIOR, STELLAR])
+
+
+class TestExtended:
+    costs = TestTrainingSeconds.costs
+
+    def test_extended__at_least_a_share_for_training(self) -> None:
+        asked = Minutes(10.0, "for photos")
+        # 60 s are for all else, so 120 are left: 60 less than three tenths of it.
+        found = extended(asked, 180.0, self.costs, [PRIOR, STELLAR])
+        assert found.number == 11.0 and "1 more" in found.reason
+        assert extended(asked, 240.0, self.costs, [PRIOR, STELLAR]) == asked
+        assert extended(asked, 1.0, self.costs, []) == asked
+
+    def test_extended__not_what_was_asked_for(self) -> None:
+        asked = Minutes(10.0, "as asked for", given=True)
+        assert extended(asked, 100.0, self.costs, [PRIOR, STELLAR]) == asked
 
 
 class TestStepsWithin:

@@ -15,11 +15,15 @@ class TestProgress:
         first.start()
         first.finish("prior", 12.5)
         (tmp_path / "new" / "index.html").touch()
-        (tmp_path / "new" / "prior").mkdir()
+        (tmp_path / "new" / "prior" / "model").mkdir(parents=True)
         again = Progress(tmp_path / "new", "a")
         again.start()
         assert again.seconds == {"prior": 12.5}
         assert not (tmp_path / "new" / "index.html").exists()
+        (tmp_path / "new" / "prior" / "model").rmdir()  # by somebody
+        gone = Progress(tmp_path / "new", "a")
+        gone.start()
+        assert gone.seconds == {}
         assert (tmp_path / "new" / "prior").is_dir()
 
     def test_start__another_or_a_finished_one_starts_anew(self, tmp_path: Path) -> None:
