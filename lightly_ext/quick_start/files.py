@@ -27,7 +27,7 @@ TRAIN, TESTS, BANK = "train", ("val", "test"), "bank"
 TEST_PART = 5
 # Photos that are used, at most: to learn from, and of them and of the others to score.
 MAX_TRAIN = {"cpu": 15_000, "gpu": 100_000}
-MAX_BANK, MAX_TEST = 1000, 500
+MAX_BANK, MAX_TEST = 1500, 500
 # The shorter side of copies in px: less is not learned from, and views are smaller than
 # the most.
 LEAST_SIDE, COPIED_SIDE = min(least for least, _ in PATCHES.values()), 256
