@@ -271,7 +271,9 @@ class Try:
             steps = steps_within(seconds, trials[name].per_step, costs.point)
             chosen = plan.steps_choice(name, trials[name], steps)
             self.content.steps[name] = chosen
-            self.runs[name] = trainer.train(name, seconds - costs.point, steps)
+            # The last online kNN comes behind the last step.
+            end = start + costs.starts[name] + seconds - costs.point
+            self.runs[name] = trainer.train(name, end, steps)
         self.progress.finish(name, time.monotonic() - start)
 
     def _end(self, compared: Comparison) -> None:

@@ -170,14 +170,14 @@ class Pretrainings:
             per_step = images / statistics.harmonic_mean(list(speeds.values()))
         return Trial(stage, per_step, whole - per_step * stage.record["step"])
 
-    def train(self, name: str, seconds: float, steps: Steps) -> Stage:
+    def train(self, name: str, end: float, steps: Steps) -> Stage:
         """Trains in the folder NAME, which is replaced.
 
         Args:
             name:
                 `PRIOR`, or `STELLAR`, which starts from it.
-            seconds:
-                Time from the first step to the last.
+            end:
+                When the last step ends, by `time.monotonic`.
             steps:
                 How many steps fit.
         """
@@ -192,7 +192,7 @@ class Pretrainings:
                 "--trainer.check_val_every_n_epoch=null",
                 *self._knn(),
             ],
-            Deadline(seconds),
+            Deadline(end),
         )
         return read_stage(folder)
 

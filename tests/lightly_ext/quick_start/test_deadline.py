@@ -26,7 +26,7 @@ def rates(
         global_step=0,
     )
     continuation = SimpleNamespace(total_steps=lambda trainer: STEPS)
-    callback = Deadline(seconds)
+    callback = Deadline(now[0] + seconds)
     said: list[str] = []
     module = SimpleNamespace(continuation=continuation, print=said.append)
     callback.on_train_start(trainer, module)
