@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "_ext.mathml",
     "_ext.reference",
     "_ext.source_pages",
 ]
@@ -46,6 +47,7 @@ html_theme_options = {
         "color-brand-content": "#be95ff",
     },
 }
+html_math_renderer = "mathml"
 html_copy_source = False
 smartquotes = False  # an option is --data, with two hyphens
 

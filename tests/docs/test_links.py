@@ -65,7 +65,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Guide:
     (docs / "readme.md").write_text("---\norphan: true\n---\n")
     warnings = io.StringIO()
     # Without the pages of the reference.
-    extensions = ["myst_nb", "sphinx.ext.autodoc", "_ext.source_pages"]
+    extensions = ["myst_nb", "sphinx.ext.autodoc", "_ext.mathml", "_ext.source_pages"]
     Sphinx(
         docs,
         DOCS,
