@@ -38,7 +38,7 @@ NUM_CANDIDATES = 1024
 SIDE = 144
 # What is left of a photo's contrast under the colour of a token, and how much of the
 # colour covers it at most.
-CONTRAST, OPACITY = 0.45, 0.8
+CONTRAST, OPACITY = 0.55, 0.6
 
 
 @dataclass(frozen=True)
