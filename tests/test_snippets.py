@@ -10,30 +10,65 @@ small, and which are not run, is in `snippets/rules.py`. A block that begins wit
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 import yaml
+from PIL import Image
 
-from tests.snippets.blocks import PAGES, Snippet, commands_of, free_names, snippets_of
-from tests.snippets.files import write_files, write_hub
+from lightly_ext.data.streams import find_source
+from lightly_ext.evaluate.devices import Devices
+from lightly_ext.evaluate.reconstruction import reconstruction
+from lightly_ext.transforms import STELLARTransform
+from stellar_plugin import Stellar
+from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
+from tests.snippets.blocks import (
+    PAGES,
+    ROOT,
+    Snippet,
+    commands_of,
+    commands_outside,
+    docstring_examples,
+    free_names,
+    snippets_of,
+)
+from tests.snippets.files import MODEL, SIDE, write_files, write_hub, write_sets
 from tests.snippets.programs import check, run, stop_after_options
-from tests.snippets.rules import APPENDED, FORMS, NOT_RUN, appended, reason_not_to_run
+from tests.snippets.rules import (
+    APPENDED,
+    CODE_NOT_RUN,
+    FORMS,
+    NOT_RUN,
+    reason_not_to_run,
+    small,
+)
 
 SNIPPETS = [snippet for page in PAGES for snippet in snippets_of(page)]
 KINDS = ("bash", "python", "yaml", "ini", "json", "text", "directive")
+# Where docs say that known sets lie.
+SETS_AT = {
+    "datasets": "",
+    "path/to/imagenet": "imagenet",
+    "data/imagenet": "imagenet",
+    "data/glas": "glas",
+    "data/pets": "oxford-iiit-pet",
+}
 Step = tuple[str, Callable[[], Any]]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that commands run in, and the hub without network."""
+    """What readers have before they begin, and the hub without network."""
     folder = tmp_path_factory.mktemp("snippets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / ".hub"))
@@ -46,10 +81,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(files)
-    return files
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The known sets of classes."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_sets(folder)
+    return folder
 
 
 def of(language: str) -> list[Any]:
@@ -64,10 +101,16 @@ def test_every_block__has_a_language() -> None:
     )
 
 
+def test_commands__stand_in_blocks() -> None:
+    loose = [place for page in PAGES for place in commands_outside(page)]
+    assert not loose, "commands in indented lines: put them between ```bash and ```"
+
+
 @pytest.mark.parametrize("snippet", of("bash"))
 def test_bash__options_are_understood(
-    snippet: Snippet, folder: Path, monkeypatch: pytest.MonkeyPatch
+    snippet: Snippet, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(files)
     stop_after_options(monkeypatch)
     commands = [c for c in commands_of(snippet) if not re.fullmatch(FORMS, c.text)]
     fail_for([(str(c), lambda c=c: check(c.words)) for c in commands])
@@ -84,12 +127,28 @@ def test_rules__each_is_needed() -> None:
     run = [text for text in texts if not reason_not_to_run(text)]
     idle = [p for p in NOT_RUN if not any(re.fullmatch(p, t) for t in texts)]
     idle += [p for p, *_ in APPENDED if not any(re.match(p, t) for t in run)]
+    code = [*SNIPPETS, *docstring_examples()]
+    lines = [line.strip() for snippet in code for line in snippet.text.splitlines()]
+    idle += [p for p in CODE_NOT_RUN if not any(re.fullmatch(p, li) for li in lines)]
     assert not idle, "no command of README or docs is like these rules: remove them"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES[:0], ids=lambda page: page.name)
-def test_page__runs(page: Path, folder: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page__runs(
+    page: Path,
+    files: Path,
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(files, folder, symlinks=True)
+    for name in SETS_AT:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(sets / SETS_AT[name])
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(reconstruction, "load_networks", tiny_networks)
     snippets = [s for s in SNIPPETS if s.path == page]
     fail_for([step for s in snippets for step in steps_of(s, folder)])
 
@@ -109,12 +168,17 @@ def steps_of(snippet: Snippet, folder: Path) -> list[Step]:
     """What there is to do of a block, each with its place."""
     if snippet.language == "bash":
         commands = [c for c in commands_of(snippet) if not reason_not_to_run(c.text)]
-        return [
-            (str(c), lambda c=c: run([*c.words, *appended(c.text)], folder))
-            for c in commands
-        ]
+        return [(str(c), lambda c=c: run(small(c.words), folder)) for c in commands]
+    if is_left_out(snippet):
+        return []
     read = READERS.get(snippet.language)
     return [(snippet.place, lambda: read(snippet))] if read else []
+
+
+def is_left_out(snippet: Snippet) -> bool:
+    """Whether a row of CODE_NOT_RUN is of this code."""
+    lines = [line.strip() for line in snippet.text.splitlines()]
+    return any(re.fullmatch(p, line) for p in CODE_NOT_RUN for line in lines)
 
 
 def run_python(snippet: Snippet) -> None:
@@ -138,3 +202,48 @@ READERS: dict[str, Callable[[Snippet], Any]] = {
     "json": lambda snippet: json.loads(snippet.text),
     "ini": lambda snippet: configparser.ConfigParser().read_string(snippet.text),
 }
+
+
+def names_of_examples() -> dict[str, Any]:
+    """What examples of docstrings leave out: imports, images, a model, its outputs."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    model = Stellar(**MODEL)
+    result = model(images)
+    uint8 = (torch.rand(2, 8, 3, 224, 224) * 255).byte()
+    unit = torch.nn.functional.normalize(torch.randn(2, 3, 4, 8), dim=-1)
+    return {
+        **{"torch": torch, "Image": Image, "STELLARTransform": STELLARTransform},
+        "SOURCE": "runs/my_run/model",
+        **{"find_source": find_source, "device": torch.device("cpu")},
+        **{"image": Image.open("photo.jpg"), "images": images, "model": model},
+        **{"lowrank": result.lowrank, "grid_size": result.grid_size},
+        **{"tokens": torch.randn(2, 4, 768), "view_tokens": torch.randn(2, 3, 4, 768)},
+        **{"embeddings": unit[:, 0], "view_embeddings": unit, "W": torch.randn(12, 8)},
+        **{"cls": unit[:, 0, 0], "view_cls": unit[:, :, 0], "local_cls": unit[:, :, 1]},
+        **{"W_cls": torch.randn(12, 8), "global_views": uint8},
+        **{"local_views": uint8[..., :96, :96], "labels": torch.arange(64)},
+        **{"features": torch.randn(64, 768), "decoded": images.flip(0)},
+        **{
+            "images_of_the_tokenizer": images,
+            "networks": tiny_networks(Devices(accelerator="cpu")),
+        },
+    }
+
+
+@pytest.mark.slow
+def test_docstrings__examples_run(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(files, tmp_path / "reader", symlinks=True)
+    monkeypatch.chdir(tmp_path / "reader")
+    examples = [e for e in docstring_examples() if not is_left_out(e)]
+    given = names_of_examples()
+
+    def execute(example: Snippet) -> None:
+        path = example.path.relative_to(ROOT).with_suffix("")
+        module = importlib.import_module(".".join(path.parts))
+        code = compile(example.code, example.place, "exec")
+        exec(code, {**given, **vars(module)})
+
+    fail_for([(e.place, partial(execute, e)) for e in examples])

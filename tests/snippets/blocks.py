@@ -27,12 +27,18 @@ CODE_DIRECTIVE = re.compile(r"\{code(?:-block|-cell)?\}\s*(\w+)")
 DIRECTIVE = re.compile(r"\{[\w:-]+\}")
 # A block that is a file says so in its first line: "# NAME: what it is".
 FILE = re.compile(r"# (\w+\.\w+)\b")
+LOOSE = re.compile(r"(?: {4,}|\t+)(?:stellar|mim|python|pip|torchrun|make) \S")
 FENCE = re.compile(r"(?P<indent>[ >]*)(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)")
 PROMPT = re.compile(r"(?:>>>|\.\.\.)(?: |$)")
-# Bash says what it would run, and its line, in place of running it. Of what a command
-# prints, lines need paths of configs alone: "$(stellar configs NAME)".
+# A path in the place of a command, which bash would run; only its name is kept.
+PATH_OF_COMMAND = re.compile(
+    r"(?<!\\\n)(^|&& |; |\| )( *)[\w./-]*/(?=\w+(?:\s|$))", re.M
+)
+# Bash says what it would run, and its line, in place of running it: all is unknown to
+# it, and restricted it takes no path. Of what commands print, others need paths of
+# configs alone: "$(stellar configs NAME)".
 RECORD = r"""
-record() { local line=$1; shift; printf '%s\0' "$line" "$#" "$@" >&3; }
+record() { local line=$1; shift; printf '%s\0' "$((line - OFFSET))" "$#" "$@" >&3; }
 command_not_found_handle() {
     record "${BASH_LINENO[0]}" "$@"
     if [[ "$1 ${2-}" == 'stellar configs' ]]; then echo "$CONFIGS/${3-}.py"; fi
@@ -40,8 +46,10 @@ command_not_found_handle() {
 for name in cd source .; do
     eval "$name() { record \"\${BASH_LINENO[0]}\" $name \"\$@\"; }"
 done
-builtin source /dev/stdin
-"""
+TEXT=$(</dev/stdin)
+set -r
+eval "$TEXT"
+""".strip()
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,21 @@ def snippets_of(path: Path) -> list[Snippet]:
     return found
 
 
+def commands_outside(path: Path) -> list[str]:
+    """Places of indented lines outside of blocks that are commands."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    inside = {
+        number
+        for snippet in snippets_of(path)
+        for number in range(snippet.line, snippet.line + snippet.text.count("\n") + 1)
+    }
+    return [
+        f"{path.relative_to(ROOT)}:{number}"
+        for number, line in enumerate(lines, 1)
+        if number not in inside and LOOSE.match(line)
+    ]
+
+
 def _until(
     fence: re.Match[str], lines: Iterable[tuple[int, str]], place: str
 ) -> Iterator[str]:
@@ -184,11 +207,16 @@ def commands_of(snippet: Snippet) -> tuple[Command, ...]:
         AssertionError: If the shell ends with an error.
     """
     with TemporaryDirectory() as folder, TemporaryFile() as record:
+        script = f"exec 3>&{record.fileno()}\n{RECORD}"
         done = subprocess.run(
-            ["/bin/bash", "-eu", "-c", f"exec 3>&{record.fileno()}\n{RECORD}"],
-            input=snippet.text,
+            ["/bin/bash", "-eu", "-c", script],
+            input=PATH_OF_COMMAND.sub(r"\1\2", snippet.text),
             cwd=folder,
-            env={"PATH": "/nowhere", "CONFIGS": str(ROOT / "mm_configs")},
+            env={
+                "PATH": "/nowhere",
+                "CONFIGS": str(ROOT / "mm_configs"),
+                "OFFSET": str(script.count("\n")),
+            },
             pass_fds=[record.fileno()],
             capture_output=True,
             text=True,

@@ -59,13 +59,15 @@ def check(words: tuple[str, ...]) -> None:
             _check_torchrun(rest)
         case "mim":
             _check_mim(rest)
+        case "cd" | "git":
+            pass
         case "pip":
             _check_extras(rest)
         case "make":
             makefile = (ROOT / "Makefile").read_text()
             assert rest[0] in re.findall(r"^(\w+):", makefile, re.MULTILINE), rest[0]
         case "python":
-            assert rest[0] == "-c" or importlib.util.find_spec(rest[1]), rest[1]
+            _check_python(rest)
         case _:
             assert program in PROGRAMS or reason_not_to_run(" ".join(words)), (
                 f"'{program}' is not known: run it in tests/snippets/programs.py, or "
@@ -74,8 +76,25 @@ def check(words: tuple[str, ...]) -> None:
 
 
 def _parse(arguments: list[str]) -> None:
-    with suppress(Parsed), redirect_stdout(io.StringIO()):
-        main(["--debug", *arguments])
+    try:
+        with suppress(Parsed), redirect_stdout(io.StringIO()):
+            main(["--debug", *arguments])
+    except SystemExit as end:  # as --help does
+        assert end.code in (0, None), end.code
+
+
+def _check_python(arguments: list[str]) -> None:
+    if arguments[0] == "-c":
+        compile(arguments[1], "-c", "exec")
+        return
+    module = arguments[1 if arguments[0] == "-m" else 0]
+    module = module.removesuffix(".py").replace("/", ".")
+    assert importlib.util.find_spec(module), f"there is no module {module}"
+    if module.startswith(("benchmarks.", "docs.")):
+        words = [module, *arguments[arguments[0] == "-m" :][1:]]
+        with pytest.MonkeyPatch.context() as patch, suppress(Parsed):
+            patch.setattr(sys, "argv", words)
+            runpy.run_module(module, run_name="__main__")
 
 
 def _check_torchrun(arguments: list[str]) -> None:
@@ -135,9 +154,12 @@ def run(words: list[str], folder: Path) -> None:
 
 def _run_stellar(words: list[str], folder: Path) -> None:
     if words[1] == "pretrain" and "--resume" not in words:
-        # As a reader, who has no run of this name yet.
-        named = words[words.index("--output") + 1] if "--output" in words else ""
-        shutil.rmtree(folder / (named or "runs/pretrain"), ignore_errors=True)
+        # As a reader, who has no run of this name yet; recipes name one by their name.
+        recipes = [words[i + 1] for i, word in enumerate(words) if word == "--config"]
+        named = [f"runs/{Path(recipe).stem}" for recipe in recipes]
+        if "--output" in words:
+            named.append(words[words.index("--output") + 1])
+        shutil.rmtree(folder / ["runs/pretrain", *named][-1], ignore_errors=True)
     main(["--debug", *words[1:]])
 
 
