@@ -25,6 +25,8 @@ INCLUDED = {"changelog": "CHANGELOG.md", "readme": "README.md"}
 # Where links to them lead.
 PAGES = {"CHANGELOG.md": "changelog", "README.md": "index"}
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)(docs/)?")
+# Pictures of its <picture>, which the first page shows as well.
+PICTURE = re.compile(r'(?<=src="|set=")docs/')
 
 
 class LinksToSource(SphinxTransform):
@@ -68,6 +70,7 @@ def take_included(app: Sphinx, docname: str, source: list[str]) -> None:
     """Appends the text of README.md or CHANGELOG.md, with links as seen from docs/."""
     if docname in INCLUDED:
         text = Path(app.srcdir).parent.joinpath(INCLUDED[docname]).read_text("utf-8")
+        text = PICTURE.sub("_images/", text)
         source[0] += RELATIVE_LINK.sub(lambda m: "](" + ("" if m[1] else "../"), text)
 
 
