@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INCLUDED = {"changelog": "CHANGELOG.md", "readme": "README.md"}
 # Where links to them lead.
 PAGES = {"CHANGELOG.md": "changelog", "README.md": "index"}
+NOTEBOOKS = "lightly_ext/examples/notebooks/"
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)(docs/)?")
 # Pictures of its <picture>, which the first page shows as well.
 PICTURE = re.compile(r'(?<=src="|set=")docs/')
@@ -48,15 +49,18 @@ class LinksToSource(SphinxTransform):
         if node.get("reftype") != "myst":
             return None
         target = node["reftarget"].partition("#")[0]
-        if node.get("refdomain") == "doc":  # Markdown, of which MyST cuts the suffix
-            target += ".md"
         folder = Path(self.env.srcdir, self.env.docname).parent
+        if node.get("refdomain") == "doc":  # MyST has cut the suffix
+            notebook = (folder / f"{target}.ipynb").exists()
+            target += ".ipynb" if notebook else ".md"
         path, root = (folder / target).resolve(), Path(self.env.srcdir).parent
         inside = path.is_relative_to(root) and not path.is_relative_to(self.env.srcdir)
         return path.relative_to(root).as_posix() if inside and path.exists() else None
 
     def _refer(self, node: nodes.Element, path: str) -> None:
         page = PAGES.get(path)
+        if path.startswith(NOTEBOOKS):  # which docs/notebooks links to
+            page = f"notebooks/{Path(path).stem}"
         if page is None:
             page = f"source/{path}"
             self.env.metadata[self.env.docname].setdefault("sources", []).append(path)
