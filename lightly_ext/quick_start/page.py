@@ -46,6 +46,8 @@ CURVES = {
     "health/localization_usage": "usage of the tokens, 1 if all alike",
 }
 SWITCH = "STELLAR"
+# A score without training that leaves nothing to be gained: what is asked is too easy.
+NOTHING_LEFT = 0.98
 
 
 @dataclass
@@ -153,6 +155,9 @@ def verdict(photos: PhotoSets, scores: Mapping[str, Scores]) -> list[str]:
     )
     if is_above(trained, other, number):
         first = f"It has learned: in {what}, the trained tokens reach {compared}"
+    elif other >= NOTHING_LEFT:
+        first = f"This was too easy to say what it has learned: in {what}, the trained "
+        first += f"tokens reach {compared}"
     elif trained > other:
         first = f"Perhaps it has learned, that is within the noise of {number} test "
         first += f"photos: in {what}, the trained tokens reach {compared}"
@@ -160,7 +165,7 @@ def verdict(photos: PhotoSets, scores: Mapping[str, Scores]) -> list[str]:
         first = f"It has not learned what helps here: in {what}, the trained tokens "
         first += f"reach {compared}"
     sentences = [f"{first} (chance {100 * chance(photos):.1f} %)."]
-    if not is_above(trained, prior, number):
+    if prior < NOTHING_LEFT and not is_above(trained, prior, number):
         sentences.append(
             f"They are not above the prior alone ({100 * prior:.1f} %) by more than "
             "chance explains: more time may help."

@@ -12,6 +12,7 @@ from torch import nn
 
 from stellar_plugin.checkpoints.checkpoint import Checkpoint
 from stellar_plugin.checkpoints.fit import check_tensors, fitted, untold_settings
+from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.names import State, part
 from stellar_plugin.checkpoints.recognise import read_checkpoint
 from stellar_plugin.checkpoints.sizes import encoder_config, numerics
@@ -319,6 +320,8 @@ def _reported(
         for name in checkpoint.state
         if name.startswith(prefix) and name.removeprefix(prefix) not in loaded
     ]
+    # A folder of ours has weights of one's own, also of another's method.
+    published = checkpoint.method if checkpoint.layout != STELLAR else None
     report = LoadReport(
         checkpoint.path,
         checkpoint.layout,
@@ -332,7 +335,7 @@ def _reported(
         rule=checkpoint.rule,
         choice=checkpoint.choice,
         untold=tuple(untold),
-        license=checkpoint.method.license if checkpoint.method else "",
+        license=published.license if published else "",
     )
     # A warning is seen where nobody configured logging.
     notable = report.missing or report.resized or report.unexpected

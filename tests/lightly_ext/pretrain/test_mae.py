@@ -21,7 +21,11 @@ from lightly_ext.pretrain.export import export_model
 from lightly_ext.pretrain.recipes import merge_recipes
 from lightly_ext.transforms import STELLARTransform
 from stellar_plugin import Stellar
-from stellar_plugin.checkpoints import create_encoder, read_checkpoint
+from stellar_plugin.checkpoints import (
+    create_encoder,
+    load_encoder,
+    read_checkpoint,
+)
 from stellar_plugin.convert_cli import main as convert
 from tests import pretraining
 from tests.exact_resume import assert_equal_states, images, write_classes
@@ -119,6 +123,8 @@ class TestExportedModel:
         checkpoint = read_checkpoint(folder / name)
         assert checkpoint.method.name == "MAE"
         assert not checkpoint.has_decoder
+        # What is one's own has no licence of published weights.
+        assert "CC BY-NC" not in str(load_encoder(checkpoint)[1])
         told = {k: checkpoint.config[k] for k in ("norm_eps", "mean", "pos_antialias")}
         assert told == {
             "norm_eps": 1e-6,

@@ -11,10 +11,14 @@ import torch
 from rich.console import Console
 
 from lightly_ext.data import SingleViewTransform, read_image
+from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.pages.charts import HEIGHT, WIDTH
 from lightly_ext.quick_start import plan, run
-from lightly_ext.quick_start.page import charts
+from lightly_ext.quick_start.files import PhotoSets
+from lightly_ext.quick_start.page import charts, verdict
 from lightly_ext.quick_start.run import check_apart, run_try
+from lightly_ext.quick_start.scores import FIRST, RAW, TRAINED, UNTRAINED
+from lightly_ext.quick_start.scores import PRIOR as PRIOR_ROW
 from lightly_ext.quick_start.training import (
     PRIOR,
     STELLAR,
@@ -259,6 +263,29 @@ def test_run_try__without_classes(
     assert "finding a photo again by another crop of it" in text
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert table["chance"] == 1 / 50
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "prior", "first", "number"),
+    [
+        (0.8, 0.5, 0.6, "It has learned: in telling 2 classes apart", 1),
+        (0.6, 0.58, 0.3, "Perhaps it has learned", 1),
+        (0.5, 0.6, 0.7, "It has not learned what helps here", 2),
+        (1.0, 0.99, 1.0, "This was too easy to say what it has learned", 1),
+    ],
+)
+def test_verdict__against_the_best_without_training(
+    trained: float, untrained: float, prior: float, first: str, number: int
+) -> None:
+    files = ImageFiles(Path(), ["a"] * 50, [0, 1] * 25, ["cat", "dog"])
+    photos = PhotoSets(Path(), files, files, "", "", {})
+    values = {TRAINED: trained, UNTRAINED: untrained, PRIOR_ROW: prior, RAW: 0.5}
+    scores = {name: {f"knn_{FIRST[name]}": x} for name, x in values.items()}
+    sentences = verdict(photos, scores)
+    assert sentences[0].startswith(first) and len(sentences) == number
+    assert sentences[0].endswith(
+        f"{100 * max(untrained, 0.5):.1f} % of random weights (chance 50.0 %)."
+    )
 
 
 class TestCheckApart:
