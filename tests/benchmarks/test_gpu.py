@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import Mock, call, patch
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.__main__ import PARTS, Part, _run_apart
+from benchmarks.gpu.__main__ import PARTS, Part, _run_apart, main
 from benchmarks.gpu.flops import (
     PEAK_BF16,
     block_flops_of_step,
@@ -28,6 +29,7 @@ from benchmarks.gpu.measure import host_syncs
 from benchmarks.gpu.results import Report, Results
 from benchmarks.gpu.sizes import TINY
 from benchmarks.step import BASE, BareBlocks, Step
+from tests.distributed import FORKSERVER, print_to
 
 ROOT = Path(__file__).parents[2]
 BATCH = 3
@@ -144,6 +146,37 @@ def run_benchmark(output: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
+def forked(command: list[str], start_new_session: bool) -> Any:
+    """In the place of `subprocess.Popen`: a fork, which need not import anything."""
+    assert command[1:3] == ["-m", "benchmarks.gpu"] and start_new_session
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=run_part, args=(command[2:],))
+    process.start()
+
+    def wait(limit: float | None = None) -> int | None:
+        process.join(limit)
+        return process.exitcode
+
+    return Mock(pid=process.pid, wait=wait)
+
+
+def run_part(arguments: list[str]) -> None:
+    os.setsid()
+    sys.argv = arguments
+    main()
+
+
+def run_forked(arguments: list[str], log: Path) -> None:
+    """Runs the benchmark in a process of its own, and its parts in forks of it."""
+    print_to(log, log)
+    for part in PARTS.values():
+        importlib.import_module(f"benchmarks.gpu.{part.module}")
+    sys.argv = ["benchmarks.gpu", *arguments]
+    processes = Mock(Popen=forked, TimeoutExpired=subprocess.TimeoutExpired)
+    with patch("benchmarks.gpu.__main__.subprocess", processes):
+        main()
+
+
 def check_step(parts: dict[str, Any]) -> None:
     step = parts["b"]["values"]
     assert step["host_syncs"] == 0
@@ -204,11 +237,15 @@ class TestMain:
     def test_main__every_part(self, tmp_path: Path) -> None:
         output = tmp_path / "gpu"
         output.mkdir()
-        arguments = ("--tiny", "--device=cpu", "--seconds=60", "--limit=1200")
-        arguments += (f"--parts={','.join(PARTS)}",)
-        process = run_benchmark(output, *arguments)
-        assert process.returncode == 0, process.stdout + process.stderr
-        assert "real training with its loader | done" in process.stdout
+        arguments = ["--tiny", "--device=cpu", "--seconds=60", "--limit=1200"]
+        arguments += [f"--parts={','.join(PARTS)}", f"--output={output}"]
+        log = tmp_path / "log.txt"
+        process = FORKSERVER.Process(target=run_forked, args=(arguments, log))
+        process.start()
+        process.join()
+        said = log.read_text()
+        assert process.exitcode == 0, said
+        assert "real training with its loader | done" in said
         assert sorted(path.name for path in output.glob("gpu.*")) == [
             "gpu.json",
             "gpu.md",
@@ -224,6 +261,14 @@ class TestMain:
             assert 0 < part["seconds"] < part["limit"]
         check_step(parts)
         check_other_parts(parts)
+
+    def test_main__in_processes(self, tmp_path: Path) -> None:
+        process = run_benchmark(tmp_path, "--tiny", "--device=cpu", "--parts=e")
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert "clustering and matching | done" in process.stdout
+        parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+        assert list(parts) == ["e"]
+        assert parts["e"]["values"]["hungarian_ms"] > 0
 
     def test_main__time_runs_out(self, tmp_path: Path) -> None:
         arguments = ("--tiny", "--device=cpu", "--parts=c,d", "--limit=4")

@@ -15,6 +15,7 @@ from torchvision.io import write_png
 
 import lightly_ext
 from stellar_plugin import Stellar
+from tests.distributed import run_script
 
 EXAMPLES = Path(lightly_ext.__file__).parent / "examples"
 
@@ -27,6 +28,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = torch.randint(256, (3, 60 + i, 80), generator=generator)
         write_png(image.to(torch.uint8), str(folder / f"{i}.png"))
     return folder
+
+
+def run_as_typed(script: Path, arguments: list[str], folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def loss_of(said: str) -> float:
+    found = re.search(r"loss: ([\d.]+)", said)
+    assert found is not None
+    return float(found[1])
 
 
 @pytest.mark.slow
@@ -42,21 +61,14 @@ def test_example__trains_and_saves(
     flavour: str, extra: list[str], images: Path, tmp_path: Path
 ) -> None:
     options = ["--epochs=1", "--batch_size=2", "--num_workers=0", "--num_views=1"]
-    result = subprocess.run(
-        [
-            *(sys.executable, EXAMPLES / flavour / "stellar.py", images),
-            *("--num_prototypes=8", *options, *extra),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+    script = EXAMPLES / flavour / "stellar.py"
+    arguments = [str(images), "--num_prototypes=8", *options, *extra]
+    if flavour == "pytorch_lightning_distributed":  # which starts itself anew
+        run_as_typed(script, arguments, tmp_path)
+    else:
+        said = run_script(script, arguments, tmp_path)
     if flavour == "pytorch":
-        loss = float(re.search(r"loss: ([\d.]+)", result.stdout).group(1))
-        assert 0 < loss < 100
+        assert 0 < loss_of(said) < 100
     model = Stellar.from_pretrained(tmp_path / "stellar")
     decoded = model.reconstruct(torch.zeros(1, 3, 32, 48))
     assert decoded.shape == (1, 3, 32, 48)
@@ -67,35 +79,18 @@ def test_example__fewer_photos_than_a_batch(images: Path, tmp_path: Path) -> Non
     photo = tmp_path / "one"
     photo.mkdir()
     shutil.copy(images / "0.png", photo)
-    result = subprocess.run(
-        [
-            *(sys.executable, EXAMPLES / "pytorch" / "stellar.py", photo, "--epochs=1"),
-            *("--num_workers=0", "--num_views=1", "--num_prototypes=8"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    loss = float(re.search(r"loss: ([\d.]+)", result.stdout).group(1))
-    assert 0 < loss < 100
+    arguments = [str(photo), "--epochs=1", "--num_workers=0", "--num_views=1"]
+    script = EXAMPLES / "pytorch" / "stellar.py"
+    said = run_script(script, [*arguments, "--num_prototypes=8"], tmp_path)
+    assert 0 < loss_of(said) < 100
 
 
 @pytest.mark.slow
 def test_example__language_model(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / "language_model" / "stellar.py"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "tokens (2, 16, 192), geometry (2, 16, 5)" in result.stdout
-    assert "prefix of the sentence: (2, 16, 96)" in result.stdout
-    gradients = re.findall(r"gradient of the \w+: (\S+)", result.stdout)
+    said = run_script(EXAMPLES / "language_model" / "stellar.py", [], tmp_path)
+    assert "tokens (2, 16, 192), geometry (2, 16, 5)" in said
+    assert "prefix of the sentence: (2, 16, 96)" in said
+    gradients = re.findall(r"gradient of the \w+: (\S+)", said)
     assert len(gradients) == 2 and all(float(g) > 0 for g in gradients)
-    change = re.search(r"largest change in another order: (\S+)", result.stdout)
+    change = re.search(r"largest change in another order: (\S+)", said)
     assert change is not None and float(change.group(1)) < 1e-5

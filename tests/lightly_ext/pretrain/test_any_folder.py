@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import pytest
 
+from stellar_cli.__main__ import main as stellar
+from tests.distributed import run_as_torchrun
 from tests.lightly_ext.data.image_files import write_folder, write_image
 
 
@@ -40,22 +40,16 @@ def _write_everything(folder: Path) -> list[str]:
 def test_pretrain__any_folder_in_two_processes(tmp_path: Path) -> None:
     unreadable = _write_everything(tmp_path / "images")
     output = tmp_path / "run"
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "stellar_cli", "pretrain"),
-            *("--config=digit_boards", f"--data.path={tmp_path / 'images'}"),
-            *(f"--output={output}", "--trainer.enable_progress_bar=false"),
-            *("--trainer.max_steps=-1", "--trainer.max_epochs=3"),
-            *("--trainer.strategy=ddp", "--trainer.devices=2"),
-            *("--data.batch_size=4", "--data.num_workers=1"),
-            "--model.head.num_prototypes=8",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    command = [
+        *("pretrain", "--config=digit_boards", f"--data.path={tmp_path / 'images'}"),
+        *(f"--output={output}", "--trainer.enable_progress_bar=false"),
+        *("--trainer.max_steps=-1", "--trainer.max_epochs=3"),
+        *("--trainer.strategy=ddp", "--trainer.devices=2"),
+        *("--data.batch_size=4", "--data.num_workers=1"),
+        "--model.head.num_prototypes=8",
+    ]
+    said, errors = run_as_torchrun(stellar, command, tmp_path)
     assert (output / "unreadable.txt").read_text().splitlines() == unreadable
-    assert "Skipped 4 unreadable of 24 images so far: " in run.stdout
+    assert "Skipped 4 unreadable of 24 images so far: " in said
     others = "1 without suffix, 1 .txt, 1 .heic, pipe.jpg (no file)"
-    assert run.stderr.count(others) == 1
+    assert errors.count(others) == 1

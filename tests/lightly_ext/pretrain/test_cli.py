@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from benchmarks.gpu.training import StepWatch
 from lightly_ext.pretrain import cli as pretrain_cli
 from lightly_ext.pretrain import recipes
 from lightly_ext.pretrain.progress import StellarProgress
+from stellar_cli.__main__ import main as stellar
 from stellar_plugin import Stellar
 
 SMALL = [
@@ -174,19 +173,19 @@ class TestPretrain:
         )
         assert logged(output, 0, "knn_top1") == [1.0]
 
-    def test_main__resume_without_a_run(self, tmp_path: Path) -> None:
-        result = subprocess.run(
-            [
-                *(sys.executable, "-m", "stellar_cli", "pretrain", "--resume"),
-                *("--config=digit_boards", "--data.path=images"),
-                f"--output={tmp_path}",
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode != 0
-        assert "Nothing to resume" in result.stderr
+    def test_main__resume_without_a_run(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = [
+            "pretrain",
+            "--resume",
+            "--config=digit_boards",
+            "--data.path=images",
+        ]
+        with pytest.raises(SystemExit) as ended:
+            stellar([*command, f"--output={tmp_path}"])
+        assert ended.value.code not in (0, None)
+        assert "Nothing to resume" in capsys.readouterr().err
 
 
 class Signalled(Callback):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from PIL import Image
 
 import stellar_plugin
 from stellar_plugin.mmseg.train import find_tool
-from tests.distributed import FORKSERVER
+from tests.distributed import run_script
 
 REPOSITORY = Path(__file__).parents[3]
 # Height and width of the images: mixed, not square, odd.
@@ -162,23 +160,9 @@ def mim(command: Path, task: str, *arguments: str | Path, folder: Path) -> str:
 
 def tool(task: str, *arguments: str | Path, folder: Path) -> str:
     """Runs the tool that `mim` runs, in a fork of a process that has imported it."""
-    log = folder / f"{task}.log"
     words = [str(word) for word in arguments if word != "--checkpoint"]
-    process = FORKSERVER.Process(target=_tool, args=(task, words, folder, log))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, log.read_text()[-6000:]
-    return log.read_text()
-
-
-def _tool(task: str, arguments: list[str], folder: Path, log: Path) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.chdir(folder)
-    with log.open("w") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-    sys.argv[1:] = arguments
-    runpy.run_path(str(find_tool(f"{task}.py")), run_name="__main__")
+    script = find_tool(f"{task}.py")
+    return run_script(script, words, folder, CUDA_VISIBLE_DEVICES="")
 
 
 def train_resume_test(

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,10 @@ from lightly_ext.evaluate.frozen_model import FrozenModel, Origin
 from lightly_ext.evaluate.loading import load_frozen_model
 from lightly_ext.evaluate.result import Result
 from lightly_ext.evaluate.training import fitting_batch
+from stellar_cli.__main__ import main as stellar
 from stellar_plugin.networks import TimmNetwork
 from stellar_plugin.protocols import FINETUNE
+from tests.distributed import run_as_torchrun
 from tests.lightly_ext.evaluate.small import (
     SIZES,
     Given,
@@ -380,11 +379,11 @@ def test_finetune__two_processes_equal_one(tmp_path: Path, model: str) -> None:
     output = str(tmp_path / "1" / "out")
     given = _given(tmp_path, source, untrained=untrained, output=output)
     one = run_finetune(*given, str(data), **options)
-    command = [sys.executable, "-m", "stellar_cli", "evaluate", "finetune"]
-    command += ["--model", source, "--untrained", str(untrained).lower()]
+    command = ["evaluate", "finetune", "--model", source]
+    command += ["--untrained", str(untrained).lower()]
     command += ["--data", str(data), *run_options(tmp_path / "2"), "--devices", "2"]
     command += [text for k, v in options.items() for text in (f"--{k}", str(v))]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run_as_torchrun(stellar, command, tmp_path)
     two = _stored(tmp_path / "2")
     assert one.scores["num_test"] == two.scores["num_test"] == 27
     assert one.provenance["num_held_out"] == two.provenance["num_held_out"] == 3

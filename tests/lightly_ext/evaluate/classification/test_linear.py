@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,9 @@ from lightly_ext.evaluate.cli import main
 from lightly_ext.evaluate.features import FeatureCache
 from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.result import Result
+from stellar_cli.__main__ import main as stellar
 from stellar_plugin.protocols import LINEAR_PAPER
+from tests.distributed import run_as_torchrun
 from tests.lightly_ext.evaluate.small import (
     EMBED_DIM,
     IMAGE_SIZE,
@@ -442,11 +441,10 @@ def test_linear__two_processes_equal_one(tmp_path: Path, task: str) -> None:
     run = run_linear if task == "linear" else run_linear_paper
     one = run(*given, str(data), epochs=3, lrs=lrs, batch_sizes=batch_sizes)
     source = given.model.origin.source
-    command = [sys.executable, "-m", "stellar_cli", "evaluate", task]
-    command += ["--model", source, "--data", str(data), "--epochs", "3"]
-    command += ["--lrs", str(lrs), "--batch_sizes", str(batch_sizes)]
+    command = ["evaluate", task, "--model", source, "--data", str(data)]
+    command += ["--epochs", "3", "--lrs", str(lrs), "--batch_sizes", str(batch_sizes)]
     command += [*run_options(tmp_path / "2"), "--devices", "2"]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run_as_torchrun(stellar, command, tmp_path)
     two = _stored(tmp_path / "2")
     assert one.scores == two.scores
     assert one.provenance["num_train"] == two.provenance["num_train"] == 24

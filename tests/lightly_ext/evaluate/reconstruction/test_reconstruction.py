@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from stellar_plugin import Stellar
 from stellar_plugin.decoder import PixelDecoder
 from stellar_plugin.hashes import weights_sha256
 from stellar_plugin.protocols import MOST_PSNR_DB, RECONSTRUCTION
+from tests.distributed import run_as_torchrun
 from tests.lightly_ext.evaluate.reconstruction.metric_weights import tiny_networks
 from tests.lightly_ext.evaluate.small import (
     IMAGE_SIZE,
@@ -389,10 +388,8 @@ class TestMain:
             *run_options(tmp_path),
         ]
         cli.main(["reconstruction", *arguments, "--output", str(tmp_path / "one")])
-        module = "tests.lightly_ext.evaluate.reconstruction.tiny_reconstruction"
         arguments += ["--output", str(tmp_path / "two"), "--devices", "2"]
-        command = [sys.executable, "-m", module, *arguments]
-        subprocess.run(command, check=True, cwd=Path(__file__).parents[4])
+        run_as_torchrun(with_tiny_networks, arguments, tmp_path)
         one, two = (
             Result.load(next((tmp_path / name).glob("reconstruction-*/result.json")))
             for name in ("one", "two")
@@ -400,6 +397,12 @@ class TestMain:
         assert two.protocol == one.protocol
         assert two.scores == pytest.approx(one.scores, rel=1e-3)
         assert two.scores["num_images"] == 5
+
+
+def with_tiny_networks(arguments: list[str]) -> None:
+    """`stellar evaluate reconstruction` with tiny networks."""
+    reconstruction.load_networks = tiny_networks
+    cli.main(["reconstruction", *arguments])
 
 
 def _decoder(model: Stellar) -> nn.Module:
