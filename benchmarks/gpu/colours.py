@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         )
     with report.section("compiled"):
         # A CPU tries out the graphs alone: its C++ compiler takes a minute.
-        augment.compile(backend="inductor" if device == "cuda" else "aot_eager")
+        augment.compile(backend="inductor" if device == "cuda" else "eager")
         compiled_ms = median_ms(lambda: augment(*views), device, 10)
         report.values(compiled_colours_ms=compiled_ms)
         if "compiled_ms" in step:
