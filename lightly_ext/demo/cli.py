@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightly_ext.demo.imagenette import cache_folder, download_imagenette
 from lightly_ext.demo.run import run_demo
-from lightly_ext.quick_start.cli import add_minutes, check_minutes
+from lightly_ext.quick_start.cli import add_minutes, check_minutes, check_seed
 from lightly_ext.quick_start.run import run_try
 from stellar_cli.errors import OptionError, raise_errors
 
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.data is not None:
         raise OptionError("Photos of your own: stellar try FOLDER.")
+    check_seed(arguments.seed)
     if not arguments.photos:
         if arguments.minutes is not None:
             raise OptionError("--minutes belongs to --photos.")

@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     raise_errors(parser)
     arguments = parser.parse_args(argv)
     check_minutes(arguments.minutes)
+    check_seed(arguments.seed)
     run_try(
         arguments.folder,
         arguments.output,
@@ -71,3 +72,9 @@ def check_minutes(minutes: float | None) -> None:
     """Raises an OptionError if a time is impossible."""
     if minutes is not None and not 0 < minutes < math.inf:
         raise OptionError(f"--minutes must be above 0, got {minutes:g}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raises an OptionError if a seed is none for NumPy, which Lightning seeds."""
+    if not 0 <= seed < 2**32:
+        raise OptionError(f"--seed must be in 0 to 2**32 - 1, got {seed}.")

@@ -115,7 +115,7 @@ def extended(
         stages:
             Names of the stages that are to come.
     """
-    rest = left - sum(costs.starts[name] + costs.page for name in stages)
+    rest = left - _fixed(costs, stages)
     least = MIN_SHARE * 60 * asked.number
     if asked.given or not stages or rest >= least:
         return asked
@@ -132,7 +132,7 @@ def trial_seconds(minutes: float) -> float:
 def training_seconds(
     left: float, costs: Costs, stages: Sequence[str]
 ) -> dict[str, float]:
-    """Seconds of the steps of each stage that is to come.
+    """Seconds of the steps of each stage that is to come, all at least `MIN_TRAINING`.
 
     Args:
         left:
@@ -141,20 +141,41 @@ def training_seconds(
             What all else takes.
         stages:
             Names of the stages, in their order.
-
-    Raises:
-        ValueError: If there is no time to train.
     """
-    fixed = sum(costs.starts[name] + costs.page for name in stages)
-    rest = left - fixed
-    if stages and rest < MIN_TRAINING:
-        raise ValueError(
-            f"--minutes is too small: {left:.0f} s are left, of which starts, scores "
-            f"and pages take {fixed:.0f} s. Name "
-            f"{math.ceil((2 * MIN_TRAINING - rest) / 60)} more, or leave it out."
-        )
+    rest = max(MIN_TRAINING, left - _fixed(costs, stages))
     whole = sum(SHARES[name] for name in stages)
     return {name: rest * SHARES[name] / whole for name in stages}
+
+
+def check_minutes(
+    minutes: float, left: float, costs: Costs, stages: Sequence[str]
+) -> None:
+    """Raises a ValueError that names a time that is enough if this one is not.
+
+    Args:
+        minutes:
+            The time of everything.
+        left:
+            Seconds to the end of it.
+        costs:
+            What all else takes.
+        stages:
+            Names of the stages that are to come.
+    """
+    fixed = _fixed(costs, stages)
+    rest = left - fixed
+    if rest < MIN_TRAINING:
+        enough = math.ceil(minutes + (2 * MIN_TRAINING - rest) / 60)
+        raise ValueError(
+            f"{minutes:g} minutes are too few: on this machine, as busy as it is, "
+            f"reading and trials took {60 * minutes - left:.0f} s, and starts, scores "
+            f"and pages take {fixed:.0f} s more. Name --minutes {enough}, or leave it "
+            "out."
+        )
+
+
+def _fixed(costs: Costs, stages: Sequence[str]) -> float:
+    return sum(costs.starts[name] + costs.page for name in stages)
 
 
 def clock(seconds: float) -> str:

@@ -231,6 +231,8 @@ class Try:
         self.asked = plan.extended(self.asked, self.left, costs, list(trials))
         chosen = Choice("time", f"{self.asked.number:g} minutes", self.asked.reason)
         self.content.choices.append(chosen)
+        if not self.runs:  # what is finished is worth more than the time
+            plan.check_minutes(self.asked.number, self.left, costs, list(trials))
         seconds = plan.training_seconds(self.left, costs, list(trials))
         for name, trial in trials.items():
             steps = steps_within(seconds[name], trial.per_step, costs.point)

@@ -13,6 +13,7 @@ from tests.lightly_ext.evaluate.small import write_images
     [
         (["x", "--minutes", "0"], 2, "--minutes must be above 0, got 0."),
         (["x", "--minutes", "inf"], 2, "must be above 0, got inf."),
+        (["x", "--seed", "-1"], 2, "--seed must be in 0 to 2**32 - 1, got -1."),
         ([], 2, "Missing: FOLDER."),
         (["nowhere"], 1, "'nowhere' does not exist: name a folder of photos."),
         (["few"], 1, "`stellar visualize --model stellar-b16 --data few`"),

@@ -5,6 +5,7 @@ import pytest
 from lightly_ext.quick_start.plan import (
     Costs,
     Minutes,
+    check_minutes,
     extended,
     minutes_for,
     training_seconds,
@@ -39,9 +40,27 @@ class TestTrainingSeconds:
         assert found == pytest.approx({STELLAR: 300.0})
         assert training_seconds(1.0, self.costs, []) == {}
 
-    def test_training_seconds__too_few(self) -> None:
-        with pytest.raises(ValueError, match=r"too small: 65 s are left, .* take 60 s"):
-            training_seconds(65.0, self.costs, [PRIOR, STELLAR])
+    def test_training_seconds__some_where_the_time_is_gone(self) -> None:
+        found = training_seconds(65.0, self.costs, [PRIOR, STELLAR])
+        assert found == pytest.approx({PRIOR: 4.0, STELLAR: 6.0})
+        assert training_seconds(-100.0, self.costs, [STELLAR]) == {STELLAR: 10.0}
+
+
+class TestCheckMinutes:
+    costs = TestTrainingSeconds.costs
+
+    def test_check_minutes__names_a_time_that_is_enough(self) -> None:
+        # 120 s, of which 55 are gone and 60 are for all else: 15 too few, so 3 minutes.
+        said = r"^2 minutes are too .* took 55 s, .* take 60 s more\. .*--minutes 3,"
+        with pytest.raises(ValueError, match=said):
+            check_minutes(2.0, 65.0, self.costs, [PRIOR, STELLAR])
+        check_minutes(3.0, 125.0, self.costs, [PRIOR, STELLAR])
+        check_minutes(2.0, 70.0, self.costs, [PRIOR, STELLAR])
+
+    def test_check_minutes__where_more_is_gone_than_there_was(self) -> None:
+        # 6 s, of which 47 are gone: 121 s with training, 2.1 minutes.
+        with pytest.raises(ValueError, match=r"^0\.1 min.* took 47 s.*--minutes 3,"):
+            check_minutes(0.1, -41.0, self.costs, [PRIOR, STELLAR])
 
 
 class TestExtended:
