@@ -215,8 +215,8 @@ class TestRunKnn:
         [
             ["-m", "stellar_cli"],
             [
-                *("-m", "torch.distributed.run", "--nproc_per_node", "2"),
-                *("--master_port", "29641", "-m", "stellar_cli"),
+                *("-m", "torch.distributed.run", "--standalone"),
+                *("--nproc_per_node", "2", "-m", "stellar_cli"),
             ],
         ],
         ids=["own launch", "torchrun"],
