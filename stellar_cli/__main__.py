@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from stellar_cli import clock
 from stellar_cli.errors import OptionError, closest, shown
 from stellar_cli.noise import leave_out
+from stellar_cli.pipes import closed_pipes
 from stellar_cli.pretrain_help import pretrain_help
 from stellar_cli.tasks import TASKS, check_task
 from stellar_cli.version import version_text
@@ -45,11 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv:
             Arguments, those of the process by default.
     """
+    with closed_pipes():
+        _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> None:
     if not sys.stdout.isatty():
         # Else rich would draw its bars into notebooks, which ask for colours.
         os.environ.setdefault("TTY_INTERACTIVE", "0")
     clock.began = time.monotonic()
-    arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in HELP:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from stellar_cli.pipes import output_is_closed
+
 # Mistakes in the code, whoever runs it.
 BUGS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
@@ -114,7 +116,8 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         _say_once(f"\n{command}: stopped.\n")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        if debug:
+        left = isinstance(error, BrokenPipeError) and output_is_closed()
+        if debug or left:
             raise
         if isinstance(error, BUGS):
             sys.stderr.write(f"{command}: this is a mistake in the package; please ")
