@@ -503,8 +503,14 @@ class Stellar(nn.Module, PyTorchModelHubMixin):
         self.provenance = saved_provenance(self.provenance, sha256)
         write_provenance(save_directory, self.provenance)
         card = save_directory / CARD_NAME
-        if card.is_file() and any(text in card.read_text() for text in REPLACED):
+        if card.is_file() and _is_replaced(card):
             card.unlink()  # the caller keeps what is there
+
+
+def _is_replaced(card: Path) -> bool:
+    """Whether a card is none that somebody wrote, in whatever encoding."""
+    text = card.read_text("utf-8", errors="replace")
+    return any(words in text for words in REPLACED)
 
 
 def _create_decoder(

@@ -16,14 +16,20 @@ from stellar_plugin.checkpoints.files import (
     TIMM_PREFIX,
     is_path,
 )
-from stellar_plugin.provenance import STARTED_FROM, WEIGHTS_SHA256, inherited_license
+from stellar_plugin.provenance import (
+    STARTED_FROM,
+    WEIGHTS_SHA256,
+    inherited_license,
+    without_home,
+)
+from stellar_plugin.wording import counted
 
 if TYPE_CHECKING:
     from stellar_plugin.model import Stellar
 
 CARD_NAME = "README.md"
 # By it a card that may be written anew is told from a user's own text.
-MARK = "<!-- written by stellar-plugin -->"
+MARK = "<!-- written by stellar-plugin, and written anew unless this line is gone -->"
 REPLACED = (MARK, "[PytorchModelHubMixin]")
 PAPER = "https://arxiv.org/abs/2602.01905"
 # The hub's names of licences.
@@ -33,6 +39,7 @@ LICENSES = {
     "GPL-3.0": "gpl-3.0",
     "CC BY-NC 4.0": "cc-by-nc-4.0",
 }
+LICENSE_ID = re.compile(r"[a-z0-9]+([.-][a-z0-9.]+)*")
 UNKNOWN = "unknown"
 # How commands name images of the hub.
 HUB_DATA = re.compile(r"^hf:([^:]+)")
@@ -70,7 +77,7 @@ def model_card(
         FileNotFoundError: If `results` is no folder.
         ValueError: If a stored result is damaged.
     """
-    provenance = model.provenance
+    provenance = without_home(model.provenance)
     found = [] if results is None else _results(Path(results), provenance)
     parts = [
         f"---\n{_front_matter(provenance, license, found, source)}\n---\n{MARK}",
@@ -92,20 +99,22 @@ def _front_matter(
     results: Sequence[Mapping[str, Any]],
     source: str | None,
 ) -> str:
-    inherited, _ = inherited_license(provenance)
-    name = license or (LICENSES.get(inherited, "other") if inherited else UNKNOWN)
+    told = license or inherited_license(provenance)[0] or UNKNOWN
+    name = LICENSES.get(told, told if LICENSE_ID.fullmatch(told) else "other")
     more: dict[str, Any] = {}
-    if name == "other" and inherited:
-        link = re.search(r"https?://\S+", inherited)
-        more["license_name"] = re.sub(r",?\s*https?://\S+", "", inherited)
+    if name != told and name == "other":
+        link = re.search(r"https?://\S+", told)
+        more["license_name"] = re.sub(r",?\s*https?://\S+", "", told)
         more["license_link"] = link[0] if link else None
     data = HUB_DATA.match(str(provenance.get("data", {}).get("path", "")))
     scores = [
         EvalResult(
             task_type="image-feature-extraction",
-            task_name=f"{result['task']}, protocol {result['protocol'].get('name')}",
+            task_name=" ".join(
+                f"{result['task']}, protocol {result['protocol'].get('name')}".split()
+            ),
             dataset_type=re.sub(r"[^\w.-]+", "-", str(result["data"])),
-            dataset_name=str(result["data"]),
+            dataset_name=" ".join(str(result["data"]).split()),
             metric_type=score,
             metric_value=value,
         )
@@ -134,7 +143,7 @@ def _base_model(provenance: Mapping[str, Any]) -> str | None:
         return OFFICIAL_REPO
     if name.startswith(TIMM_PREFIX):
         return f"timm/{name.removeprefix(TIMM_PREFIX)}"
-    at_hub = HUB_NAME.match(name) and not is_path(name) and not Path(name).exists()
+    at_hub = HUB_NAME.match(name) and not started.get("is_local", is_path(name))
     return name if at_hub else None
 
 
@@ -212,19 +221,20 @@ def _training(provenance: Mapping[str, Any]) -> str:
     rows = {
         "method": provenance.get("method"),
         "images": _images(data),
-        "steps": f"{provenance['step']} of {provenance['total_steps']}",
+        "steps": _of(provenance.get("step"), provenance.get("total_steps")),
         "images seen": provenance.get("images_seen"),
         "images per step": provenance.get("global_batch"),
-        "time": f"{provenance.get('seconds', 0) / 3600:.2f} h",
-        "device": f"{provenance.get('device')}, {provenance.get('precision')}",
+        "time": _time(provenance.get("seconds")),
+        "device": provenance.get("device"),
+        "precision": provenance.get("precision"),
         "versions": ", ".join(
             f"{k} {v}" for k, v in provenance.get("versions", {}).items()
-        ),
-        "revision of the code": provenance.get("revision") or "not known",
+        )
+        or None,
+        "revision of the code": provenance.get("revision"),
         "weights": f"sha256 {provenance.get(WEIGHTS_SHA256, 'not known')}",
     }
-    commands = "\n".join(provenance["commands"])
-    text += f"{_table(rows)}\n\n```bash\n{commands}\n```"
+    text += f"{_table(rows)}\n\n{_block('bash', *provenance['commands'])}"
     text += _start(provenance)
     for title, name in (
         ("What followed from images, machine and prior", "derived"),
@@ -232,10 +242,8 @@ def _training(provenance: Mapping[str, Any]) -> str:
     ):
         if told := provenance.get(name):
             lines = json.dumps(told, indent=1, default=str)
-            text += (
-                f"\n\n<details><summary>{title}</summary>\n\n```json\n{lines}\n```\n"
-            )
-            text += "\n</details>"
+            text += f"\n\n<details><summary>{title}</summary>\n\n"
+            text += f"{_block('json', lines)}\n\n</details>"
     return text
 
 
@@ -245,25 +253,26 @@ def _start(provenance: Mapping[str, Any]) -> str:
     if not started:
         known = "commands" in provenance
         return "\n\nIt started from random weights." if known else ""
-    text = f"\n\nIt started from `{started['source']}`, read as {started['read_as']}"
+    text = f"\n\nIt started from {_code(started['source'])}, read as "
+    text += _cell(started["read_as"])
     before = started.get("provenance", {})
     if "commands" in before:
         text += f", which was trained on {_images(before.get('data') or {})} by\n\n"
-        text += "```bash\n" + "\n".join(before["commands"]) + "\n```"
+        text += _block("bash", *before["commands"])
     else:
         text += "; how those were trained is not recorded here."
     return text + _start(before)
 
 
 def _images(data: Mapping[str, Any]) -> str:
-    if not data:
+    if not {"path", "images"} <= data.keys():
         return "not recorded"
     # The rest of a path is of the machine.
     name = str(data["path"])
     name = name if HUB_DATA.match(name) else Path(name).name
     digest = data.get("digest")
     names = f"; names and sizes: sha256 {digest[:16]}" if digest else ""
-    return f"{data['images']} images of `{name}`{names}"
+    return f"{counted(data['images'], 'image')} of {_code(name)}{names}"
 
 
 def _results(folder: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -279,6 +288,7 @@ def _results(folder: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]
             result = json.loads(path.read_text(), parse_constant=lambda _: None)
             of = result["identity"].get("model") or result["provenance"]
             same = of.get("sha256") == provenance.get(WEIGHTS_SHA256)
+            _check_shape(result)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is no stored result: {error!r}.") from error
         if same and of.get("sha256"):
@@ -286,9 +296,22 @@ def _results(folder: Path, provenance: Mapping[str, Any]) -> list[dict[str, Any]
     return found
 
 
-def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in result["scores"].items():
-        if isinstance(value, (int, float)) and not name.startswith("num_"):
+def _check_shape(result: Mapping[str, Any]) -> None:
+    """Raises a TypeError if a stored result has not what a card shows of it."""
+    for name in ("scores", "protocol", "provenance"):
+        if not isinstance(result[name], dict):
+            raise TypeError(f"{name} is no object")
+    for name in ("task", "data"):
+        if not isinstance(result[name], str):
+            raise TypeError(f"{name} is no text")
+
+
+def _numbers(
+    result: Mapping[str, Any], of: str = "scores"
+) -> Iterator[tuple[str, float]]:
+    for name, value in (result.get(of) or {}).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not name.startswith("num_"):
             yield name, value
 
 
@@ -303,15 +326,17 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> str:
     protocols = []
     for result in results:
         for name, value in _numbers(result):
-            levels = [result.get(of, {}).get(name) for of in ("untrained", "chance")]
+            levels = [
+                dict(_numbers(result, of)).get(name) for of in ("untrained", "chance")
+            ]
             beside = ["not told" if v is None else f"{v:.4g}" for v in levels]
             cells = [result["task"], result["data"], name, f"{value:.4g}", *beside]
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
-        title = f"Protocol of {result['task']} on {result['data']}"
+        title = _cell(f"Protocol of {result['task']} on {result['data']}")
         command = result["provenance"].get("command", "not recorded")
         protocols.append(
             f"<details><summary>{title}</summary>\n\n{_table(result['protocol'])}\n\n"
-            f"`{command}`\n\n</details>"
+            f"{_code(without_home(command))}\n\n</details>"
         )
     text = "Fractions are in 0 to 1; untrained is the same architecture with random "
     text += "weights. A score holds under its protocol alone."
@@ -328,9 +353,8 @@ def _license(provenance: Mapping[str, Any], license: str | None) -> str:
     else:
         text += "Of these weights: not stated by whoever trained them."
     if inherited:
-        text += (
-            f" They started from {of}, published under {inherited}: its terms apply."
-        )
+        text += f" They started from {_cell(of)}, published under {inherited}: its "
+        text += "terms apply."
     elif provenance.get(STARTED_FROM):
         text += " The licence of the weights that they started from is not known."
     return text + " The terms of the training images are not recorded. The code is MIT."
@@ -358,3 +382,26 @@ def _table(rows: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = "not known" if value is None else str(value)
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _code(text: Any) -> str:
+    """Text within a line as it is, but for breaks of lines."""
+    line = " ".join(str(text).split())
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def _block(language: str, *lines: str) -> str:
+    """A block of code that its own lines cannot end."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _of(done: Any, total: Any) -> str | None:
+    return None if done is None or total is None else f"{done} of {total}"
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

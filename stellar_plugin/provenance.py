@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Writes a record beside saved weights."""
-    text = json.dumps(provenance, indent=1, default=str)
+    text = json.dumps(without_home(provenance), indent=1, default=str)
     (folder / PROVENANCE_NAME).write_text(text + "\n")
 
 
@@ -43,14 +44,16 @@ def origin(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any]:
             What it was called with.
 
     Returns:
-        "source", "read_as", "license" (of published weights, "" where it is not stated)
-        and, of weights of this package, their own "provenance".
+        "source", "is_local" (and not of the hub), "read_as", "license" (of published
+        weights, "" where it is not stated) and, of weights of this package, their own
+        "provenance".
     """
     # A method's licence is that of its authors' files, not of one's own training.
     own = checkpoint.layout == STELLAR
     method = None if own else checkpoint.method
     facts = {
         "source": str(source),
+        "is_local": Path(source).exists(),
         "read_as": checkpoint.read_as,
         "license": method.license if method else "",
     }
@@ -82,6 +85,25 @@ def saved_provenance(loaded: Mapping[str, Any], weights_sha256: str) -> dict[str
     before = {"source": f"weights with sha256 {loaded[WEIGHTS_SHA256]}"}
     started = {**before, "read_as": "STELLAR", "license": "", "provenance": loaded}
     return {STARTED_FROM: started, WEIGHTS_SHA256: weights_sha256}
+
+
+def without_home(told: Any) -> Any:
+    """The same with ~ for the home folder, whose name is nobody's business.
+
+    Args:
+        told:
+            A text, or lists and dictionaries of texts.
+    """
+    if isinstance(told, Mapping):
+        return {name: without_home(value) for name, value in told.items()}
+    if isinstance(told, (list, tuple)):
+        return [without_home(value) for value in told]
+    home = str(Path.home())
+    if isinstance(told, Path):
+        told = str(told)
+    if not isinstance(told, str) or home == "/":
+        return told
+    return re.sub(rf"(?<![\w/.-]){re.escape(home)}(?![\w.-])", "~", told)
 
 
 def inherited_license(provenance: Mapping[str, Any]) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BatchFeature
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
+from stellar_plugin.checkpoints.files import SCHEMA_VERSION, WEIGHTS_NAME
+from stellar_plugin.hashes import file_sha256
 from stellar_plugin.hub_files import (
     ADDED_KEYS,
     MODEL_TYPE,
@@ -43,6 +46,14 @@ from stellar_plugin.hub_files import (
 )
 from stellar_plugin.image_transform import ImageTransform
 from stellar_plugin.model import Stellar
+from stellar_plugin.provenance import (
+    PROVENANCE_NAME,
+    STARTED_FROM,
+    read_provenance,
+    saved_provenance,
+    write_provenance,
+)
+from stellar_plugin.wording import counted
 
 
 class _InPackage:
@@ -64,7 +75,17 @@ class StellarConfig(_InPackage, PretrainedConfig):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `Stellar`."""
+        """Arguments of `Stellar`.
+
+        Raises:
+            ValueError: If they are those of another version.
+        """
+        version = getattr(self, "schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"The config has schema version {version!r}, this package reads "
+                f"{SCHEMA_VERSION}: install the version of the package that saved it."
+            )
         theirs = {*vars(PretrainedConfig()), "schema_version"}
         own = without_transformers(vars(self))
         return {
@@ -123,7 +144,7 @@ class StellarImageProcessor(_InPackage, BaseImageProcessor):
             images:
                 A photo or a list of photos: PIL images, uint8 arrays with shape
                 (height, width, 3) or (height, width), uint8 tensors with shape
-                (3, height, width).
+                (3, height, width). Arrays and tensors may be batches.
             size:
                 "height" and "width" of these inputs in px.
             return_tensors:
@@ -133,14 +154,19 @@ class StellarImageProcessor(_InPackage, BaseImageProcessor):
             `pixel_values`, float32 with shape (num_images, 3, height, width).
 
         Raises:
-            ValueError: If an image is of another type, shape or range.
+            ValueError: If an image is of another type, shape or range, there is none,
+                or `size` has other names.
         """
-        size = size or self.size
+        size = self.size if size is None else size
+        if not isinstance(size, Mapping) or not {"height", "width"} <= size.keys():
+            raise ValueError(
+                'size must be {"height": ..., "width": ...}, of the input in px, got '
+                f"{size!r}."
+            )
         transform = ImageTransform(
             (size["height"], size["width"]), self.image_mean, self.image_std
         )
-        photos = images if isinstance(images, (list, tuple)) else [images]
-        pixels = torch.stack([transform(_photo(photo)) for photo in photos])
+        pixels = torch.stack([transform(photo) for photo in _photos(images)])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,11 +261,15 @@ class StellarModel(_InPackage, PreTrainedModel):
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         if missing := sorted(info["missing_keys"]):
+            more = ", ..." if len(missing) > 5 else ""
             raise ValueError(
-                f"The weights lack {', '.join(missing[:5])} of {len(missing)} tensors "
-                "that config.json tells of; take both as they were saved."
+                f"The weights lack {counted(len(missing), 'tensor')} that config.json "
+                f"tells of: {', '.join(missing[:5])}{more}. Take both as they were "
+                "saved."
             )
         model._restore_buffers()
+        source = args[0] if args else kwargs["pretrained_model_name_or_path"]
+        model.stellar.provenance = _provenance(source, kwargs)
         return (model, info) if told else model
 
     def _restore_buffers(self) -> None:
@@ -316,13 +346,16 @@ class StellarModel(_InPackage, PreTrainedModel):
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         """Writes a folder that `Stellar.from_pretrained` reads as well."""
-        if kwargs.get("is_main_process", True):
-            folder = Path(save_directory)
+        folder, model = Path(save_directory), self.stellar
+        is_first = kwargs.get("is_main_process", True)
+        if is_first:
             folder.mkdir(parents=True, exist_ok=True)
             write_code(folder)
-            model = self.stellar
             write_processor(folder, model.encoder.image_size, model.mean, model.std)
         super().save_pretrained(str(save_directory), **kwargs)
+        if is_first and (folder / WEIGHTS_NAME).is_file():
+            sha256 = file_sha256(folder / WEIGHTS_NAME)
+            write_provenance(folder, saved_provenance(model.provenance, sha256))
 
     def _init_weights(self, module: Any) -> None:
         """Nothing: `Stellar` is built with its weights."""
@@ -355,8 +388,50 @@ class StellarModel(_InPackage, PreTrainedModel):
                 hook.remove()
 
 
+def _provenance(source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Where weights come from, of a folder or hub repository."""
+    names = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+    told = {name: options[name] for name in names if name in options}
+    found = cached_file(
+        source,
+        PROVENANCE_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **told,
+    )
+    if found:
+        return read_provenance(Path(found).parent)
+    is_local = Path(source).exists()
+    facts = {"source": str(source), "is_local": is_local, "read_as": "STELLAR"}
+    return {STARTED_FROM: {**facts, "license": ""}}
+
+
+def _photos(images: Any) -> list[Any]:
+    """Photos one by one, each a PIL image or a tensor."""
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        images = list(images)
+    photos = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not photos:
+        raise ValueError("There is no image: got an empty list.")
+    return [_photo(photo) for photo in photos]
+
+
 def _photo(image: Any) -> Image.Image | Tensor:
-    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    if isinstance(image, (Image.Image, Tensor)):
+        return image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            "An image must be a PIL image, an array or a tensor, got "
+            f"{type(image).__name__} {reprlib.repr(image)}; open a file by "
+            "PIL.Image.open."
+        )
+    is_photo = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if image.dtype != np.uint8 or not is_photo:
+        raise ValueError(
+            "An image array must be uint8 with shape (height, width, 3) or (height, "
+            f"width), got {image.dtype} with shape {image.shape}."
+        )
+    return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
 
 
 AutoConfig.register(MODEL_TYPE, StellarConfig)

@@ -214,6 +214,88 @@ class TestCard:
         assert (data["license"], data["license_name"]) == ("other", "DINOv3 License")
         assert data["license_link"] == "https://ai.meta.com/license"
 
+    @pytest.mark.parametrize(
+        ("license", "name", "more"),
+        [
+            ("MIT", "mit", None),
+            ("cc-by-4.0", "cc-by-4.0", None),
+            ("our licence: ask", "other", "our licence: ask"),
+        ],
+    )
+    def test_card__licence_that_is_given(
+        self, tmp_path: Path, license: str, name: str, more: str | None
+    ) -> None:
+        card = trained(tmp_path).generate_model_card(license=license)
+        data = card.data.to_dict()
+        assert (data["license"], data.get("license_name")) == (name, more)
+        assert f"Of these weights: {license}, as stated by" in card.text
+
+    def test_card__home_folder_is_not_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        command = "stellar pretrain --data.path '/home/me/müll' /home/melanie/x"
+        prior = {**PRIOR, "source": "/home/me/mae.pth"}
+        trained(tmp_path, commands=[command], started_from=prior)
+        shown = "stellar pretrain --data.path '~/müll' /home/melanie/x"
+        assert shown in card_of(tmp_path).text
+        record = (tmp_path / "provenance.json").read_text()
+        assert "/home/me/" not in card_of(tmp_path).text + record
+        assert json.loads(record)["data"]["path"] == "~/birds"
+        assert json.loads(record)["started_from"]["source"] == "~/mae.pth"
+
+    def test_card__text_that_is_no_markdown(self, tmp_path: Path) -> None:
+        trained(
+            tmp_path,
+            commands=["stellar pretrain --data.path '```\n# no title'"],
+            data={"path": "a/b`c\n- no item", "images": 1},
+            started_from={**PRIOR, "source": "x\n- no item"},
+        )
+        text = card_of(tmp_path).text
+        assert "````bash\nstellar pretrain --data.path '```\n# no title'\n````" in text
+        assert "1 image of `` b`c - no item ``" in text
+        assert "It started from `x - no item`" in text
+        assert not any(line.startswith("- no item") for line in text.splitlines())
+
+    def test_card__little_is_recorded(self, tmp_path: Path) -> None:
+        model = reference.stellar()
+        model.provenance = {"commands": ["stellar pretrain"], "data": {"path": "x"}}
+        model.save_pretrained(tmp_path)
+        text = card_of(tmp_path).text
+        for name in ("steps", "time", "device", "precision", "versions"):
+            assert f"| {name} | not known |" in text
+        assert "| images | not recorded |" in text
+
+    def test_card__minutes_of_a_short_run(self, tmp_path: Path) -> None:
+        trained(tmp_path, seconds=90.0)
+        assert "| time | 1.5 min |" in card_of(tmp_path).text
+
+    def test_card__a_folder_that_is_gone_is_not_at_the_hub(
+        self, tmp_path: Path
+    ) -> None:
+        trained(tmp_path, started_from={**PRIOR, "source": "me/a", "is_local": True})
+        assert card_of(tmp_path).data.to_dict().get("base_model") is None
+
+    @pytest.mark.parametrize(
+        "damage",
+        [{"scores": None}, {"protocol": "knn"}, {"task": None}, {"provenance": []}],
+    )
+    def test_card__damaged_result(self, tmp_path: Path, damage: dict[str, Any]) -> None:
+        model = trained(tmp_path / "run")
+        sha256 = file_sha256(tmp_path / "run" / "model.safetensors")
+        store_result(tmp_path / "results", sha256, 0.5)
+        path = tmp_path / "results" / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+        with pytest.raises(ValueError, match=r"result\.json' is no stored"):
+            model.generate_model_card(results=tmp_path / "results")
+
+    def test_save_pretrained__own_text_of_another_encoding(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "README.md").write_bytes("müll".encode("latin-1"))
+        trained(tmp_path)
+        assert (tmp_path / "README.md").read_bytes() == b"m\xfcll"
+
     def test_card__data_of_the_hub(self, tmp_path: Path) -> None:
         trained(tmp_path, data={"path": "hf:me/birds:train", "images": 9})
         assert card_of(tmp_path).data.datasets == ["me/birds"]

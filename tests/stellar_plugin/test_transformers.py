@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_save_pretrained__both_libraries_read_it(
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         *("config.json", "model.safetensors"),
-        *("modeling_stellar.py", "preprocessor_config.json"),
+        *("modeling_stellar.py", "preprocessor_config.json", "provenance.json"),
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"]["AutoModel"] == "modeling_stellar.StellarModel"
@@ -152,8 +153,45 @@ def test_from_pretrained__missing_weights(folder: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_depth": 3}))
-    with pytest.raises(ValueError, match=r"weights lack decoder\.blocks\.2"):
+    with pytest.raises(
+        ValueError, match=r"weights lack 12 tensors .*: decoder\.blocks\.2"
+    ):
         transformers.AutoModel.from_pretrained(tmp_path, **TRUSTED)
+
+
+def test_save_pretrained__origin_and_licence_stay(tmp_path: Path) -> None:
+    first = reference.stellar()
+    prior = {"source": "mae.pth", "read_as": "MAE", "license": "CC BY-NC 4.0"}
+    first.provenance = {"commands": ["stellar pretrain"], "started_from": prior}
+    first.save_pretrained(tmp_path / "first")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "first", **TRUSTED)
+    with torch.no_grad():
+        model.encoder.vit.norm.weight.mul_(2)
+    model.save_pretrained(tmp_path / "tuned")
+    again = Stellar.from_pretrained(tmp_path / "tuned")
+    assert again.provenance["started_from"]["provenance"]["started_from"] == prior
+    assert again.generate_model_card().data.license == "cc-by-nc-4.0"
+
+
+def test_from_pretrained__of_a_folder_without_a_record(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "provenance.json").unlink()
+    model = transformers.AutoModel.from_pretrained(tmp_path / "model", **TRUSTED)
+    told = model.stellar.provenance["started_from"]
+    assert told["source"] == str(tmp_path / "model") and told["is_local"]
+
+
+def test_from_pretrained__schema_of_another_version(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    text = json.dumps({**config, "schema_version": 99})
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="schema version 99, this package reads 1"):
+        transformers.AutoModel.from_pretrained(tmp_path / "model", **TRUSTED)
 
 
 def test_auto_config__is_that_of_stellar(folder: Path) -> None:
@@ -250,3 +288,39 @@ print(type(AutoModel.from_pretrained({str(folder)!r})))
         "<class 'stellar_plugin.transformers.StellarModel'>",
     ], out.stderr
     assert len([*tmp_path.rglob("modeling_stellar.py")]) == 1
+
+
+def test_image_processor__batches_of_arrays_and_tensors(folder: Path) -> None:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **TRUSTED)
+    pixels = np.asarray(photo())
+    expected = processor([photo(), photo()])["pixel_values"]
+    arrays = processor(np.stack([pixels, pixels]))["pixel_values"]
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    tensors = processor(torch.stack([tensor, tensor]))["pixel_values"]
+    torch.testing.assert_close(arrays, expected, rtol=0, atol=0)
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+    gray = processor(pixels[..., :1])["pixel_values"]
+    same = processor(pixels[..., 0])["pixel_values"]
+    torch.testing.assert_close(gray, same, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("photo.jpg", "got str 'photo.jpg'; open a file by PIL.Image.open"),
+        ([], "There is no image"),
+        (np.zeros((3, 8, 9), np.uint8), r"got uint8 with shape \(3, 8, 9\)"),
+        (np.zeros((8, 9, 3)), r"got float64 with shape \(8, 9, 3\)"),
+    ],
+)
+def test_image_processor__no_images(folder: Path, images: Any, message: str) -> None:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **TRUSTED)
+    with pytest.raises(ValueError, match=message):
+        processor(images)
+
+
+@pytest.mark.parametrize("size", [64, {"shortest_edge": 64}, {}])
+def test_image_processor__other_sizes(folder: Path, size: Any) -> None:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **TRUSTED)
+    with pytest.raises(ValueError, match=r'size must be \{"height"'):
+        processor(photo(), size=size)
