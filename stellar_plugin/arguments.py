@@ -88,7 +88,8 @@ def _problem(name: Any, value: Any, hints: Mapping[str, Any]) -> str:
     low, high = RANGES.get(name, (-sys.float_info.max, sys.float_info.max))
     numbers = [v for v in values if isinstance(v, (int, float))]
     if not all(low <= number <= high for number in numbers):
-        return f"{name} must be {low:g} to {high:g}, got {reprlib.repr(value)}"
+        allowed = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f"{name} must be {allowed}, got {reprlib.repr(value)}"
     if len(values) != LENGTHS.get(name, len(values)):
         return f"{name} must have {LENGTHS[name]} values, got {reprlib.repr(value)}"
     return ""

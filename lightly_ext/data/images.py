@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from lightly_ext.data.listing import printable
 from lightly_ext.data.reading import read_image
 from lightly_ext.randomness import mix_seeds
+from stellar_plugin.wording import are, counted
 
 # Where so many are tried and none is readable, something else is wrong.
 _PATIENCE = 100
@@ -175,7 +176,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
                 self._states[candidate] = _READABLE
                 return image, candidate
         raise RuntimeError(
-            f"None of the {len(self)} images below {printable(self.path)} is readable."
+            f"None of the {counted(len(self), 'image')} below {printable(self.path)} "
+            "is readable."
         )
 
     def _decoded(self, encoded: bytes | Path) -> Any:
@@ -190,10 +192,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         tolerated = max(_PATIENCE, size // 20) if found else _PATIENCE
         if count > min(size - 1, tolerated):
             raise RuntimeError(
-                f"{count} of {size} images below {printable(self.path)} are "
-                f"unreadable{'' if found else ', and none was readable'}: too many to "
-                f"go on. The last one is {text}. Is the folder complete and reachable? "
-                "Remove or repair the files that the warnings name."
+                f"{count} of {counted(size, 'image')} below {printable(self.path)} "
+                f"{are(count)} unreadable{'' if found else ', and none was readable'}: "
+                f"too many to go on. The last one is {text}. Is the folder complete "
+                "and reachable? Remove or repair the files that the warnings name."
             ) from error
         warnings.warn(f"Skipping unreadable image {text}.", stacklevel=5)
 

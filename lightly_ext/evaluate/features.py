@@ -41,6 +41,7 @@ from lightly_ext.evaluate.resumable import (
     read_arrays,
 )
 from stellar_plugin.protocols import CropProtocol
+from stellar_plugin.wording import are, counted
 
 Compute = Callable[[Tensor], Mapping[str, Tensor]]
 UNREADABLE = 2  # beside the states TODO and DONE
@@ -215,7 +216,9 @@ def unreadable_text(files: ImageFiles, unreadable: Sequence[int]) -> str:
     """How many of some images are unreadable, and the first of them."""
     first = ", ".join(files.shown(i) for i in unreadable[:3])
     more = ", ..." if len(unreadable) > 3 else ""
-    return f"{len(unreadable)} of {len(files)} images are unreadable ({first}{more})"
+    number = len(unreadable)
+    count = f"{number} of {counted(len(files), 'image')} {are(number)} unreadable"
+    return f"{count} ({first}{more})"
 
 
 def check_unreadable(num_unreadable: int, files: ImageFiles, text: str = "") -> None:
@@ -225,10 +228,12 @@ def check_unreadable(num_unreadable: int, files: ImageFiles, text: str = "") -> 
         RuntimeError: If these are more than 5 % of the images.
     """
     if num_unreadable > MOST_UNREADABLE * len(files):
-        count = f"{num_unreadable} of {len(files)} images in '{files.root}'"
+        count = (
+            f"{num_unreadable} of {counted(len(files), 'image')} in '{files.root}' "
+            f"{are(num_unreadable)} unreadable"
+        )
         raise RuntimeError(
-            f"{text or f'{count} are unreadable'}, too many for a score. Repair or "
-            "remove them."
+            f"{text or count}, too many for a score. Repair or remove them."
         )
 
 

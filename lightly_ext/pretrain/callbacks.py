@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightly_ext.data import printable
 from lightly_ext.durable import replace_text
+from stellar_plugin.wording import counted
 
 
 class ImagesPerSecond(Callback):
@@ -76,9 +77,10 @@ class ReportUnreadable(Callback):
             names += [printable(dataset.file(index)) for index in found.tolist()]
         pl_module.log("unreadable_images", float(len(names)))
         if names:
-            images, some = sum(map(len, datasets)), ", ".join(names[:3])
+            images = counted(sum(map(len, datasets)), "image")
+            some = ", ".join(names[:3])
             pl_module.print(
-                f"Skipped {len(names)} unreadable of {images} images so far: {some}"
+                f"Skipped {len(names)} unreadable of {images} so far: {some}"
                 f"{', ...' if len(names) > 3 else ''}. They are listed in {self.file}."
             )
         if names and trainer.is_global_zero:

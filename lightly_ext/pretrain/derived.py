@@ -28,6 +28,7 @@ from stellar_plugin.checkpoints import NUMERICS, inherited, read_checkpoint
 from stellar_plugin.checkpoints.layouts import STELLAR
 from stellar_plugin.checkpoints.timm_models import architecture
 from stellar_plugin.vit import SIZES
+from stellar_plugin.wording import are, counted
 
 AUTO = "auto"
 # Options with an `auto` of their own.
@@ -385,16 +386,17 @@ def _photos(options: Mapping[str, Any]) -> Photos:
         )
     if len(images) < MIN_IMAGES:
         raise ValueError(
-            f"There are {len(images)} images below {printable(path)}: with fewer than "
-            f"{MIN_IMAGES} nothing can be learned from them alone. Add images, or use "
-            "public weights as they are: `stellar evaluate knn --model timm:NAME`."
+            f"There {are(len(images))} {counted(len(images), 'image')} below "
+            f"{printable(path)}: with fewer than {MIN_IMAGES} nothing can be learned "
+            "from them alone. Add images, or use public weights as they are: "
+            "`stellar evaluate knn --model timm:NAME`."
         )
     sizes = [image_size(encoded, limit) for encoded in images.spread(LOOKED_AT)]
     sides = [min(size) for size in sizes if size is not None]
     if not sides:
         raise ValueError(
-            f"None of {len(sizes)} images below {printable(path)} can be read: is "
-            "the folder complete?"
+            f"None of {counted(len(sizes), 'image')} below {printable(path)} can be "
+            "read: is the folder complete?"
         )
     side = int(statistics.median(sides))
     least = min(least for least, _ in PATCHES.values())

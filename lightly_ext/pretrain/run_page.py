@@ -12,6 +12,7 @@ from typing import Any
 from lightly_ext.pages.charts import HEIGHT, WIDTH, Chart, draw_chart
 from lightly_ext.pages.page import render_page
 from lightly_ext.pretrain.run_log import Series
+from stellar_plugin.wording import counted
 
 # Titles of groups of curves, and how the names in them begin.
 GROUPS = {
@@ -129,13 +130,14 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     images = "being counted"
     if data:
         images = (
-            f"{data['images']} images, {data['bytes'] / 1e6:.1f} MB in {data['path']}; "
-            f"names and sizes: sha256 {data['digest'][:16]}"
+            f"{counted(data['images'], 'image')}, {data['bytes'] / 1e6:.1f} MB in "
+            f"{data['path']}; names and sizes: sha256 {data['digest'][:16]}"
         )
     return {
         "method": record["method"],
         "images": images,
-        "unreadable": f"{record['unreadable_images']} files, see unreadable.txt"
+        "unreadable": f"{counted(record['unreadable_images'], 'file')}, see "
+        "unreadable.txt"
         if record["unreadable_images"]
         else "none",
         "parameters": f"{record['parameters'] / 1e6:.2f} million, without heads",
@@ -152,7 +154,7 @@ def _cards(
     cards = [
         ("status", ended, ""),
         ("step", str(record["step"]), f"of {record['total_steps']}"),
-        ("training", time, f"{record['images_seen']} images seen"),
+        ("training", time, f"{counted(record['images_seen'], 'image')} seen"),
     ]
     for title, name, note in (
         ("loss", "train/total", "first {first:.4g}"),

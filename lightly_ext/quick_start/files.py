@@ -21,6 +21,7 @@ from lightly_ext.evaluate.images import ImageFiles
 from lightly_ext.evaluate.tables import TableSplits, class_images, table_images
 from lightly_ext.pretrain.derived import MEASURED_IMAGES, MIN_IMAGES, PATCHES
 from stellar_plugin.image_conversion import cut_ends
+from stellar_plugin.wording import are, counted
 
 TRAIN, TESTS, BANK = "train", ("val", "test"), "bank"
 # One in so many photos of a class is for testing, where the folder does not say.
@@ -214,12 +215,12 @@ def _checked(photos: PhotoSets) -> PhotoSets:
     if len(train) < MIN_IMAGES or not len(test):
         lost = photos.left_out.get("unreadable", 0)
         raise ValueError(
-            f"There are {len(train)} photos to learn from and {len(test)} to test with "
-            f"in '{printable(photos.folder)}'"
-            f"{f', {lost} are unreadable' if lost else ''}: fewer than {MIN_IMAGES} "
-            f"cannot be learned from. Add photos, best {MEASURED_IMAGES} or more, or "
-            "look at them with a model that is trained: `stellar visualize --model "
-            f"stellar-b16 --data {shlex.quote(str(photos.folder))}`."
+            f"There {are(len(train))} {counted(len(train), 'photo')} to learn from and "
+            f"{len(test)} to test with in '{printable(photos.folder)}'"
+            f"{f', {lost} {are(lost)} unreadable' if lost else ''}: fewer than "
+            f"{MIN_IMAGES} cannot be learned from. Add photos, best {MEASURED_IMAGES} "
+            "or more, or look at them with a model that is trained: `stellar visualize "
+            f"--model stellar-b16 --data {shlex.quote(str(photos.folder))}`."
         )
     reason = photos.unlabelled or _no_classes(train, test)
     classes = () if reason else sorted(_classes(train))

@@ -36,6 +36,7 @@ from lightly_ext.quick_start.training import (
     steps_within,
 )
 from lightly_ext.run_lock import RunLock
+from stellar_plugin.wording import counted
 
 TITLE = "STELLAR on your photos"
 # What the stages of training are called.
@@ -319,7 +320,8 @@ class Try:
         for name, run in self.runs.items():
             record = run.record
             facts[f"run, {name}"] = (
-                f"{record['step']} steps, {record['images_seen']} photos seen, "
+                f"{counted(record['step'], 'step')}, "
+                f"{counted(record['images_seen'], 'photo')} seen, "
                 f"{run.minutes:.1f} minutes; everything in {run.folder}"
             )
         facts |= {f"version, {name}": text for name, text in versions().items()}

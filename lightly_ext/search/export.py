@@ -18,6 +18,7 @@ from lightly_ext.search.places import open_index
 from lightly_ext.search.regions import crop_place, pixel_boxes
 from lightly_ext.search.store import import_lancedb
 from stellar_plugin.visualize import ABSENT_PATCHES
+from stellar_plugin.wording import counted
 
 # Says in a file who wrote it, and what made its vectors: the card of the index.
 CARD = b"stellar_index"
@@ -85,10 +86,11 @@ def run_export(
         )
     rows = write_parquet(opened, path)
     size = path.stat().st_size
-    text = f"{output}: {rows} tokens of {len(opened)} images, {size / 1e6:.1f} MB."
+    what = f"{counted(rows, 'token')} of {counted(len(opened), 'image')}"
+    text = f"{output}: {what}, {size / 1e6:.1f} MB."
     left_out = len(opened) * opened.card.num_tokens - rows
     if left_out:
-        text += f" {left_out} parts that images do not have are left out."
+        text += f" {counted(left_out, 'part')} that images do not have: left out."
     print(text)
 
 

@@ -29,6 +29,7 @@ from lightly_ext.search.image_index import ImageIndex
 from lightly_ext.search.index_card import CARD_NAME, IndexCard
 from lightly_ext.search.places import create_index, open_index
 from lightly_ext.search.store import ROWS_AT_ONCE, import_lancedb
+from stellar_plugin.wording import are, counted
 
 # What a kill costs at most, beside `ROWS_AT_ONCE` images.
 SECONDS_BETWEEN_WRITES = 60.0
@@ -309,20 +310,22 @@ def update_index(
 
 def _told(files: ImageFiles, changes: Changes, num_wanted: int) -> str:
     new, changed = len(changes.new), len(changes.changed)
-    same = len(files) - new - changed
+    same, gone = len(files) - new - changed, len(changes.gone)
     text = (
-        f"'{files.root}' has {len(files)} images: {new} new, {changed} changed, {same} "
-        f"as indexed; {len(changes.gone)} are gone."
+        f"'{files.root}' has {counted(len(files), 'image')}: {new} new, {changed} "
+        f"changed, {same} as indexed; {gone} {are(gone)} gone."
     )
     if num_wanted < new + changed:
-        text += f" {new + changed - num_wanted} are left for the next run (--limit)."
+        left = new + changed - num_wanted
+        text += f" {left} {are(left)} left for the next run (--limit)."
     return text
 
 
 def _summary(index: ImageIndex) -> str:
     sizes = index.sizes().double()
     seen = (sizes.amin(dim=1) / sizes.amax(dim=1)).mean()
-    text, num_bytes = f"{len(index)} images in '{index.place}'", index.num_bytes
+    text = f"{counted(len(index), 'image')} in '{index.place}'"
+    num_bytes = index.num_bytes
     if num_bytes is not None:
         text += (
             f": {num_bytes / 1e6:.1f} MB, {num_bytes / len(index) / 1e3:.1f} kB each"

@@ -36,6 +36,7 @@ from lightly_ext.search.places import open_index
 from lightly_ext.search.query import By, check_asked
 from lightly_ext.search.search_page import render_search
 from stellar_plugin.visualize import is_absent
+from stellar_plugin.wording import counted
 
 BY = {
     "maxsim": "sum of the best cosine of each token",
@@ -265,7 +266,8 @@ def _notes(index: ImageIndex, answers: Sequence[Answer], top: int) -> list[str]:
     notes = []
     if len(index) < top:
         notes.append(
-            f"The index has {len(index)} images, fewer than {top}: all are listed."
+            f"The index has {counted(len(index), 'image')}, fewer than {top}: "
+            "all are listed."
         )
     for state, what in (("changed", "have changed"), ("gone", "are gone")):
         number = sum(answer.state == state for answer in answers)

@@ -31,7 +31,7 @@ NAME = "stellar_vit_tiny_patch16_224"
         ({"drop_rate": math.inf}, "drop_rate must be .* got inf"),
         ({"img_size": [16, 16, 16]}, "img_size must be a whole number or a list of 2"),
         ({"img_size": [16, 10**9]}, "img_size must be 1 to 16384"),
-        ({"in_chans": 1}, "in_chans must be 3 to 3, got 1"),
+        ({"in_chans": 1}, "in_chans must be 3, got 1"),
         ({"mean": [0.5, 0.5]}, r"mean must have 3 values, got \[0\.5, 0\.5\]"),
         ({"std": [0.5, 0.5, 0]}, "std must be 1e-06 to 1"),
         ({"mean": "0.5"}, "mean must be a list of a number, got '0.5'"),

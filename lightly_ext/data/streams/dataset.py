@@ -20,6 +20,7 @@ from lightly_ext.data.streams.order import num_lanes, plan_epoch
 from lightly_ext.data.streams.read_ahead import BlockReader, in_thread
 from lightly_ext.data.streams.shards import ParquetShard, open_shards
 from lightly_ext.data.streams.sources import Source
+from stellar_plugin.wording import counted
 
 SHUFFLE_BUFFER = 4096
 # Images that are read in a row where some of all are looked at.
@@ -88,12 +89,15 @@ class StreamDataset(ImageDataset):
 
         A folder may be moved.
         """
+        return f"{len(self)} images in {len(self.shards)} files ({self._digest:08x})"
+
+    @property
+    def _digest(self) -> int:
         told = [
             f"{name!r} {size} {count}"
             for (name, size), count in zip(self.files(), self._counts, strict=True)
         ]
-        digest = zlib.crc32("\n".join(told).encode())
-        return f"{len(self)} images in {len(self.shards)} files ({digest:08x})"
+        return zlib.crc32("\n".join(told).encode())
 
     def how_it_is_read(self) -> str:
         """Says in a line what the order is, and what it takes."""
@@ -103,8 +107,10 @@ class StreamDataset(ImageDataset):
             memory = min(self.shuffle_buffer, len(self)) * size / 1e6
             ahead = f"; up to {memory:.0f} MB of them in memory"
         return (
-            f"Reads {self.fingerprint}, {lanes} at a time, shuffled within "
-            f"{self.shuffle_buffer} images (--data.shuffle_buffer){ahead}."
+            f"Reads {counted(len(self), 'image')} in "
+            f"{counted(len(self.shards), 'file')} ({self._digest:08x}), {lanes} at a "
+            f"time, shuffled within {counted(self.shuffle_buffer, 'image')} "
+            f"(--data.shuffle_buffer){ahead}."
         )
 
     def file(self, index: int) -> Path:

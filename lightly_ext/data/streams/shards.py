@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from lightly_ext.data.listing import EXTENSIONS, printable
 from lightly_ext.data.streams.columns import image_column
 from lightly_ext.data.streams.sources import Source
+from stellar_plugin.wording import counted
 
 # Files that are opened at once to count images, and images between two looks.
 _THREADS, _ROWS_AT_ONCE = 16, 16
@@ -244,8 +245,9 @@ def open_shards(source: Source, named: bool = False) -> tuple[Shard, ...]:
             if time.monotonic() > said + _PATIENCE:
                 said = time.monotonic()
                 rank_zero_only(print)(
-                    f"Looked into {len(shards)} of {len(source.files)} files of "
-                    f"{printable(source.name)}: {sum(map(len, shards))} images.",
+                    f"Looked into {len(shards)} of "
+                    f"{counted(len(source.files), 'file')} of {printable(source.name)}"
+                    f": {counted(sum(map(len, shards)), 'image')}.",
                     flush=True,
                 )
     _warn_of_samples_without_image(source, shards)

@@ -14,6 +14,7 @@ from lightly_ext.evaluate.report.published import Published, all_published
 from lightly_ext.evaluate.report.tables import build_tables
 from lightly_ext.evaluate.result import RESULT_NAME, Result
 from stellar_plugin.protocols import CARD_FIELDS
+from stellar_plugin.wording import counted
 
 
 def run_report(results: list[str] | str, output: str | None = None) -> Path:
@@ -53,7 +54,8 @@ def run_report(results: list[str] | str, output: str | None = None) -> Path:
     replace_text(folder / "report.html", to_html(report))
     text = json.dumps(to_json(report), indent=2)
     replace_text(folder / "report.json", f"{text}\n")
-    print(f"{len(found)} results, {len(tables)} tables: {folder / 'report.html'}")
+    counts = f"{counted(len(found), 'result')}, {counted(len(tables), 'table')}"
+    print(f"{counts}: {folder / 'report.html'}")
     return folder
 
 

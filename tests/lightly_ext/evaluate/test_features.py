@@ -352,7 +352,7 @@ class TestUnreadable:
         good = files[cached.readable.tolist()]
         assert cached.rows("means").equal(computed(given, good)[0].rows("means"))
         said = capsys.readouterr().out
-        assert f"1 of 20 images are unreadable ({folder}/0007.png)" in said
+        assert f"1 of 20 images is unreadable ({folder}/0007.png)" in said
 
     def test_too_many(self, given: Given, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "images", 20)

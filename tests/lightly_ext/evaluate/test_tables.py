@@ -135,7 +135,7 @@ class TestScores:
             said = capsys.readouterr().out
             shard = {"tars": "val-0.tar/", "parquet": "", "saved": "val/"}[place]
             path = f"{root}/{place}/{shard}dog/0003.png"
-            assert f"1 of 21 images are unreadable ({path})" in said
+            assert f"1 of 21 images is unreadable ({path})" in said
         # Features are those of the folder, whose cache has them.
         given = make_given(tmp_path / "folder", model, **SIZES)
         result = run_knn(*given, str(root / "tars"), neighbours=3)

@@ -171,7 +171,7 @@ class TestRunStory:
             "- step: 10 (of 10)",
             "- online kNN: 1 (untrained 1, chance 0.5)",
             "- step 3, warning: Something odd.",
-            "- unreadable: 1 files, see unreadable.txt",
+            "- unreadable: 1 file, see unreadable.txt",
         ):
             assert line in text.splitlines()
 

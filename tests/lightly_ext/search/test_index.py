@@ -137,7 +137,7 @@ class TestRunIndex:
         assert {*map(tuple, sizes.values())} == {(40, 36)}
         said = " ".join(capsys.readouterr().out.split())
         assert "has 8 images: 8 new, 0 changed, 0 as indexed; 0 are gone." in said
-        assert "Skipped: 1 of 8 images are unreadable (" in said
+        assert "Skipped: 1 of 8 images is unreadable (" in said
         assert "0003.png)" in said
         seen = (5 * 36 / 40 + 40 / 90 + 50 / 60) / 7
         assert f"The model sees {seen:.0%} of their area" in said

@@ -83,7 +83,7 @@ class TestServer:
         _index(model, data, folder)
         capsys.readouterr()
         _index(model, data, "photos", *SERVER)
-        changes = "has 6 images: 1 new, 1 changed, 4 as indexed; 1 are gone."
+        changes = "has 6 images: 1 new, 1 changed, 4 as indexed; 1 is gone."
         assert changes in _said(capsys)
         ours, theirs = ServerIndex.open(URL, "photos"), TokenIndex.open(folder)
         assert ours.contents() == theirs.contents()

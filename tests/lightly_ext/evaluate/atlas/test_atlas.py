@@ -151,7 +151,7 @@ class TestPage:
         options = ["--concepts", "4", *run_options(tmp_path)]
         cli.main(["atlas", "--model", source, "--data", str(root), *options])
         output = capsys.readouterr().out
-        assert "Skipped: 1 of 24 images are unreadable" in output
+        assert "Skipped: 1 of 24 images is unreadable" in output
         (path,) = tmp_path.glob("out/atlas-*/atlas/index.html")
         assert str(path) in output and "k-means of parts" in output
         page = Page(path.read_text("utf-8"))

@@ -159,7 +159,7 @@ class TestRunInContext:
         assert result.provenance["unreadable"] == {"train": 1, "test": 0}
         said = capsys.readouterr().out
         assert "No patch has a px of: ship." in said
-        assert "1 of 21 images are unreadable" in said
+        assert "1 of 21 images is unreadable" in said
         (data / "classes.txt").write_text("sky\nsea\n")
         with pytest.raises(ValueError, match=r"has the value 2.*2 \(sky, sea\)"):
             run_in_context(*given, str(data), neighbours=2)

@@ -132,7 +132,7 @@ class TestRunVisualize:
             ]
         )
         output = capsys.readouterr().out
-        text = f"1 of 5 images are unreadable ({folder / '0002.png'})"
+        text = f"1 of 5 images is unreadable ({folder / '0002.png'})"
         assert f"Skipped: {text}." in output
         (sheet,) = tmp_path.glob("out/visualize-*/sheet_01.png")
         assert str(sheet) in output

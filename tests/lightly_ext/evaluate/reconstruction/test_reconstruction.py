@@ -157,7 +157,7 @@ class TestPretrained:
         result = run_reconstruction(*given, str(folder), force=True)
         assert result.scores["num_images"] == 20
         assert result.provenance["num_unreadable"] == 1
-        assert "1 of 21 images are unreadable" in capsys.readouterr().out
+        assert "1 of 21 images is unreadable" in capsys.readouterr().out
         (folder / "0004.png").unlink()
         other = _given(write_model(tmp_path / "model"), tmp_path)
         clean = run_reconstruction(*other, str(folder), force=True)
