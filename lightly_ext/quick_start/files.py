@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
@@ -13,6 +15,7 @@ from unicodedata import normalize
 
 from PIL import Image
 from rich.progress import track
+from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
 from lightly_ext.data import list_images, printable, read_image
@@ -285,13 +288,25 @@ def _copy(files: ImageFiles, folder: Path, number: int, name: str) -> str | None
         image = read_image(source)
         side = min(image.shape[1:])
         if isinstance(source, Path) and LEAST_SIDE <= side <= COPIED_SIDE:
-            shutil.copyfile(source, folder / name)
-            return name
-        size = min(max(side, LEAST_SIDE), COPIED_SIDE)
-        resized = resize_image(cut_ends(image), size=[size], antialias=True)
+            content = source.read_bytes()
+        else:
+            content, name = _smaller(image), f"{name}.jpg"
     except Exception:  # decoders raise anything on broken files
         return None
-    name = f"{name}.jpg"
-    picture = Image.fromarray(resized.permute(1, 2, 0).numpy())
-    picture.save(folder / name, quality=QUALITY)
+    try:
+        (folder / name).write_bytes(content)
+    except OSError as error:  # a full disk makes no photo unreadable
+        if error.errno != errno.ENAMETOOLONG:
+            raise OSError(f"Photos cannot be copied to '{folder}': {error}.") from error
+        return None
     return name
+
+
+def _smaller(image: Tensor) -> bytes:
+    """A JPEG with 32 to 256 px at the shorter side."""
+    size = min(max(min(image.shape[1:]), LEAST_SIDE), COPIED_SIDE)
+    resized = resize_image(cut_ends(image), size=[size], antialias=True)
+    content = io.BytesIO()
+    picture = Image.fromarray(resized.permute(1, 2, 0).numpy())
+    picture.save(content, "JPEG", quality=QUALITY)
+    return content.getvalue()

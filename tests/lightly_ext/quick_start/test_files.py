@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,25 @@ class TestCopyPhotos:
             path.write_bytes(b"broken")
         with pytest.raises(ValueError, match=r"14 photos .* 6 to .* 10 are unread"):
             copy_photos(find_photos(photos), tmp_path / "out")
+
+    @pytest.mark.parametrize("side", [20, 40])  # made larger, and copied as it is
+    def test_copy_photos__full_disk_is_no_broken_photo(
+        self, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = find_photos(write_images(tmp_path / "photos", 30, (side, side)))
+
+        def full(path: Path, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"copied to .*train': .*No space left"):
+            copy_photos(found, tmp_path / "out")
+
+    def test_copy_photos__name_that_can_be_no_longer(self, tmp_path: Path) -> None:
+        photos = write_images(tmp_path / "photos", 30, (20, 20))
+        (photos / "0000.png").rename(photos / f"{'a' * 251}.png")
+        copied = copy_photos(find_photos(photos), tmp_path / "out")
+        assert copied.left_out == {"unreadable": 1}
 
     def test_copy_photos__labels_of_what_is_left(self, tmp_path: Path) -> None:
         photos = tmp_path / "photos"
