@@ -389,7 +389,7 @@ def _photos(options: Mapping[str, Any]) -> Photos:
             f"There {are(len(images))} {counted(len(images), 'image')} below "
             f"{printable(path)}: with fewer than {MIN_IMAGES} nothing can be learned "
             "from them alone. Add images, or use public weights as they are: "
-            "`stellar evaluate knn --model timm:NAME`."
+            "`stellar evaluate knn --model timm:vit_small_patch16_224.dino`."
         )
     sizes = [image_size(encoded, limit) for encoded in images.spread(LOOKED_AT)]
     sides = [min(size) for size in sizes if size is not None]
