@@ -232,9 +232,11 @@ class Pretraining(LightningModule):
         checkpoint["method"] = self.METHOD
         given = checkpoint["hyper_parameters"]
         given |= {name: None for name in STARTS if name in given}
+        checkpoint["started_from"] = self.started_from  # a licence may be inherited
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the options of a run that goes on."""
+        """Checks the options of a run that goes on, and tells what it began with."""
+        self.started_from = checkpoint.get("started_from", self.started_from)
         if self._trainer is not None and self.trainer.training:
             refuse_changes(self.trainer, checkpoint)
 
