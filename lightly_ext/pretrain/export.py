@@ -15,16 +15,17 @@ def run_facts(module: Any) -> dict[str, Any]:
 
     Args:
         module:
-            The `Pretraining`, in its training.
+            The `Pretraining`; in its training the story of the run is told, too.
     """
     facts = {"method": module.METHOD, "settings": dict(module.hparams)}
     if module.started_from:
         facts["started_from"] = module.started_from
-    stories = (c for c in module.trainer.callbacks if isinstance(c, RunStory))
-    story = next(stories, None)
+    trainer = module._trainer
+    callbacks = trainer.callbacks if trainer is not None else []
+    story = next((c for c in callbacks if isinstance(c, RunStory)), None)
     if story is None or not story.record["sessions"]:
         return facts
-    return {**facts, **story.facts(module.trainer)}
+    return {**facts, **story.facts(trainer)}
 
 
 def export_model(module: Any, folder: Path) -> None:

@@ -277,3 +277,19 @@ class TestMain:
         assert recipe["method"] == "stellar"
         assert recipe["model"]["model"] == {"num_queries": 16}
         assert recipe["trainer"]["gradient_clip_val"] == 3.0
+
+
+def test_resume__keeps_what_the_run_started_from(tmp_path: Path) -> None:
+    first = tiny_mae()
+    first.started_from = {"source": "mae.pth", "license": "CC BY-NC 4.0"}
+    data = images(tmp_path / "images", transform=MAE_VIEW)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(first, datamodule=data)
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    again = tiny_mae()
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(again, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+    export_model(again, tmp_path / "model")
+    assert again.started_from == first.started_from
+    record = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    assert record["started_from"]["license"] == "CC BY-NC 4.0"
