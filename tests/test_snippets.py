@@ -133,6 +133,11 @@ def test_rules__each_is_needed() -> None:
     assert not idle, "no command of README or docs is like these rules: remove them"
 
 
+def copy_files(files: Path, folder: Path) -> None:
+    """A copy for a page of its own, without the cache of the hub, which is large."""
+    shutil.copytree(files, folder, symlinks=True, ignore=shutil.ignore_patterns(".hub"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page__runs(
@@ -143,7 +148,7 @@ def test_page__runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "reader"
-    shutil.copytree(files, folder, symlinks=True)
+    copy_files(files, folder)
     for name in SETS_AT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(sets / SETS_AT[name])
@@ -235,7 +240,7 @@ def names_of_examples() -> dict[str, Any]:
 def test_docstrings__examples_run(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(files, tmp_path / "reader", symlinks=True)
+    copy_files(files, tmp_path / "reader")
     monkeypatch.chdir(tmp_path / "reader")
     examples = [e for e in docstring_examples() if not is_left_out(e)]
     given = names_of_examples()

@@ -310,7 +310,8 @@ def main(argv: Sequence[str], *callbacks: Callback) -> Trainer:
             Arguments behind the command. `-c` and `--config` take a file or the name of
             a recipe of this package; several are merged, later ones win.
         callbacks:
-            Callbacks of the trainer for this time alone: no recipe repeats them.
+            Callbacks of the trainer for this time alone: no recipe repeats them, and
+            whoever gives them says what follows and what comes next.
 
     Returns:
         The trainer, after training.
@@ -342,8 +343,10 @@ def main(argv: Sequence[str], *callbacks: Callback) -> Trainer:
             checkpoint = checkpoint_to_start_from(
                 folder, cli.config["resume"], cli.config["method"]
             )
-            cli.say_what_follows()
+            if not callbacks:
+                cli.say_what_follows()
             trainer = cli.build(story, start, *callbacks, checkpoint=checkpoint)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    cli.say_what_was_made()
+    if not callbacks:
+        cli.say_what_was_made()
     return trainer

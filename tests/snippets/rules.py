@@ -88,6 +88,12 @@ APPENDED: list[tuple[str, list[str], str]] = [
         "few photos, without GPU and processes that load",
     ),
     (r"stellar pretrain (?!.*--resume)", ["--trainer.max_steps=2"], "two steps"),
+    (
+        r"stellar pretrain .*shards/train-.*",
+        ["--output=runs/second"],
+        "not into the folder of the example above",
+    ),
+    (r"stellar pretrain .*photos.parquet", ["--output=runs/third"], "the same"),
     (r"stellar pretrain .*--resume", ["--trainer.max_steps=3"], "one more"),
     (
         r"stellar (evaluate|visualize|atlas|index) .*--model",
@@ -95,7 +101,7 @@ APPENDED: list[tuple[str, list[str], str]] = [
         "without GPU and processes that load",
     ),
     (
-        r"stellar (evaluate(?! eq)|visualize|atlas) .*--model (?!.* --crop)",
+        r"stellar (evaluate(?! eq)|visualize|atlas) .*--model (?!runs/demo|.* --crop)",
         [f"--resize={SIDE}", f"--crop={SIDE}"],
         "small images",
     ),

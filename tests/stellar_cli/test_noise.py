@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +59,16 @@ def test_leave_out__a_deprecation_alone() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "DEPRECATIONS", ())
         assert len(said()) == 2  # else there is nothing to leave out
+
+
+def test_leave_out__lines_of_code_of_our_warnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    theirs = warnings.formatwarning(UserWarning("a"), UserWarning, "/x/lib.py", 7)
+    noise.leave_out()
+    ours = Path(noise.__file__).parents[1] / "lightly_ext" / "data" / "listing.py"
+    said = warnings.formatwarning(UserWarning("2 files"), UserWarning, str(ours), 52)
+    assert said == "Warning: 2 files\n"
+    again = warnings.formatwarning(UserWarning("a"), UserWarning, "/x/lib.py", 7)
+    assert again == theirs and "/x/lib.py:7" in again
