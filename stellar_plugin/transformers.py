@@ -302,13 +302,9 @@ class StellarModel(_InPackage, PreTrainedModel):
             ValueError: If the images are of another shape.
         """
         config = self.config
-        states: list[Tensor] | None = None
-        if (
-            config.output_hidden_states
-            if output_hidden_states is None
-            else (output_hidden_states)
-        ):
-            states = []
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        states: list[Tensor] | None = [] if output_hidden_states else None
         with self._recording(states):
             tokens = self.encoder.forward_features(pixel_values.to(self.dtype))
         p = self.encoder.patch_size

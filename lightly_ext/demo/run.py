@@ -24,7 +24,7 @@ from lightly_ext.demo.report import (
     render_page,
     token_gallery,
 )
-from lightly_ext.demo.stages import Stages, start_output
+from lightly_ext.demo.stages import start_output
 from lightly_ext.demo.table import (
     HEADER,
     NO_MODEL,
@@ -36,6 +36,7 @@ from lightly_ext.demo.table import (
 )
 from lightly_ext.pretrain import StellarPretraining
 from lightly_ext.pretrain import cli as pretrain_cli
+from lightly_ext.quick_start.stages import Stages
 
 RECIPE = "digit_boards"
 

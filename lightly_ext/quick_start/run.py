@@ -220,7 +220,7 @@ class Try:
         compared.add_raw()
         compared.add(UNTRAINED, load_untrained(model, self.seed))
         looked = time.monotonic() - start
-        self._write(compared, "The plan follows in a moment.")
+        self._write(compared, "Nothing is trained yet.")
         shutil.rmtree(self.output / "trial", ignore_errors=True)
         point = 0.0 if self.photos.unlabelled else looked
         starts = {name: trial.start + point for name, trial in trials.items()}

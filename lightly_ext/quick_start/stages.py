@@ -110,6 +110,7 @@ class Stages:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
+        self.console.print(f"{name}: {self.seconds[name]:.1f} s", style="green")
 
     def say(self, text: str) -> None:
         """Prints a line as it is."""
