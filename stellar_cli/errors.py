@@ -130,7 +130,9 @@ def shown(command: str, debug: bool) -> Iterator[None]:
         _say_once(f"{command}: " + "\n".join(lines) + "\n")
         raise SystemExit(status) from None
     finally:
-        if starts_others:
+        # Lightning names the number of processes where it has started others: one that
+        # is late must find that the error is shown.
+        if starts_others and "WORLD_SIZE" not in os.environ:
             with suppress(OSError):
                 Path(os.environ[SHOWN]).unlink()
 

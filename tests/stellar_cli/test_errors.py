@@ -152,6 +152,28 @@ class TestShown:
         os.utime(first, (0, 0))
         assert [said(rank, 0) for rank in (0, 1)] == [1, 0]
 
+    def test_shown__a_process_that_is_late_says_nothing_again(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(errors.SHOWN, "")  # as before, afterwards
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setenv("WORLD_SIZE", "2")  # Lightning has started another
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("Bad."))
+        assert capsys.readouterr().err.count("Bad.") == 1
+        # The first one is gone by now; the variable is inherited.
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        parents = iter([7, 1])
+        monkeypatch.setattr("os.getppid", lambda: next(parents))
+        with pytest.raises(SystemExit):
+            shown_for(ValueError("Bad."))
+        assert "Bad." not in capsys.readouterr().err
+
     def test_shown__a_process_lets_the_first_one_end_by_itself(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
